@@ -1,0 +1,8 @@
+"""Linear attention for images in PyTorch.
+
+One eager reference and one fused implementation per op.
+"""
+
+from .gated.api import gated_linear_attention, linear_attention
+
+__all__ = ['gated_linear_attention', 'linear_attention']

@@ -1,0 +1,57 @@
+"""Gated linear attention in eager PyTorch: the specification, the CPU path, and what exports see.
+
+Legend: B batch, N tokens, H heads, D head dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def phi(x: Tensor, feature_map: str) -> Tensor:
+    """Non-negative feature map: ELU(x) + 1 or ReLU(x)."""
+    return F.relu(x) if feature_map == 'relu' else F.elu(x) + 1
+
+
+def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
+    """Attention over packed q, k, v (B, N, 3, H, D), or q, k, v, a, b (B, N, 5, H, D) with gate
+    logits.
+
+    Half precision is computed in fp32, under autocast too. Temporaries die as soon as possible:
+    without grad at most three (B, N, H, D) tensors live at a time besides input and output.
+    """
+    device = packed.device.type
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _attend(packed, feature_map, eps, mask)
+    return _attend(packed, feature_map, eps, mask)
+
+
+def _attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
+    batch, tokens, parts, heads, dim = packed.shape
+    compute = torch.float64 if packed.dtype == torch.float64 else torch.float32
+    hidden = None if mask is None else ~mask[:, :, None, None]
+
+    def part(index: int) -> Tensor:
+        return packed[:, :, index].to(compute)
+
+    def per_head(x: Tensor) -> Tensor:
+        # (B, N, H, D) -> (B*H, N, D)
+        if hidden is not None:
+            x = x.masked_fill(hidden, 0)
+        return x.transpose(1, 2).reshape(batch * heads, tokens, dim)
+
+    def gated(x: Tensor, gate: int) -> Tensor:
+        return x * part(gate).sigmoid() if parts == 5 else x
+
+    k = per_head(gated(phi(part(1), feature_map), 3))
+    v = per_head(gated(part(2), 4))
+    # (B*H, D, D), (B*H, D, 1)
+    state = k.transpose(1, 2) @ v
+    normalizer = k.sum(1).unsqueeze(-1)
+    del k, v
+    # A masked query has phi(q) = 0, so its output is 0 / eps = 0.
+    q = per_head(phi(part(0), feature_map))
+    # eps keeps its place in the denominator, (B*H, N, 1), small beside a token tensor.
+    out = (q @ state) / (q @ normalizer + eps)
+    return out.view(batch, heads, tokens, dim).transpose(1, 2).to(packed.dtype)

@@ -1,0 +1,49 @@
+"""Checks shared by every op: one line that names the argument, what was expected and what came."""
+
+import torch
+from torch import Tensor
+
+IMPLS = ('auto', 'reference', 'triton')
+FEATURE_MAPS = ('elu', 'relu')
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_packed(name: str, x: Tensor, parts: int) -> None:
+    """Check a packed projection (B, N, parts, H, D)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f'{name} must be a tensor, got {type(x).__name__}')
+    if x.ndim != 5 or x.shape[2] != parts:
+        raise ValueError(f'{name} must have shape (B, N, {parts}, H, D), got {tuple(x.shape)}')
+    if x.shape[3] == 0 or x.shape[4] == 0:
+        raise ValueError(f'{name} must have at least one head and channel, got {tuple(x.shape)}')
+    if x.dtype not in DTYPES:
+        raise ValueError(f'{name} must be float16, bfloat16, float32 or float64, got {x.dtype}')
+
+
+def check_feature_map(feature_map: str) -> None:
+    if feature_map not in FEATURE_MAPS:
+        raise ValueError(f'feature_map must be one of {FEATURE_MAPS}, got {feature_map!r}')
+
+
+def check_impl(impl: str, name: str = 'impl') -> None:
+    if impl not in IMPLS:
+        raise ValueError(f'{name} must be one of {IMPLS}, got {impl!r}')
+
+
+def check_eps(eps: float) -> None:
+    if not eps > 0:
+        raise ValueError(f'eps must be positive, got {eps!r}')
+
+
+def check_mask(mask: Tensor | None, x: Tensor) -> None:
+    """Check a token mask (B, N) against the packed projection it belongs to."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f'mask must be a bool tensor, got {got}')
+    if mask.shape != x.shape[:2]:
+        expected = tuple(x.shape[:2])
+        raise ValueError(f'mask must have shape (B, N) = {expected}, got {tuple(mask.shape)}')
+    if mask.device != x.device:
+        raise ValueError(f'mask must be on {x.device}, got {mask.device}')
