@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+
 from saga_kernels import dispatch, gated_linear_attention, linear_attention
 
 SHAPES = [(1, 1, 1, 8), (2, 49, 3, 17), (1, 63, 2, 24), (3, 200, 1, 64)]

@@ -28,12 +28,11 @@ def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) ->
 
 
 def _attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
-    batch, tokens, parts, heads, dim = packed.shape
+    batch, tokens, _, heads, dim = packed.shape
+    # One unbind, so that the backward pass writes one packed gradient instead of adding up five.
+    query, key, value, *gates = packed.unbind(2)
     compute = torch.float64 if packed.dtype == torch.float64 else torch.float32
     hidden = None if mask is None else ~mask[:, :, None, None]
-
-    def part(index: int) -> Tensor:
-        return packed[:, :, index].to(compute)
 
     def per_head(x: Tensor) -> Tensor:
         # (B, N, H, D) -> (B*H, N, D)
@@ -41,17 +40,17 @@ def _attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -
             x = x.masked_fill(hidden, 0)
         return x.transpose(1, 2).reshape(batch * heads, tokens, dim)
 
-    def gated(x: Tensor, gate: int) -> Tensor:
-        return x * part(gate).sigmoid() if parts == 5 else x
+    def gated(x: Tensor, index: int) -> Tensor:
+        return x * gates[index].to(compute).sigmoid() if gates else x
 
-    k = per_head(gated(phi(part(1), feature_map), 3))
-    v = per_head(gated(part(2), 4))
+    k = per_head(gated(phi(key.to(compute), feature_map), 0))
+    v = per_head(gated(value.to(compute), 1))
     # (B*H, D, D), (B*H, D, 1)
     state = k.transpose(1, 2) @ v
     normalizer = k.sum(1).unsqueeze(-1)
     del k, v
     # A masked query has phi(q) = 0, so its output is 0 / eps = 0.
-    q = per_head(phi(part(0), feature_map))
+    q = per_head(phi(query.to(compute), feature_map))
     # eps keeps its place in the denominator, (B*H, N, 1), small beside a token tensor.
     out = (q @ state) / (q @ normalizer + eps)
     return out.view(batch, heads, tokens, dim).transpose(1, 2).to(packed.dtype)

@@ -1,0 +1,200 @@
+"""What every backbone shares: stages, outputs, freezing, checkpointing, weights, any-size input.
+
+Legend: B batch, H height, W width, C channels. Maps travel channels-last, (B, H, W, C), which
+linear layers and norms read as it is and convolutions through a free view. Users get (B, C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..engine.checkpoint import load_backbone_weights
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Widths, depths, heads and FFN ratios, one entry per stage."""
+
+    embed_dims: Sequence[int]
+    depths: Sequence[int]
+    num_heads: Sequence[int]
+    mlp_ratios: Sequence[float]
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            values = getattr(self, field.name)
+            number = (int, float) if field.name == 'mlp_ratios' else int
+            if not isinstance(values, Sequence) or not all(
+                isinstance(value, number) and value > 0 for value in values
+            ):
+                kind = 'numbers' if field.name == 'mlp_ratios' else 'ints'
+                raise ValueError(
+                    f'arch[{field.name!r}] must be a sequence of positive {kind}, got {values!r}'
+                )
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        if len(set(lengths.values())) != 1 or not self.depths:
+            raise ValueError(
+                f'arch must have one entry per stage in each list, got lengths {lengths}'
+            )
+        for dim, heads in zip(self.embed_dims, self.num_heads, strict=True):
+            if dim % heads:
+                raise ValueError(
+                    f'arch: embed_dims must be multiples of num_heads, got {dim} and {heads}'
+                )
+
+
+def resolve_arch(arch: str | Mapping, known: Mapping[str, Arch]) -> Arch:
+    """An `Arch` from its name, its first letter, or a dict of its fields (`mlp_ratios`: 4)."""
+    if isinstance(arch, str):
+        names = {name[0]: name for name in known} | {name: name for name in known}
+        if arch not in names:
+            raise ValueError(f'arch must be one of {tuple(names)} or a dict, got {arch!r}')
+        return known[names[arch]]
+    if not isinstance(arch, Mapping):
+        raise ValueError(f'arch must be a name or a dict, got {type(arch).__name__}')
+    required, optional = {'embed_dims', 'depths', 'num_heads'}, {'mlp_ratios'}
+    if not required <= set(arch) <= required | optional:
+        raise ValueError(
+            f'arch must have the keys {sorted(required)} and optionally {sorted(optional)}, '
+            f'got {sorted(arch)}'
+        )
+    stages = len(arch['depths']) if isinstance(arch['depths'], Sequence) else 0
+    return Arch(**{'mlp_ratios': (4,) * stages, **arch})
+
+
+class Stage(nn.Module):
+    """One resolution of the pyramid.
+
+    An embedding that sets grid and width, then blocks that keep them.
+    """
+
+    def __init__(self, embed: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.embed = embed
+        self.blocks = nn.ModuleList(blocks)
+
+
+class PyramidBackbone(BaseModule):
+    """Base of the backbones: a subclass hands over its stages and norms.
+
+    Args:
+        make_stage (Callable[[int], Stage]): Makes stage i; called for the stages up to the last one
+            used, so that no parameter stays without a gradient.
+        make_norm (Callable[[int], nn.Module]): Makes the norm of output i, on the last axis.
+        num_stages (int): Number of stages of the architecture.
+        in_channels (int): Channels of the image.
+        out_indices (int | Sequence[int]): Stages whose maps are returned, in increasing order.
+        frozen_stages (int): -1 freezes nothing, 0 the first embedding, n > 0 the first n stages
+            with their norms. Frozen parts stay in eval mode.
+        with_cp (bool): Recompute the activations of each block in the backward pass
+            (non-reentrant).
+        init_cfg (dict, optional): `dict(type='Pretrained', checkpoint=..., prefix=...)` or any
+            mmengine initialiser. Without it the weights keep the layers' own initialisation.
+    """
+
+    def __init__(
+        self,
+        make_stage: Callable[[int], Stage],
+        make_norm: Callable[[int], nn.Module],
+        *,
+        num_stages: int,
+        in_channels: int,
+        out_indices: int | Sequence[int],
+        frozen_stages: int,
+        with_cp: bool,
+        init_cfg: dict | list | None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive int, got {in_channels!r}')
+        out_indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        if not out_indices or out_indices != tuple(
+            i for i in range(num_stages) if i in out_indices
+        ):
+            raise ValueError(
+                f'out_indices must be increasing stage numbers from 0 to {num_stages - 1}, '
+                f'got {out_indices}'
+            )
+        used = out_indices[-1] + 1
+        if frozen_stages not in range(-1, used + 1):
+            raise ValueError(f'frozen_stages must be from -1 to {used}, got {frozen_stages}')
+        self.in_channels = in_channels
+        self.out_indices = out_indices
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        self.stages = nn.ModuleList(make_stage(i) for i in range(used))
+        self.norms = nn.ModuleDict({str(i): make_norm(i) for i in out_indices})
+        self._freeze()
+
+    def init_weights(self) -> None:
+        """Apply `init_cfg`; `saga_mm.engine.checkpoint` loads pretrained weights, and reports."""
+        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
+            options = {key: value for key, value in self.init_cfg.items() if key != 'type'}
+            load_backbone_weights(self, **options)
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps of the stages in `out_indices`.
+
+        Args:
+            x (Tensor): Images (B, in_channels, H, W), of any size from 1 x 1.
+
+        Returns:
+            tuple[Tensor]: (B, C_i, ceil(H / 4), ceil(W / 4)), then halved per stage, rounded up.
+            The memory format is channels-last.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
+            raise ValueError(
+                f'the input must have shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
+            )
+        x = x.permute(0, 2, 3, 1).contiguous()
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = self.forward_stage(stage, x)
+            if i in self.out_indices:
+                outs.append(self.norms[str(i)](x).permute(0, 3, 1, 2))
+        return tuple(outs)
+
+    def forward_stage(self, stage: Stage, x: Tensor) -> Tensor:
+        x = stage.embed(x)
+        for block in stage.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+    def train(self, mode: bool = True) -> PyramidBackbone:
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        frozen: list[nn.Module] = []
+        if self.frozen_stages >= 0:
+            frozen.append(self.stages[0].embed)
+        frozen += self.stages[: max(self.frozen_stages, 0)]
+        frozen += [self.norms[str(i)] for i in self.out_indices if i < self.frozen_stages]
+        for module in frozen:
+            module.eval().requires_grad_(False)
+
+
+def channel_norm(norm_cfg: dict) -> Callable[[int], nn.Module]:
+    """A maker of norms over the last axis, (B, H, W, C), from an OpenMMLab `norm_cfg`."""
+
+    def make(dim: int) -> nn.Module:
+        norm = build_norm_layer(norm_cfg, dim)[1]
+        if not hasattr(norm, 'normalized_shape'):
+            raise ValueError(f'norm_cfg must name a norm over channels such as LN, got {norm_cfg}')
+        return norm
+
+    return make

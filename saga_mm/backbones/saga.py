@@ -1,0 +1,140 @@
+"""SAGA: pyramid of gated linear attention, arXiv 2509.12817 (Cao & Wang, 2025).
+
+Stated by the paper: linear attention with input-adaptive gates on what enters the KV state,
+factorised by a Hadamard product, in place of the attention of PVT. Chosen by this project, since
+the paper's code is not public: the exact gate (see `saga_kernels.gated_linear_attention`), its
+start values, LePE, conditional positional encoding and overlapping patches. Each choice is an
+option below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ..attention import GatedLinearAttention
+from ..layers import FFN, DepthwiseConv2d, DropPath, PatchEmbed, drop_path_schedule
+from ..registry import MODELS
+from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
+
+
+class SAGABlock(nn.Module):
+    """Positional encoding, attention and FFN, each on a residual: (B, H, W, C) -> the same."""
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        ffn: nn.Module,
+        dim: int,
+        cpe_kernel_size: int,
+        drop_path: float,
+        norm_layer: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.cpe = DepthwiseConv2d(dim, cpe_kernel_size) if cpe_kernel_size else None
+        self.norm1 = norm_layer(dim)
+        self.attn = attention
+        self.norm2 = norm_layer(dim)
+        self.ffn = ffn
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cpe is not None:
+            x = x + self.cpe(x)
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.ffn(self.norm2(x)))
+
+
+@MODELS.register_module()
+class SAGA(PyramidBackbone):
+    """SAGA backbone: a pyramid with linear cost in the number of pixels, for images of any size.
+
+    Args:
+        arch (str | dict): 'tiny', 'small', 'medium', 'large' (or 't', 's', 'm', 'l'): the widths
+            and depths of PVT; or a dict with `embed_dims`, `depths`, `num_heads` and optionally
+            `mlp_ratios` (4), one entry per stage. Defaults to 'tiny'.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (int | Sequence[int]): Stages to return. Later stages are not built. Defaults to
+            (0, 1, 2, 3).
+        frozen_stages (int): -1: nothing; 0: the first patch embedding; n: the first n stages.
+            Defaults to -1.
+        drop_path_rate (float): Stochastic depth, growing linearly with depth to this. Defaults to
+            0.1.
+        overlap (bool): Overlapping patch embeddings (7x7 stride 4, then 3x3 stride 2); else plain
+            patches as in PVT. Defaults to True.
+        cpe_kernel_size (int): Depthwise convolution that encodes position at the start of each
+            block; 0 for none. Defaults to 3.
+        lepe_kernel_size (int): Depthwise convolution of v, added to the attention; 0 for none.
+            Defaults to 3.
+        gated (bool): Gates on the KV state; else plain linear attention. Defaults to True.
+        gate_bias (float): Start of the gate logits' bias: gates open at sigmoid(gate_bias).
+            Defaults to 2.0.
+        feature_map (str): 'elu' (ELU + 1) or 'relu'. Defaults to 'elu'.
+        impl (str): 'auto', 'reference' or 'triton', see `saga_kernels.dispatch`. Defaults to
+            'auto'.
+        norm_cfg (dict): Norm over channels. Defaults to dict(type='LN', eps=1e-6).
+        with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
+        init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH,
+            prefix='backbone.'). Defaults to None.
+    """
+
+    arch_settings: ClassVar[dict[str, Arch]] = {
+        'tiny': Arch((64, 128, 320, 512), (2, 2, 2, 2), (1, 2, 5, 8), (8, 8, 4, 4)),
+        'small': Arch((64, 128, 320, 512), (3, 4, 6, 3), (1, 2, 5, 8), (8, 8, 4, 4)),
+        'medium': Arch((64, 128, 320, 512), (3, 4, 18, 3), (1, 2, 5, 8), (8, 8, 4, 4)),
+        'large': Arch((64, 128, 320, 512), (3, 8, 27, 3), (1, 2, 5, 8), (8, 8, 4, 4)),
+    }
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        drop_path_rate: float = 0.1,
+        overlap: bool = True,
+        cpe_kernel_size: int = 3,
+        lepe_kernel_size: int = 3,
+        gated: bool = True,
+        gate_bias: float = 2.0,
+        feature_map: str = 'elu',
+        impl: str = 'auto',
+        norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        arch = resolve_arch(arch, self.arch_settings)
+        dims = arch.embed_dims
+        norm_layer = channel_norm(norm_cfg)
+        drop_paths = drop_path_schedule(drop_path_rate, arch.depths)
+
+        def make_block(i: int, drop_path: float) -> SAGABlock:
+            attention = GatedLinearAttention(
+                dims[i],
+                arch.num_heads[i],
+                gated=gated,
+                gate_bias=gate_bias,
+                feature_map=feature_map,
+                lepe_kernel_size=lepe_kernel_size,
+                impl=impl,
+            )
+            ffn = FFN(dims[i], round(dims[i] * arch.mlp_ratios[i]))
+            return SAGABlock(attention, ffn, dims[i], cpe_kernel_size, drop_path, norm_layer)
+
+        def make_stage(i: int) -> Stage:
+            channels, stride = (dims[i - 1], 2) if i else (in_channels, 4)
+            embed = PatchEmbed(channels, dims[i], stride, overlap, norm_layer)
+            return Stage(embed, [make_block(i, rate) for rate in drop_paths[i]])
+
+        super().__init__(
+            make_stage,
+            lambda i: norm_layer(dims[i]),
+            num_stages=len(dims),
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )

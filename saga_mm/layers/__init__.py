@@ -1,0 +1,17 @@
+"""Layers on channels-last maps (B, H, W, C): plain torch modules."""
+
+from .conv import Conv2d, DepthwiseConv2d
+from .drop_path import DropPath, drop_path_schedule
+from .ffn import FFN
+from .init import init_linear
+from .patch_embed import PatchEmbed
+
+__all__ = [
+    'FFN',
+    'Conv2d',
+    'DepthwiseConv2d',
+    'DropPath',
+    'PatchEmbed',
+    'drop_path_schedule',
+    'init_linear',
+]

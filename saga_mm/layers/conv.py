@@ -1,0 +1,19 @@
+"""Convolutions on channels-last maps. Legend: B batch, H height, W width, C channels."""
+
+from torch import Tensor, nn
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` on maps (B, H, W, C): same weights, and no copy between layouts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class DepthwiseConv2d(Conv2d):
+    """One filter of odd size per channel, stride 1: (B, H, W, C) -> the same."""
+
+    def __init__(self, dim: int, kernel_size: int = 3) -> None:
+        if kernel_size % 2 != 1:
+            raise ValueError(f'kernel_size must be odd, got {kernel_size}')
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)

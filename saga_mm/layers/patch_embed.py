@@ -1,0 +1,44 @@
+"""Patch embedding. Legend: B batch, H height, W width, C channels."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .conv import Conv2d
+
+
+class PatchEmbed(nn.Module):
+    """Strided convolution and norm: (B, H, W, C_in) -> (B, ceil(H / stride), ceil(W / stride),
+    C_out).
+
+    Args:
+        in_channels: C_in.
+        dim: C_out.
+        stride: Step between patches, in pixels.
+        overlap: Patches of 2 * stride - 1 pixels that overlap, padded by zeros all around; else
+            patches of `stride` pixels, padded by zeros at the bottom and the right.
+        norm_layer: Makes the norm from a channel number.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        stride: int,
+        overlap: bool,
+        norm_layer: Callable[[int], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.overlap = overlap
+        kernel_size = 2 * stride - 1 if overlap else stride
+        padding = stride - 1 if overlap else 0
+        self.proj = Conv2d(in_channels, dim, kernel_size, stride, padding)
+        self.norm = norm_layer(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.overlap:
+            height, width = x.shape[1:3]
+            x = F.pad(x, (0, 0, 0, -width % self.stride, 0, -height % self.stride))
+        return self.norm(self.proj(x))

@@ -1,0 +1,97 @@
+"""What is special about SAGA."""
+
+import pytest
+import torch
+
+from saga_mm.backbones import SAGA
+from saga_mm.registry import MODELS
+
+SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ('arch', 'alias', 'blocks', 'millions'),
+    [
+        ('tiny', 't', 8, 13.1),
+        ('small', 's', 16, 23.4),
+        ('medium', 'm', 28, 40.7),
+        ('large', 'l', 41, 55.2),
+    ],
+)
+def test_arch_names(arch, alias, blocks, millions):
+    with torch.device('meta'):
+        model, same = SAGA(arch), SAGA(alias)
+    assert sum(len(stage.blocks) for stage in model.stages) == blocks
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters == sum(p.numel() for p in same.parameters())
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_swin_widths_as_dict():
+    model = SAGA(
+        dict(embed_dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24))
+    )
+    outs = model.eval()(torch.randn(1, 3, 32, 32))
+    assert [out.shape[1] for out in outs] == [96, 192, 384, 768]
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(overlap=False),
+        dict(cpe_kernel_size=0),
+        dict(lepe_kernel_size=5),
+        dict(lepe_kernel_size=0),
+        dict(gated=False),
+        dict(feature_map='relu'),
+        dict(impl='reference'),
+        dict(norm_cfg=dict(type='LN', eps=1e-3)),
+        dict(arch=dict(**SMALL, mlp_ratios=(8, 8, 4, 2.5))),
+    ],
+)
+def test_each_option_changes_the_model_and_works(options):
+    torch.manual_seed(1)
+    default = SAGA(SMALL).eval()
+    torch.manual_seed(1)
+    model = MODELS.build(dict(type='SAGA', arch=SMALL) | options).eval()
+    x = torch.randn(1, 3, 45, 61)
+    outs = model(x)
+    for i, out in enumerate(outs):
+        assert out.shape[2:] == (-(-45 // (4 * 2**i)), -(-61 // (4 * 2**i)))
+    if options != dict(impl='reference'):
+        assert not torch.allclose(outs[0], default(x)[0], atol=1e-5)
+    model.train()
+    sum(out.exp().mean() for out in model(x)).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(feature_map='gelu'), "feature_map must be one of .* got 'gelu'"),
+        (dict(impl='cuda'), "impl must be one of .* got 'cuda'"),
+        (dict(cpe_kernel_size=2), 'kernel_size must be odd, got 2'),
+    ],
+)
+def test_wrong_options_name_the_argument(options, message):
+    with pytest.raises(ValueError, match=message):
+        SAGA(SMALL, **options)
+
+
+def test_global_receptive_field_in_the_first_stage():
+    # Even a single layer of the first stage sees the far corner, which a convolution cannot.
+    model = SAGA(SMALL, out_indices=(0,)).eval()
+    x = torch.randn(1, 3, 128, 128, requires_grad=True)
+    model(x)[0][0, 0, 0, 0].backward()
+    assert x.grad[0, :, -8:, -8:].abs().max() > 0
+
+
+def test_gates_start_nearly_open():
+    model = SAGA(SMALL, gate_bias=2.0)
+    bias = model.stages[0].blocks[0].attn.in_proj.bias
+    assert torch.equal(bias, torch.tensor([0.0] * 24 + [2.0] * 16))
+
+
+def test_explicit_triton_raises_where_it_cannot_run():
+    with pytest.raises(RuntimeError, match="impl='triton' can't run"):
+        SAGA(SMALL, impl='triton')(torch.randn(1, 3, 32, 32))

@@ -1,0 +1,60 @@
+"""Layers on channels-last maps against the torch functions they stand for."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from saga_mm.layers import Conv2d, DepthwiseConv2d, DropPath, PatchEmbed, drop_path_schedule
+
+
+def test_conv_equals_torch_on_the_usual_layout():
+    conv = Conv2d(4, 6, 3, stride=2, padding=1)
+    x = torch.randn(2, 9, 11, 4)
+    truth = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, stride=2, padding=1)
+    torch.testing.assert_close(conv(x), truth.permute(0, 2, 3, 1))
+    assert conv(x).is_contiguous()
+
+
+def test_depthwise_conv_keeps_channels_apart():
+    conv = DepthwiseConv2d(3, 5)
+    x = torch.zeros(1, 8, 8, 3)
+    x[..., 1] = torch.randn(8, 8)
+    change = conv(x) - conv(torch.zeros_like(x))
+    assert change[..., 1].abs().max() > 0
+    assert (change[..., [0, 2]] == 0).all()
+
+
+@pytest.mark.parametrize('overlap', [False, True])
+@pytest.mark.parametrize('stride', [2, 4])
+@pytest.mark.parametrize('size', [(1, 1), (7, 9), (16, 8)])
+def test_patch_embed_rounds_up(overlap, stride, size):
+    embed = PatchEmbed(3, 8, stride, overlap, nn.LayerNorm)
+    out = embed(torch.randn(2, *size, 3))
+    assert out.shape == (2, -(-size[0] // stride), -(-size[1] // stride), 8)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    drop = DropPath(0.3).train()
+    out = drop(torch.ones(20000, 2, 2))
+    assert out.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert (out == out[:, :1, :1]).all()
+    assert out.mean().item() == pytest.approx(1, abs=0.02)
+    x = torch.randn(4, 3)
+    assert drop.eval()(x) is x
+    assert DropPath(0.0).train()(x) is x
+
+
+@pytest.mark.parametrize('rate', [-0.1, 1.0])
+def test_drop_path_rate_out_of_range(rate):
+    with pytest.raises(ValueError, match=r'rate must be in \[0, 1\)'):
+        DropPath(rate)
+
+
+def test_drop_path_schedule():
+    assert drop_path_schedule(0.3, (1, 2, 1)) == [
+        [0.0],
+        [pytest.approx(0.1), pytest.approx(0.2)],
+        [0.3],
+    ]
+    assert drop_path_schedule(0.3, (1,)) == [[0.0]]
