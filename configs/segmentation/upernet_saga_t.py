@@ -1,0 +1,14 @@
+"""UperNet, SAGA-T: batch 2 x 8 GPUs, 160k iterations, ADE20K 512x512.
+
+No pretrained weights are published; with your own, add
+`--cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE`.
+"""
+
+_base_ = [
+    './_base_/models/upernet.py',
+    './_base_/datasets/ade20k.py',
+    './_base_/schedules/adamw_160k.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(data_preprocessor=dict(size=(512, 512)))

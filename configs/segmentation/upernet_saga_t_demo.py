@@ -1,0 +1,15 @@
+"""UperNet, SAGA-T, from scratch: batch 8 x 1 CPU or GPU, 300 iterations, the embedded scenes."""
+
+_base_ = [
+    './_base_/models/upernet_small.py',
+    './_base_/datasets/scenes.py',
+    './_base_/schedules/adamw_short.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=(160, 224)),
+    decode_head=dict(num_classes=11),
+    auxiliary_head=dict(num_classes=11),
+)
+train_cfg = dict(max_iters=300)

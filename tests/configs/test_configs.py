@@ -1,0 +1,166 @@
+"""Every config under `configs/`: parses, says what it is, builds, predicts and trains."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS
+
+PROMISED = {
+    'detection/cascade_mask_rcnn_saga_t.py',
+    'detection/mask_rcnn_saga_s.py',
+    'detection/mask_rcnn_saga_t.py',
+    'detection/mask_rcnn_saga_t_3x.py',
+    'detection/mask_rcnn_saga_t_demo.py',
+    'detection/mask_rcnn_saga_t_nuclei.py',
+    'detection/retinanet_saga_t.py',
+    'segmentation/fpn_saga_t.py',
+    'segmentation/upernet_saga_m.py',
+    'segmentation/upernet_saga_s.py',
+    'segmentation/upernet_saga_t.py',
+    'segmentation/upernet_saga_t_camvid.py',
+    'segmentation/upernet_saga_t_demo.py',
+    'segmentation/upernet_saga_t_nuclei.py',
+}
+
+
+def test_promised_configs_exist(config_dir):
+    found = {path.relative_to(config_dir).as_posix() for path in config_dir.glob('*/*.py')}
+    assert found >= PROMISED
+
+
+def base_chain(path):
+    """Length of the longest chain of `_base_` files from `path`, itself included."""
+    tree = ast.parse(path.read_text())
+    bases = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
+            bases = ast.literal_eval(node.value)
+    bases = [bases] if isinstance(bases, str) else bases
+    for base in bases:
+        assert base.startswith('./'), f'{path}: bases are relative paths, got {base}'
+    return 1 + max((base_chain(path.parent / base) for base in bases), default=0)
+
+
+def test_bases_are_relative_and_at_most_three_deep(config_path):
+    assert base_chain(config_path) <= 3
+
+
+def test_is_complete(config_path, load_config):
+    cfg = load_config(config_path)
+    assert cfg.custom_imports == dict(imports=['saga_mm'], allow_failed_imports=False)
+    assert cfg.model.backbone.type == 'saga_mm.SAGA'
+    assert (
+        cfg.default_scope == dict(detection='mmdet', segmentation='mmseg')[config_path.parent.name]
+    )
+    if 'tta_model' in cfg:
+        assert 'tta_pipeline' in cfg
+    assert cfg.default_scope == 'mmdet' or 'tta_model' in cfg
+
+
+def test_docstring_tells_batch_size_and_schedule(config_path, load_config):
+    cfg = load_config(config_path)
+    text = ast.get_docstring(ast.parse(config_path.read_text()))
+    batch, devices = re.search(r'batch (\d+) x (\d+)', text).groups()
+    assert int(batch) == cfg.train_dataloader.batch_size
+    assert int(batch) * int(devices) == cfg.auto_scale_lr.base_batch_size
+
+    length, kilo, unit = re.search(r'(\d+)(k?) (epochs|iterations)', text).groups()
+    key = dict(epochs='max_epochs', iterations='max_iters')[unit]
+    assert int(length) * (1000 if kilo else 1) == cfg.train_cfg[key]
+
+
+def test_predicts_and_trains(
+    config_path, load_config, build_model, make_batch, train_step, head_classes
+):
+    cfg = load_config(config_path)
+    height, width = 64, 96
+    batch = make_batch(cfg.default_scope, head_classes(cfg.model), height, width)
+    model = build_model(cfg)
+
+    model.eval()
+    with torch.no_grad():
+        samples = model(**model.data_preprocessor(batch), mode='predict')
+    assert len(samples) == 2
+    for sample in samples:
+        if cfg.default_scope == 'mmseg':
+            assert sample.seg_logits.data.shape == (head_classes(cfg.model), height, width)
+            assert sample.seg_logits.data.isfinite().all()
+        else:
+            assert sample.pred_instances.bboxes.isfinite().all()
+            assert ('masks' in sample.pred_instances) == ('mask_rcnn' in config_path.stem)
+
+    losses = train_step(model, batch)
+    assert losses['loss'] > 0
+    assert all(math.isfinite(value) for value in losses.values()), losses
+    # DistributedDataParallel stops at a trainable parameter without a gradient.
+    bad = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ]
+    assert not bad
+
+
+def test_weight_decay_spares_norms_and_biases(config_path, load_config, build_model):
+    cfg = load_config(config_path)
+    model = build_model(cfg)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    decay = cfg.optim_wrapper.optimizer.weight_decay
+    params = [(p, group['weight_decay']) for group in groups for p in group['params']]
+    assert len(params) == len([p for p in model.parameters() if p.requires_grad])
+    assert all(wd == (0 if p.ndim == 1 else decay) for p, wd in params)
+
+
+def test_pipelines_build(config_path, load_config):
+    cfg = load_config(config_path)
+    for split in ('train', 'val', 'test'):
+        Compose(cfg[f'{split}_dataloader'].dataset.pipeline)
+    if 'tta_model' in cfg:
+        Compose(cfg.tta_pipeline)
+
+
+def test_heads_have_the_classes_of_the_dataset(config_path, load_config, head_classes):
+    cfg = load_config(config_path)
+    dataset = cfg.train_dataloader.dataset
+    if dataset.type.startswith('saga_mm.Scenes'):
+        from saga_mm.datasets.scenes import CLASSES
+
+        classes = len(CLASSES) + (cfg.default_scope == 'mmseg')
+    elif 'metainfo' in dataset:
+        classes = len(dataset.metainfo.classes)
+        assert len(dataset.metainfo.palette) == classes
+    else:
+        with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+            classes = len(registry.get(dataset.type).METAINFO['classes'])
+    assert head_classes(cfg.model) == classes
+
+
+@pytest.mark.parametrize(
+    'key, value', [('model.backbone.arch', 'small'), ('train_cfg.max_iters', 7)]
+)
+def test_options_of_the_command_line_reach_the_config(load_config, key, value):
+    cfg = load_config('segmentation/upernet_saga_t.py')
+    cfg.merge_from_dict({key: value})
+    reread = Config.fromstring(cfg.pretty_text, '.py')
+    for name in key.split('.'):
+        reread = reread[name]
+    assert reread == value
+
+
+def test_a_pretrained_checkpoint_can_be_named_on_the_command_line(load_config):
+    cfg = load_config('detection/mask_rcnn_saga_t.py')
+    cfg.merge_from_dict(
+        {
+            'model.backbone.init_cfg.type': 'Pretrained',
+            'model.backbone.init_cfg.checkpoint': 'weights.pth',
+        }
+    )
+    assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint='weights.pth')
