@@ -1,6 +1,6 @@
-"""Mask R-CNN, SAGA-T, from scratch: batch 4 x 1 CPU or GPU, 12 epochs, nuclei.
+"""Mask R-CNN, SAGA-T, from scratch: batch 4 x 1 CPU or GPU, 8 epochs, nuclei.
 
-`DATA_ROOT=/path/to/nuclei` names the data. On a GPU, `--cfg-options train_cfg.max_epochs=48`
+`DATA_ROOT=/path/to/nuclei` names the data. On a GPU, `--cfg-options train_cfg.max_epochs=36`
 trains longer; the schedule follows.
 """
 
@@ -28,5 +28,5 @@ model = dict(
         rcnn=dict(max_per_img=300),
     ),
 )
-train_cfg = dict(max_epochs=12, val_interval=6)
+train_cfg = dict(max_epochs=8, val_interval=8)
 default_hooks = dict(logger=dict(interval=10))

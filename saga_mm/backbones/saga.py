@@ -3,8 +3,8 @@
 Stated by the paper: linear attention with input-adaptive gates on what enters the KV state,
 factorised by a Hadamard product, in place of the attention of PVT. Chosen by this project, since
 the paper's code is not public: the exact gate (see `saga_kernels.gated_linear_attention`), its
-start values, LePE, conditional positional encoding and overlapping patches. Each choice is an
-option below.
+start values, LePE, conditional positional encoding, convolutional stem and overlapping patches.
+Each choice is an option below.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..attention import GatedLinearAttention
-from ..layers import FFN, DepthwiseConv2d, DropPath, PatchEmbed, drop_path_schedule
+from ..layers import FFN, ConvStem, DepthwiseConv2d, DropPath, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
 
@@ -62,8 +62,9 @@ class SAGA(PyramidBackbone):
             Defaults to -1.
         drop_path_rate (float): Stochastic depth, growing linearly with depth to this. Defaults to
             0.1.
-        overlap (bool): Overlapping patch embeddings (7x7 stride 4, then 3x3 stride 2); else plain
-            patches as in PVT. Defaults to True.
+        patch_embed (str): 'conv': two 3x3 convolutions of stride 2, then one per stage; 'overlap':
+            7x7 of stride 4, then 3x3 of stride 2; 'plain': patches that don't overlap, as in PVT.
+            Defaults to 'conv'.
         cpe_kernel_size (int): Depthwise convolution that encodes position at the start of each
             block; 0 for none. Defaults to 3.
         lepe_kernel_size (int): Depthwise convolution of v, added to the attention; 0 for none.
@@ -94,7 +95,7 @@ class SAGA(PyramidBackbone):
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         drop_path_rate: float = 0.1,
-        overlap: bool = True,
+        patch_embed: str = 'conv',
         cpe_kernel_size: int = 3,
         lepe_kernel_size: int = 3,
         gated: bool = True,
@@ -106,6 +107,10 @@ class SAGA(PyramidBackbone):
         init_cfg: dict | None = None,
     ) -> None:
         arch = resolve_arch(arch, self.arch_settings)
+        if patch_embed not in ('conv', 'overlap', 'plain'):
+            raise ValueError(
+                f"patch_embed must be 'conv', 'overlap' or 'plain', got {patch_embed!r}"
+            )
         dims = arch.embed_dims
         norm_layer = channel_norm(norm_cfg)
         drop_paths = drop_path_schedule(drop_path_rate, arch.depths)
@@ -125,7 +130,10 @@ class SAGA(PyramidBackbone):
 
         def make_stage(i: int) -> Stage:
             channels, stride = (dims[i - 1], 2) if i else (in_channels, 4)
-            embed = PatchEmbed(channels, dims[i], stride, overlap, norm_layer)
+            if i == 0 and patch_embed == 'conv':
+                embed = ConvStem(channels, dims[i], norm_layer)
+            else:
+                embed = PatchEmbed(channels, dims[i], stride, patch_embed != 'plain', norm_layer)
             return Stage(embed, [make_block(i, rate) for rate in drop_paths[i]])
 
         super().__init__(

@@ -4,11 +4,12 @@ from .conv import Conv2d, DepthwiseConv2d
 from .drop_path import DropPath, drop_path_schedule
 from .ffn import FFN
 from .init import init_linear
-from .patch_embed import PatchEmbed
+from .patch_embed import ConvStem, PatchEmbed
 
 __all__ = [
     'FFN',
     'Conv2d',
+    'ConvStem',
     'DepthwiseConv2d',
     'DropPath',
     'PatchEmbed',

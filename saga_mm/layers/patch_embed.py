@@ -42,3 +42,26 @@ class PatchEmbed(nn.Module):
             height, width = x.shape[1:3]
             x = F.pad(x, (0, 0, 0, -width % self.stride, 0, -height % self.stride))
         return self.norm(self.proj(x))
+
+
+class ConvStem(nn.Module):
+    """Two overlapping patch embeddings of stride 2 and a GELU between them, for the first stage.
+
+    (B, H, W, C_in) -> (B, ceil(H / 4), ceil(W / 4), C_out), through C_out / 2 channels, rounded up.
+
+    Args:
+        in_channels: C_in.
+        dim: C_out.
+        norm_layer: Makes the norm from a channel number.
+
+    Source: arXiv 2106.14881, where such stems make transformers easier to train.
+    """
+
+    def __init__(self, in_channels: int, dim: int, norm_layer: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        hidden = -(-dim // 2)
+        self.embed1 = PatchEmbed(in_channels, hidden, 2, True, norm_layer)
+        self.embed2 = PatchEmbed(hidden, dim, 2, True, norm_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed2(F.gelu(self.embed1(x)))

@@ -38,7 +38,8 @@ def test_swin_widths_as_dict():
 @pytest.mark.parametrize(
     'options',
     [
-        dict(overlap=False),
+        dict(patch_embed='plain'),
+        dict(patch_embed='overlap'),
         dict(cpe_kernel_size=0),
         dict(lepe_kernel_size=5),
         dict(lepe_kernel_size=0),
@@ -69,6 +70,7 @@ def test_each_option_changes_the_model_and_works(options):
     ('options', 'message'),
     [
         (dict(feature_map='gelu'), "feature_map must be one of .* got 'gelu'"),
+        (dict(patch_embed='linear'), "patch_embed must be .* got 'linear'"),
         (dict(impl='cuda'), "impl must be one of .* got 'cuda'"),
         (dict(cpe_kernel_size=2), 'kernel_size must be odd, got 2'),
     ],

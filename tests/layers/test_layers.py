@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from saga_mm.layers import Conv2d, DepthwiseConv2d, DropPath, PatchEmbed, drop_path_schedule
+from saga_mm.layers import (
+    Conv2d,
+    ConvStem,
+    DepthwiseConv2d,
+    DropPath,
+    PatchEmbed,
+    drop_path_schedule,
+)
 
 
 def test_conv_equals_torch_on_the_usual_layout():
@@ -32,6 +39,12 @@ def test_patch_embed_rounds_up(overlap, stride, size):
     embed = PatchEmbed(3, 8, stride, overlap, nn.LayerNorm)
     out = embed(torch.randn(2, *size, 3))
     assert out.shape == (2, -(-size[0] // stride), -(-size[1] // stride), 8)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 5), (7, 9), (16, 8)])
+def test_conv_stem_rounds_up(size):
+    out = ConvStem(3, 9, nn.LayerNorm)(torch.randn(2, *size, 3))
+    assert out.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 9)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

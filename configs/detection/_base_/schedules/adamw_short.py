@@ -6,7 +6,7 @@
 _base_ = './adamw_1x.py'
 
 optim_wrapper = dict(
-    optimizer=dict(lr=5e-4),
+    optimizer=dict(lr=1e-3),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [

@@ -1,4 +1,6 @@
-"""The embedded scenes, 192x256, made on first use under `data/scenes`; 160x224 crops, batch 8.
+"""The embedded scenes, 192x256, made on first use under `data/scenes`; batch 8.
+
+Shrunk to about two thirds, 96x128 crops: a CPU sees more scenes in the same time.
 
 Loads in the main process (`num_workers=0`): the images are small, and a run can resume exactly.
 """
@@ -9,14 +11,15 @@ data_root = 'data/scenes'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(256, 192), ratio_range=(0.75, 1.5), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(160, 224), cat_max_ratio=0.9),
+    dict(type='RandomResize', scale=(256, 192), ratio_range=(0.5, 0.85), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(96, 128), cat_max_ratio=0.9),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(171, 128), keep_ratio=True),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
@@ -25,7 +28,7 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='Resize', scale_factor=r, keep_ratio=True) for r in (0.75, 1.0, 1.25)],
+            [dict(type='Resize', scale_factor=r, keep_ratio=True) for r in (0.5, 0.67, 0.85)],
             [
                 dict(type='RandomFlip', prob=0.0, direction='horizontal'),
                 dict(type='RandomFlip', prob=1.0, direction='horizontal'),

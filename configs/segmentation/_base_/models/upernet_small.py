@@ -4,7 +4,7 @@ _base_ = './upernet.py'
 
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    backbone=dict(drop_path_rate=0.05),
-    decode_head=dict(channels=128, norm_cfg=norm_cfg),
+    backbone=dict(drop_path_rate=0.0),
+    decode_head=dict(channels=64, norm_cfg=norm_cfg),
     auxiliary_head=dict(channels=64, norm_cfg=norm_cfg),
 )

@@ -3,7 +3,7 @@
 _base_ = './adamw_160k.py'
 
 optim_wrapper = dict(
-    optimizer=dict(lr=5e-4, weight_decay=0.05),
+    optimizer=dict(lr=2e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [
@@ -11,9 +11,9 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, by_epoch=False),
 ]
 auto_scale_lr = dict(base_batch_size=8)
-train_cfg = dict(max_iters=1000, val_interval=1000)
+train_cfg = dict(max_iters=600, val_interval=600)
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=1000, max_keep_ckpts=1),
+    checkpoint=dict(interval=600, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)
