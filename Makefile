@@ -1,0 +1,36 @@
+# Each target does all of its own set-up: `make demo` or `make test` is the first thing to type.
+STACK ?= onedl
+VENV ?= $(if $(filter openmmlab,$(STACK)),.venv-openmmlab,.venv)
+export STACK VENV
+python = $(VENV)/bin/python
+
+# One thread per process: two test processes with a thread per core each would get in each other's way.
+pytest = OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+.PHONY: setup demo test test-all lint format clean
+
+setup:
+	tools/setup_env.sh
+
+demo: setup
+	$(python) tools/demo.py
+
+test: setup
+	$(pytest) -m 'not long'
+
+test-all: setup
+	$(pytest)
+
+lint: setup
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+	$(python) -m codespell_lib
+
+format: setup
+	$(python) -m ruff check --fix
+	$(python) -m ruff format
+
+# Keeps the environment, and the mmcv that took so long to build (.venv*, .cache).
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

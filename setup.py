@@ -1,0 +1,61 @@
+"""Build of saga_mm: what pyproject.toml, with all metadata and dependencies, can't say."""
+
+import os
+import shutil
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+MIM_SOURCES = ('configs', 'tools', 'model-index.yml')
+
+
+class BuildWithMim(build_py):
+    """Adds `saga_mm/.mim`, the folder in which OpenMIM looks for configs, tools and model index.
+
+    A wheel gets copies, made in the build folder. An editable install gets relative links in the
+    source tree.
+    """
+
+    mim = os.path.join('saga_mm', '.mim')
+
+    def run(self):
+        if self.editable_mode:
+            super().run()
+            self._link_mim()
+            return
+        # an earlier build may have left files there that are no longer in the source
+        for package in ('saga_mm', 'saga_kernels'):
+            shutil.rmtree(os.path.join(self.build_lib, package), ignore_errors=True)
+        super().run()
+        for source in self._mim_files():
+            target = os.path.join(self.build_lib, self.mim, source)
+            self.mkpath(os.path.dirname(target))
+            self.copy_file(source, target)
+
+    def get_source_files(self):
+        """Also what a source distribution is made of."""
+        return [*super().get_source_files(), *self._mim_files()]
+
+    def _link_mim(self):
+        os.makedirs(self.mim, exist_ok=True)
+        for name in MIM_SOURCES:
+            link = os.path.join(self.mim, name)
+            if not os.path.lexists(link):
+                os.symlink(os.path.join('..', '..', name), link)
+
+    @staticmethod
+    def _mim_files():
+        files = [name for name in MIM_SOURCES if os.path.isfile(name)]
+        for name in MIM_SOURCES:
+            for folder, subfolders, names in os.walk(name):
+                subfolders[:] = [sub for sub in subfolders if sub != '__pycache__']
+                files += [os.path.join(folder, file) for file in names]
+        return sorted(files)
+
+
+setup(
+    packages=find_packages(include=['saga_mm', 'saga_mm.*']) + find_packages('kernels'),
+    package_dir={'saga_kernels': 'kernels/saga_kernels'},
+    include_package_data=False,
+    cmdclass={'build_py': BuildWithMim},
+)
