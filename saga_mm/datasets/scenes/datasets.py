@@ -1,0 +1,86 @@
+"""The scenes as data sets of mmdet and mmseg, made on first use.
+
+Registered are functions: they import the toolbox when called and return its own data set class.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
+
+from ...registry import DATASETS
+from .layouts import CLASSES, LAYOUTS, PALETTE, SPLITS
+from .writing import VERSION, make_scenes, read_manifest
+
+
+@DATASETS.register_module(name='ScenesDetDataset')
+def scenes_det_dataset(data_root: str = 'data/scenes', split: str = 'train', **kwargs):
+    """The scenes for detection and instance segmentation.
+
+    Args:
+        data_root (str): Folder in layout 'scenes', of whatever size; where there is none, the
+            default one is made there. Defaults to 'data/scenes'.
+        split (str): 'train' or 'val'. Defaults to 'train'.
+        **kwargs: Go to mmdet's CocoDataset: pipeline, test_mode, filter_cfg, ...
+
+    Returns:
+        mmdet.datasets.CocoDataset: with metainfo `classes` and `palette`.
+    """
+    _provide(data_root, split)
+    from mmdet.datasets import CocoDataset
+
+    return CocoDataset(
+        data_root=data_root,
+        ann_file=LAYOUTS['scenes'].instances.format(split=split),
+        data_prefix=dict(img=f'images/{split}/'),
+        metainfo=dict(classes=CLASSES, palette=PALETTE),
+        **kwargs,
+    )
+
+
+@DATASETS.register_module(name='ScenesSegDataset')
+def scenes_seg_dataset(data_root: str = 'data/scenes', split: str = 'train', **kwargs):
+    """The scenes for semantic segmentation; class 0 is 'background'.
+
+    Args:
+        data_root (str): Folder in layout 'scenes', of whatever size; where there is none, the
+            default one is made there. Defaults to 'data/scenes'.
+        split (str): 'train' or 'val'. Defaults to 'train'.
+        **kwargs: Go to mmseg's BaseSegDataset: pipeline, test_mode, ...
+
+    Returns:
+        mmseg.datasets.BaseSegDataset: with metainfo `classes` and `palette`.
+    """
+    _provide(data_root, split)
+    from mmseg.datasets import BaseSegDataset
+
+    return BaseSegDataset(
+        data_root=data_root,
+        data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+        img_suffix='.jpg',
+        seg_map_suffix='.png',
+        reduce_zero_label=False,
+        metainfo=dict(classes=('background', *CLASSES), palette=[(0, 0, 0), *PALETTE]),
+        **kwargs,
+    )
+
+
+def _provide(data_root: str, split: str) -> None:
+    """Makes the default scenes unless there are scenes already."""
+    if split not in SPLITS:
+        raise ValueError(f"split: expected 'train' or 'val', got {split!r}")
+    folder = Path(data_root)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        print_log(f'making scenes in {folder} (once)', 'current')
+        make_scenes(folder, progress=is_main_process())
+    elif (manifest['layout'], manifest['version']) != ('scenes', VERSION):
+        raise ValueError(
+            f'{folder} holds layout {manifest["layout"]}, version {manifest["version"]} instead of '
+            f'scenes, version {VERSION}: choose another data_root or remove the folder'
+        )
+    else:
+        found = '{train} train, {val} val, {height}x{width}, seed {seed}'.format(**manifest)
+        print_log(f'scenes in {folder}: {found}', 'current')

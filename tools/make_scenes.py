@@ -1,0 +1,57 @@
+"""Makes a folder of scenes, as the project's own data set or laid out like COCO or ADE20K."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from saga_mm.datasets.scenes import LAYOUTS, make_scenes
+from saga_mm.engine.cli import command_line
+
+# Where configs look for the data set, from the folder they are run in.
+DATA_ROOTS = dict(
+    scenes=Path('data/scenes'), coco=Path('data/coco'), ade20k=Path('data/ade/ADEChallengeData2016')
+)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('out', type=Path, metavar='OUT', help='folder to make')
+    parser.add_argument('--layout', default='scenes', help=f'one of {", ".join(LAYOUTS)}')
+    for split in ('train', 'val'):
+        numbers = ', '.join(f'{getattr(layout, split)} {name}' for name, layout in LAYOUTS.items())
+        parser.add_argument(
+            f'--{split}', type=int, metavar='N', help=f'{split} images (default: {numbers})'
+        )
+    sizes = ', '.join('{}x{} '.format(*layout.size) + name for name, layout in LAYOUTS.items())
+    parser.add_argument(
+        '--size', type=int, nargs=2, metavar=('H', 'W'), help=f'pixels (default: {sizes})'
+    )
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    return parser.parse_args(argv)
+
+
+def usage(out: Path, layout: str) -> str:
+    """How a config is told where the folder is."""
+    if out == DATA_ROOTS[layout].resolve():
+        return 'configs find it there as it is'
+    loaders = [f'{split}_dataloader.dataset.data_root={out}' for split in ('train', 'val', 'test')]
+    options = ['--cfg-options', *loaders]
+    if LAYOUTS[layout].instances:
+        annotations = out / LAYOUTS[layout].name(LAYOUTS[layout].instances, 'val')
+        options += [f'{split}_evaluator.ann_file={annotations}' for split in ('val', 'test')]
+    return 'to train on it, add to the command:\n  ' + ' \\\n    '.join(map(shlex.quote, options))
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with command_line(args.debug):
+        out = make_scenes(args.out, args.layout, args.train, args.val, args.size, args.seed)
+        print(f'{args.layout}: {out}')
+        print(usage(out, args.layout))
+
+
+if __name__ == '__main__':
+    main()
