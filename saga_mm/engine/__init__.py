@@ -1,0 +1,3 @@
+from .hooks import CheckpointCheckHook, ExactResumeHook
+
+__all__ = ['CheckpointCheckHook', 'ExactResumeHook']

@@ -11,7 +11,7 @@ import pickle
 import re
 import struct
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlparse
@@ -94,13 +94,14 @@ def load_file(path: str | Path, map_location: str | torch.device | None = 'cpu')
         with torch.serialization.safe_globals(_safe_globals()):
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except UNREADABLE as error:
-        if forbidden := re.search(r'GLOBAL (\S+)|(numpy dtype \S+)', str(error)):
+        if forbidden := re.search(r'GLOBAL (\S+)', str(error)):
             raise CheckpointError(
-                f'{path} is refused: it holds {forbidden[1] or forbidden[2]}, which is neither a '
-                'tensor nor plain data and could run code; if you trust it, save its state_dict '
-                'alone to a new file'
+                f'{path} is refused: it holds {forbidden[1]}, which is neither a tensor nor plain '
+                'data and could run code; if you trust it, save its state_dict alone to a new file'
             ) from error
-        reason = textwrap.shorten(str(error), 120, placeholder=' ...') or type(error).__name__
+        # torch puts its advice first
+        reason = str(error).rpartition('WeightsUnpickler error: ')[2]
+        reason = textwrap.shorten(f'{type(error).__name__} {reason}', 120, placeholder=' ...')
         raise CheckpointError(
             f'{path} can not be read: it is truncated, damaged, or no file of torch.save; get it '
             f'again, or name another one (torch says: {reason})'
@@ -140,8 +141,8 @@ def load_backbone_weights(
 
     Args:
         module (nn.Module): Takes the weights that have its names and shapes.
-        checkpoint (str | Path): As in `load_file`. Weights may lie under 'state_dict' or 'model', and
-            their names may start with 'module.'.
+        checkpoint (str | Path): As in `load_file`. Weights may lie under 'state_dict' or 'model',
+            and their names may start with 'module.'.
         prefix (str, optional): Take the weights whose names start with this, without it, such as
             'backbone.' for the checkpoint of a detector. Defaults to None.
         map_location (str | torch.device, optional): As in `load_file`. Defaults to 'cpu'.
@@ -188,7 +189,7 @@ def state_dict(checkpoint: Mapping) -> dict[str, Tensor]:
 
 def match_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> Match:
     """Compare weights with those of a module; counters of batch norms may be missing."""
-    own = state_dict(module.state_dict())
+    own = {name: w for name, w in module.state_dict().items() if isinstance(w, Tensor)}
     common = own.keys() & weights.keys()
     loaded = {name for name in common if own[name].shape == weights[name].shape}
     missing = {name for name in own.keys() - common if not name.endswith('num_batches_tracked')}
@@ -222,7 +223,8 @@ def _safe_globals() -> list:
         for core in ('core', '_core')
     ]
     dtypes = {type(np.dtype(code)) for code in np.typecodes['AllInteger'] + '?efdgFDG'}
-    return [HistoryBuffer, np.ndarray, (_number_dtype, 'numpy.dtype'), *functions, *dtypes]
+    functions += [(_number_dtype, 'numpy.dtype'), (_history_method, 'builtins.getattr')]
+    return [HistoryBuffer, np.ndarray, *functions, *dtypes]
 
 
 def _number_dtype(code: str, *_: object) -> np.dtype:
@@ -232,8 +234,15 @@ def _number_dtype(code: str, *_: object) -> np.dtype:
     pointers out of the file. The built-in types that this returns ignore such flags.
     """
     if not isinstance(code, str) or np.dtype(code).kind not in 'biufc':
-        raise pickle.UnpicklingError(f'numpy dtype {code}')
+        raise pickle.UnpicklingError(f'GLOBAL numpy.dtype({code!r})')
     return np.dtype(code)
+
+
+def _history_method(owner: type, name: str) -> Callable:
+    """Stands in for `getattr` in a file: `HistoryBuffer` writes its methods so."""
+    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
+        raise pickle.UnpicklingError('GLOBAL getattr')
+    return getattr(owner, name)
 
 
 def _find(path: str) -> Path:

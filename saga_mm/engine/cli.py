@@ -15,7 +15,7 @@ from ..stack import StackError
 EXPECTED = (OSError, StackError, ValueError)
 
 
-class command_line:  # noqa: N801
+class command_line:
     """Context of a tool's work: an error ends the program with one line and exit status 1.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import Sampler
 
 from ..registry import HOOKS
 from .checkpoint import CheckpointError, match_weights, state_dict
@@ -20,13 +22,13 @@ class ExactResumeHook(Hook):
     """Lets a resumed run draw the random numbers of an uninterrupted one.
 
     mmengine restores weights, optimizer and the place in the data, but no random state: dropout,
-    stochastic depth and augmentation go on differently after a resume. This hook keeps the states of
-    torch, CUDA, numpy and Python in each checkpoint, and puts them back once the data that has been
-    trained on is skipped. Validation leaves them as they were, for it is not repeated on a resume.
+    stochastic depth and augmentation go on differently after a resume. This hook keeps the states
+    of torch, CUDA, numpy and Python in each checkpoint, and puts them back once the data that has
+    been trained on is skipped. Validation leaves them as they were: a resume does not repeat it.
 
     That makes a resume exact where the main process loads the data (`num_workers=0`); workers of a
-    dataloader draw their own numbers. All processes of a distributed run get the state of the first,
-    as they all start from one seed. `EpochBasedTrainLoop` resumes only where an epoch ends.
+    dataloader draw their own numbers. All processes of a distributed run get the state of the
+    first, as they all start from one seed. `EpochBasedTrainLoop` resumes only where an epoch ends.
     """
 
     def __init__(self) -> None:
@@ -36,8 +38,8 @@ class ExactResumeHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         # the best checkpoint is saved during validation
         state = self.before_validation or get_random_state()
-        sampler = runner.train_dataloader.batch_sampler.sampler
-        checkpoint['random_state'] = {**state, 'sampler': getattr(sampler, 'seed', None)}
+        seed = getattr(_sampler(runner), 'seed', None)
+        checkpoint['random_state'] = {**state, 'sampler': seed}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self.resumed = checkpoint.get('random_state')
@@ -52,7 +54,7 @@ class ExactResumeHook(Hook):
             print_log('no random state in the checkpoint: the resume is not exact', 'current')
         elif self.resumed['sampler'] is not None:
             # a config without a seed got another one, and so another order of the data
-            runner.train_dataloader.batch_sampler.sampler.seed = self.resumed['sampler']
+            _sampler(runner).seed = self.resumed['sampler']
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.resumed is None:
@@ -88,7 +90,7 @@ class CheckpointCheckHook(Hook):
         self.resume = resume
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        file = runner.cfg.load_from
+        file = runner.cfg.get('load_from') or 'the latest checkpoint'
         needed = {'meta', 'message_hub', 'optimizer'} if self.resume else set()
         if absent := sorted(needed - checkpoint.keys()):
             raise CheckpointError(
@@ -105,7 +107,7 @@ class CheckpointCheckHook(Hook):
 
 
 def get_random_state() -> dict:
-    """State of the generators of torch, the current CUDA device, numpy and Python, as plain data."""
+    """State of the generators of torch, the current CUDA device, numpy and Python."""
     _, keys, *position = np.random.get_state()
     return {
         'torch': torch.get_rng_state(),
@@ -124,7 +126,12 @@ def set_random_state(state: dict) -> None:
     random.setstate(state['python'])
 
 
-def _restore_after(batches, number: int, state: dict):
+def _sampler(runner: Runner) -> Sampler | None:
+    # a batch sampler of mmdet takes the place of `dataloader.sampler`
+    return getattr(runner.train_dataloader.batch_sampler, 'sampler', None)
+
+
+def _restore_after(batches: Iterator, number: int, state: dict) -> Iterator:
     # the original mmengine skips data by loading it, and so draws numbers
     for _ in range(number):
         yield next(batches)

@@ -1,0 +1,53 @@
+import argparse
+
+import pytest
+
+from saga_mm.engine.checkpoint import CheckpointError
+from saga_mm.engine.cli import add_common_arguments, command_line, describe
+from saga_mm.stack import StackError
+
+
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (ValueError('a: expected b,\n   got c'), 'a: expected b, got c'),
+        (CheckpointError('a.pth is refused'), 'a.pth is refused'),
+        (StackError('two stacks'), 'two stacks'),
+        (FileNotFoundError(2, 'No such file', 'a.py'), 'No such file: a.py'),
+        (FileNotFoundError('a.py is missing'), 'a.py is missing'),
+        (KeyError('X is not in the registry'), 'KeyError: X is not in the registry (run'),
+        (RuntimeError('wrong\nshape'), 'RuntimeError: wrong shape (run with --debug for'),
+        (ValueError(), 'ValueError:'),
+        (ValueError('a ' * 3000), 'a a a'),
+    ],
+)
+def test_errors_are_one_line(error, line):
+    assert describe(error).startswith(line)
+    assert '\n' not in describe(error)
+    assert len(describe(error)) < 1100
+    with pytest.raises(SystemExit) as exit_, command_line(debug=False):
+        raise error
+    assert exit_.value.code == f'error: {describe(error)}'
+    with pytest.raises(type(error)), command_line(debug=True):
+        raise error
+
+
+def test_what_is_no_error_passes():
+    with command_line(debug=False):
+        pass
+    with pytest.raises(SystemExit) as exit_, command_line(debug=False):
+        raise SystemExit(3)
+    assert exit_.value.code == 3
+    with pytest.raises(SystemExit) as exit_, command_line(debug=False):
+        raise KeyboardInterrupt
+    assert exit_.value.code == 130
+
+
+def test_common_arguments():
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser)
+    assert parser.parse_args([]).cfg_options == {}
+    args = parser.parse_args(['--local-rank', '1', '--cfg-options', 'a.b=3', 'c=[1,x]', 'd=u=v'])
+    assert args.cfg_options == {'a.b': 3, 'c': [1, 'x'], 'd': 'u=v'}
+    assert args.local_rank == 1
+    assert parser.parse_args([]).cfg_options == {}

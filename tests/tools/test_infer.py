@@ -1,0 +1,271 @@
+"""tools/infer.py on small models whose answers are known: their last layer says one class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ('cat', 'dog', 'bird')
+PALETTE = ((250, 0, 0), (0, 200, 0), (0, 0, 150))
+DIMS = [8, 16, 24, 32]
+
+
+def shrink(cfg):
+    """The model of a demo config with a small backbone and three classes."""
+    model = cfg.model
+    model.backbone.arch = dict(embed_dims=DIMS, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+    if cfg.default_scope == 'mmseg':
+        model.decode_head.update(in_channels=DIMS, num_classes=len(CLASSES))
+        model.auxiliary_head.update(in_channels=DIMS[2], num_classes=len(CLASSES))
+    else:
+        model.neck.in_channels = DIMS
+        model.roi_head.bbox_head.num_classes = model.roi_head.mask_head.num_classes = len(CLASSES)
+        model.test_cfg.rcnn.max_per_img = 4
+    cfg.test_dataloader.dataset.update(
+        type='CocoDataset' if cfg.default_scope == 'mmdet' else 'BaseSegDataset',
+        metainfo=dict(classes=CLASSES, palette=PALETTE),
+    )
+    del cfg.test_dataloader.dataset['split']
+    return cfg
+
+
+def prefer(layer, label):
+    """Let a classifier say `label`, whatever it is given."""
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    layer.bias.data[label] = 5
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    """Arguments for a detector that only sees dogs, and a segmentor that only sees birds."""
+    folder = tmp_path_factory.mktemp('models')
+    arguments = {}
+    for kind, name in (
+        ('det', 'detection/mask_rcnn_saga_t_demo.py'),
+        ('seg', 'segmentation/upernet_saga_t_demo.py'),
+    ):
+        cfg = shrink(Config.fromfile(ROOT / 'configs' / name))
+        cfg.dump(folder / f'{kind}.py')
+        init_default_scope(cfg.default_scope)
+        model = MODELS.build(cfg.model)
+        if kind == 'det':
+            prefer(model.roi_head.bbox_head.fc_cls, CLASSES.index('dog'))
+        else:
+            prefer(model.decode_head.conv_seg, CLASSES.index('bird'))
+        checkpoint = dict(state_dict=model.state_dict(), meta={})
+        torch.save(checkpoint, folder / f'{kind}.pth')
+        arguments[kind] = [
+            f'--config={folder / kind}.py', f'--checkpoint={folder / kind}.pth', '--device=cpu'
+        ]  # fmt: skip
+    return arguments
+
+
+@pytest.fixture
+def infer(tool):
+    return tool('infer')
+
+
+@pytest.fixture
+def image(tmp_path):
+    """A photo of 70x90 that is all of one colour: red 200, green 100, blue 50."""
+    path = tmp_path / 'in' / 'photo.png'
+    path.parent.mkdir()
+    cv2.imwrite(str(path), np.full((70, 90, 3), (50, 100, 200), np.uint8))
+    return path
+
+
+def copy(image, name):
+    path = image.parent / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(image.read_bytes())
+    return path
+
+
+@pytest.fixture
+def fails(infer):
+    """Calls the tool with arguments that must end it with status 1; returns the error line."""
+
+    def call(argv):
+        with pytest.raises(SystemExit) as stop:
+            infer.main([str(arg) for arg in argv])
+        # `sys.exit(message)` prints the message, and the status is 1
+        message = stop.value.code
+        assert isinstance(message, str)
+        assert message.startswith('error: ')
+        assert '\n' not in message
+        return message
+
+    return call
+
+
+def test_segmentor_names_the_classes_and_draws_them(infer, models, image, tmp_path, capsys):
+    out = tmp_path / 'out'
+    infer.main([str(image), f'--out-dir={out}', *models['seg']])
+    assert f'{image} -> {out / "photo.png"}: bird 100.0 %\n' in capsys.readouterr().out
+    drawn = cv2.imread(str(out / 'photo.png'))
+    # half image, half colour of a bird, in OpenCV's blue-green-red; the label covers some of it
+    assert drawn.shape == (70, 90, 3)
+    assert (drawn == (100, 50, 100)).all(axis=2).mean() > 0.7
+
+
+def test_detector_counts_objects_and_draws_them(infer, models, image, tmp_path, capsys):
+    out = tmp_path / 'out'
+    infer.main([str(image), f'--out-dir={out}', *models['det']])
+    # softmax of 5 against zeros for three classes and the background
+    score = np.exp(5) / (np.exp(5) + 3)
+    assert f': 4 dog (best {score:.2f})\n' in capsys.readouterr().out
+    drawn = cv2.imread(str(out / 'photo.png'))
+    assert drawn.shape == (70, 90, 3)
+    assert (drawn != (50, 100, 200)).any(axis=2).mean() > 0.05
+
+
+def test_score_threshold_holds_for_text_and_drawing(infer, models, image, tmp_path, capsys):
+    out = tmp_path / 'out'
+    infer.main([str(image), f'--out-dir={out}', '--score-thr=0.99', *models['det']])
+    assert ': nothing scores more than 0.99\n' in capsys.readouterr().out
+    assert (cv2.imread(str(out / 'photo.png')) == (50, 100, 200)).all()
+
+
+def test_class_names_come_from_the_checkpoint_first(infer, models, image, tmp_path, capsys):
+    config, checkpoint, device = models['seg']
+    content = torch.load(checkpoint.partition('=')[2])
+    # as saved by older releases: keys in capitals
+    content['meta'] = {'dataset_meta': {'CLASSES': ('x', 'y', 'owl '), 'PALETTE': [[0, 0, 0]] * 3}}
+    torch.save(content, tmp_path / 'owl.pth')
+    arguments = [
+        config,
+        device,
+        f'--checkpoint={tmp_path / "owl.pth"}',
+        f'--out-dir={tmp_path / "o"}',
+    ]
+    infer.main([str(image), *arguments])
+    assert ': owl 100.0 %\n' in capsys.readouterr().out
+
+
+def test_plain_weights_of_a_wrapped_model_load(infer, models, image, tmp_path, capsys):
+    config, checkpoint, device = models['seg']
+    weights = torch.load(checkpoint.partition('=')[2])['state_dict']
+    torch.save({f'module.{k}': v for k, v in weights.items()}, tmp_path / 'plain.pth')
+    arguments = [config, device, f'--checkpoint={tmp_path / "plain.pth"}']
+    infer.main([str(image), *arguments, f'--out-dir={tmp_path / "o"}'])
+    assert ': bird 100.0 %\n' in capsys.readouterr().out
+
+
+def test_config_options_apply(infer, models, image, tmp_path, capsys):
+    options = ['--cfg-options', 'model.test_cfg.rcnn.max_per_img=2']
+    infer.main([str(image), f'--out-dir={tmp_path / "o"}', *models['det'], *options])
+    assert ': 2 dog (' in capsys.readouterr().out
+
+
+def test_files_folders_and_globs_give_one_png_each(infer, models, image, tmp_path, capsys):
+    copy(image, 'photo.jpg'), copy(image, 'photo_2.png'), copy(image, 'more/Photo.png')
+    (image.parent / 'notes.txt').touch()
+    out = tmp_path / 'out'
+    inputs = [image.parent, image, f'{image.parent}/**/P*.png']
+    infer.main([*map(str, inputs), f'--out-dir={out}', *models['seg']])
+    lines = [line for line in capsys.readouterr().out.splitlines() if ' -> ' in line]
+    pairs = dict(line.split(': ')[0].split(' -> ') for line in lines)
+    names = {Path(path).relative_to(image.parent).as_posix(): Path(png).name
+             for path, png in pairs.items()}  # fmt: skip
+    assert names == {
+        'photo.jpg': 'photo.png',
+        'photo.png': 'photo_3.png',
+        'photo_2.png': 'photo_2.png',
+        'more/Photo.png': 'Photo_4.png',
+    }
+    assert {path.name for path in out.iterdir()} == set(names.values())
+
+
+def test_a_file_with_glob_characters_is_a_file(infer, image):
+    odd = copy(image, 'a[1].png')
+    assert infer.find_images([str(odd)]) == [odd]
+
+
+def test_an_image_is_never_overwritten(fails, models, image):
+    before = image.read_bytes()
+    message = fails([image, f'--out-dir={image.parent}', *models['seg']])
+    assert 'out-dir' in message
+    assert image.read_bytes() == before
+
+
+def test_broken_images_are_named_and_the_others_drawn(fails, models, image, tmp_path):
+    copy(image, 'bad.jpg').write_bytes(b'no image')
+    copy(image, 'empty.jpg').write_bytes(b'')
+    out = tmp_path / 'out'
+    message = fails([image.parent, f'--out-dir={out}', *models['seg']])
+    assert 'bad.jpg' in message and 'empty.jpg' in message and 'photo' not in message
+    assert [path.name for path in out.iterdir()] == ['photo.png']
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (['--device=cuda:99'], "'cuda:99'"),
+        (['--device=abacus'], "'abacus'"),
+        (['--score-thr=1.5'], 'score-thr'),
+        (['--config=missing.py'], 'missing.py'),
+        (['--checkpoint=missing.pth'], 'missing.pth'),
+        (['--cfg-options', 'default_scope=mmpose'], "'mmpose'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(fails, models, image, tmp_path, monkeypatch, change, words):
+    monkeypatch.chdir(tmp_path)
+    message = fails([image, '--out-dir=out', *models['seg'], *change])
+    assert words in message
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('pattern', ['missing.jpg', 'nothing/*.jpg', 'empty'])
+def test_inputs_without_an_image_are_one_line(fails, models, image, tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty').mkdir()
+    assert pattern in fails([image, pattern, '--out-dir=out', *models['seg']])
+    assert not (tmp_path / 'out').exists()
+
+
+def test_out_dir_that_is_a_file(fails, models, image, tmp_path):
+    (tmp_path / 'file').touch()
+    message = fails([image, f'--out-dir={tmp_path / "file" / "out"}', *models['seg']])
+    assert 'file' in message
+
+
+def test_checkpoint_of_another_model_is_refused(fails, models, image, tmp_path):
+    other = models['det'][1]
+    message = fails([image, f'--out-dir={tmp_path / "o"}', *models['seg'], other])
+    # the backbones fit, the heads do not
+    assert 'det.pth does not fit' in message
+    assert 'missing' in message and 'unexpected' in message
+    assert not (tmp_path / 'o').exists()
+
+
+def test_weights_of_another_shape_are_refused(fails, models, image, tmp_path):
+    argv = [image, f'--out-dir={tmp_path / "o"}', *models['seg']]
+    argv += ['--cfg-options', 'model.decode_head.num_classes=7']
+    message = fails(argv)
+    assert '2 mismatched (decode_head.conv_seg' in message
+
+
+def test_training_parts_may_be_missing(infer, models, image, tmp_path, capsys):
+    config, checkpoint, device = models['seg']
+    content = torch.load(checkpoint.partition('=')[2])
+    for key in [key for key in content['state_dict'] if key.startswith('auxiliary_head')]:
+        del content['state_dict'][key]
+    torch.save(content, tmp_path / 'lean.pth')
+    arguments = [config, device, f'--checkpoint={tmp_path / "lean.pth"}']
+    infer.main([str(image), *arguments, f'--out-dir={tmp_path / "o"}'])
+    output = capsys.readouterr().out
+    assert 'missing (auxiliary_head' in output
+    assert ': bird 100.0 %' in output
+
+
+def test_debug_shows_the_traceback(infer, image, tmp_path):
+    with pytest.raises(ValueError, match='no such image'):
+        infer.main(['gone.jpg', '--config=c', '--checkpoint=k', f'--out-dir={tmp_path}', '--debug'])

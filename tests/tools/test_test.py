@@ -1,0 +1,87 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+
+@pytest.fixture
+def run(tool, tmp_path):
+    """Runs tools/test.py on new weights of a config."""
+
+    def test(config, *options):
+        cfg = Config.fromfile(config)
+        init_default_scope(cfg.default_scope)
+        path = tmp_path / 'weights.pth'
+        torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, path)
+        work_dir = ['--work-dir', str(tmp_path / 'work')]
+        return tool('test').main([str(config), str(path), *work_dir, *map(str, options)])
+
+    return test
+
+
+def predictions(path):
+    # our own file
+    with open(path, 'rb') as file:
+        return pickle.load(file)
+
+
+def test_segmentation(run, tiny_seg, tiny_data, tmp_path):
+    out, drawings = tmp_path / 'out' / 'a.pkl', tmp_path / 'drawings'
+    metrics = run(tiny_seg, '--out', out, '--show-dir', drawings)
+    assert 0 <= metrics['mIoU'] <= 100
+    found = predictions(out)
+    assert [Path(sample['img_path']).name for sample in found] == ['0.png', '1.png']
+    assert found[0]['pred_sem_seg']['data'].shape == (1, 32, 32)
+    # the metric is that of the predictions
+    import cv2
+
+    hits = [
+        (sample['pred_sem_seg']['data'][0].numpy() == cv2.imread(sample['seg_map_path'], 0)).mean()
+        for sample in found
+    ]
+    assert metrics['aAcc'] == pytest.approx(100 * np.mean(hits), abs=0.01)
+    assert len(list(drawings.rglob('*.png'))) == 2
+
+
+def test_detection(run, tiny_det, tmp_path):
+    out, drawings = tmp_path / 'a.pkl', tmp_path / 'drawings'
+    metrics = run(tiny_det, '--out', out, '--show-dir', drawings)
+    assert -1 <= metrics['coco/bbox_mAP'] <= 1
+    found = predictions(out)
+    assert [sample['img_id'] for sample in found] == [0, 1]
+    assert found[0]['pred_instances']['bboxes'].shape == (5, 4)
+    assert sorted(path.name for path in drawings.iterdir()) == ['0.png', '1.png']
+
+
+def test_augmentation_changes_the_predictions(run, tiny_seg, tmp_path):
+    out = tmp_path / 'a.pkl'
+    torch.manual_seed(0)
+    run(tiny_seg, '--out', out)
+    plain = predictions(out)[0]['pred_sem_seg']['data']
+    torch.manual_seed(0)
+    run(tiny_seg, '--out', out, '--tta')
+    assert (predictions(out)[0]['pred_sem_seg']['data'] != plain).any()
+
+
+def test_mistakes_are_one_line(run, tiny_det, tiny_seg):
+    def failure(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            run(*arguments)
+        assert '\n' not in exit_.value.code
+        return exit_.value.code
+
+    assert (
+        failure(tiny_det, '--tta') == 'error: --tta needs tta_model and tta_pipeline in the config'
+    )
+    assert '--out must end in .pkl' in failure(tiny_seg, '--out', 'a.json')
+    option = ('--cfg-options', 'default_hooks.visualization=None')
+    assert '--show-dir needs default_hooks' in failure(tiny_seg, '--show-dir', 'a', *option)
+    option = ('--cfg-options', 'test_dataloader.dataset.data_root=/nowhere')
+    assert 'no data for BaseSegDataset: the folder /nowhere' in failure(tiny_seg, *option)
+    # other weights than those of the config
+    option = ('--cfg-options', 'model.decode_head.num_classes=3')
+    assert 'does not fit the model of the config' in failure(tiny_seg, *option)

@@ -1,0 +1,133 @@
+"""Train SAGA-T with UperNet on the embedded scenes, evaluate it, and draw what it has learnt.
+
+    python tools/demo.py
+
+About ten minutes on two CPU cores. A second call goes on from the newest checkpoint of the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import test  # tools/test.py
+import torch
+import train  # tools/train.py
+from infer import load_model, pick_device
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.registry import DATASETS
+from mmengine.runner import find_latest_checkpoint
+from torch import nn
+
+from saga_mm.engine.cli import command_line
+
+CONFIG = Path(__file__).parents[1] / 'configs/segmentation/upernet_saga_t_demo.py'
+ROWS = 3
+NEXT = """\
+next:
+  {python} tools/infer.py {images} --config {config} --checkpoint {checkpoint} --out-dir out
+  {python} tools/train.py configs/detection/mask_rcnn_saga_t_demo.py
+  {python} tools/train.py configs/segmentation/upernet_saga_t.py  # with ADE20K"""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--work-dir', default='work_dirs/demo', help='folder of logs, weights and the picture'
+    )
+    parser.add_argument('--max-iters', type=int, help='iterations of training')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as in tools/train.py'
+    )
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    return parser.parse_args(argv)
+
+
+def draw_scenes(model: nn.Module, dataset: BaseDataset, title: str, path: Path) -> None:
+    """Image, truth and prediction of six scenes, evenly spread over `dataset`, and the classes."""
+    classes, palette = dataset.metainfo['classes'], dataset.metainfo['palette']
+    # labels that are ignored (255) are white
+    colors = np.full((256, 3), 255, np.uint8)
+    colors[: len(palette)] = palette
+
+    figure = Figure(figsize=(14, 6), layout='constrained')
+    figure.suptitle(title)
+    halves = figure.subfigures(1, 2)
+    axes = np.concatenate([half.subplots(ROWS, 3) for half in halves])
+    for ax, name in zip(axes[::ROWS].flat, 2 * ('image', 'truth', 'prediction'), strict=True):
+        ax.set_title(name, fontsize='medium')
+    for ax in axes.flat:
+        ax.set_axis_off()
+    indices = np.linspace(0, len(dataset) - 1, len(axes)).round().astype(int).tolist()
+    for row, index in zip(axes, indices, strict=True):
+        with torch.no_grad():
+            sample = model.test_step(pseudo_collate([dataset[index]]))[0].cpu()
+        row[0].imshow(cv2.imread(sample.img_path)[..., ::-1])
+        row[1].imshow(colors[sample.gt_sem_seg.data[0].numpy()], interpolation='nearest')
+        row[2].imshow(colors[sample.pred_sem_seg.data[0].numpy()], interpolation='nearest')
+    patches = [
+        Patch(facecolor=np.divide(color, 255), edgecolor='gray', label=name)
+        for name, color in zip(classes, palette, strict=True)
+    ]
+    figure.legend(handles=patches, loc='outside lower center', ncols=len(classes), frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def shorten(path: str | Path) -> str:
+    """`path`, relative to the current folder where it is inside."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def run(args: argparse.Namespace) -> None:
+    start = time.monotonic()
+    options = list(args.cfg_options)
+    if args.max_iters is not None:
+        if args.max_iters < 1:
+            raise ValueError(f'max-iters must be at least 1, got {args.max_iters}')
+        options.append(f'train_cfg.max_iters={args.max_iters}')
+    common = ['--work-dir', args.work_dir, *(['--cfg-options', *options] if options else [])]
+    common += ['--debug'] if args.debug else []
+
+    resume = []
+    if Path(args.work_dir, 'last_checkpoint').is_file():
+        checkpoint = find_latest_checkpoint(args.work_dir)
+        print(f'going on from {shorten(checkpoint)}; to start over, remove {args.work_dir}')
+        resume = ['--resume']
+    train.main([str(CONFIG), *resume, *common])
+    checkpoint = find_latest_checkpoint(args.work_dir)
+    metrics = test.main([str(CONFIG), checkpoint, *common])
+
+    # as it was trained
+    cfg = Config.fromfile(Path(args.work_dir, CONFIG.name))
+    model = load_model(cfg, checkpoint, pick_device(None))
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    picture = Path(args.work_dir, 'scenes.png')
+    result = f'mIoU {metrics["mIoU"]:.1f} on {len(dataset)} scenes never trained on'
+    draw_scenes(model, dataset, f'SAGA-T + UperNet: {result}', picture)
+    print(f'{result}, after {(time.monotonic() - start) / 60:.1f} min')
+    print(f'picture: {picture}')
+    names = dict(
+        python=sys.executable,
+        images=dataset.data_prefix['img_path'],
+        config=CONFIG,
+        checkpoint=checkpoint,
+    )
+    print(NEXT.format(**{name: shorten(path) for name, path in names.items()}))
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with command_line(args.debug):
+        run(args)
+
+
+if __name__ == '__main__':
+    main()
