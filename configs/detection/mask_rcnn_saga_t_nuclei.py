@@ -1,4 +1,4 @@
-"""Mask R-CNN, SAGA-T, from scratch: batch 4 x 1 CPU or GPU, 8 epochs, nuclei.
+"""Mask R-CNN, SAGA-T, from scratch: batch 4 x 1 CPU or GPU, 6 epochs, nuclei.
 
 `DATA_ROOT=/path/to/nuclei` names the data. On a GPU, `--cfg-options train_cfg.max_epochs=36`
 trains longer; the schedule follows.
@@ -28,5 +28,5 @@ model = dict(
         rcnn=dict(max_per_img=300),
     ),
 )
-train_cfg = dict(max_epochs=8, val_interval=8)
+train_cfg = dict(max_epochs=6, val_interval=6)
 default_hooks = dict(logger=dict(interval=10))
