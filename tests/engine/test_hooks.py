@@ -48,7 +48,7 @@ def runner(iteration, model=None):
 
 @pytest.mark.parametrize(('iteration', 'restores'), [(0, False), (4, True)])
 def test_weights_of_another_run_bring_no_random_state(iteration, restores):
-    hook = HOOKS.build(dict(type='ExactResumeHook'))
+    hook = HOOKS.build(dict(type='saga_mm.ExactResumeHook'))
     assert isinstance(hook, ExactResumeHook)
     checkpoint = {}
     hook.before_save_checkpoint(runner(iteration), checkpoint)
@@ -77,7 +77,7 @@ def test_validation_draws_its_own_numbers():
 
 def check(checkpoint, **options):
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    hook = HOOKS.build(dict(type='CheckpointCheckHook', **options))
+    hook = HOOKS.build(dict(type='saga_mm.CheckpointCheckHook', **options))
     assert isinstance(hook, CheckpointCheckHook)
     hook.after_load_checkpoint(runner(0, model), checkpoint(model.state_dict()))
 

@@ -11,9 +11,9 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, by_epoch=False),
 ]
 auto_scale_lr = dict(base_batch_size=8)
-train_cfg = dict(max_iters=600, val_interval=600)
+train_cfg = dict(max_iters=450, val_interval=450)
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=600, max_keep_ckpts=1),
+    checkpoint=dict(interval=450, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)
