@@ -30,8 +30,7 @@ class Kind:
         return np.float32(colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
 
-# Each colour and each texture is shared by two kinds or more, or by a background: no single cue is
-# enough.
+# Hues overlap between kinds, and backgrounds have them all: colour alone does not tell a class.
 KINDS = dict(
     ball=Kind(shapes.disc, surfaces.glossy, (0.8, 0.97), (0.55, 0.95), (0.6, 1.0)),
     brick=Kind(shapes.slab, surfaces.masonry, (-0.02, 0.06), (0.45, 0.75), (0.6, 0.95)),
