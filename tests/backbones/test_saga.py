@@ -14,7 +14,7 @@ SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3
     [
         ('tiny', 't', 8, 13.1),
         ('small', 's', 16, 23.4),
-        ('medium', 'm', 28, 40.7),
+        ('medium', 'm', 28, 40.8),
         ('large', 'l', 41, 55.2),
     ],
 )
