@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Launch, Phase, padded_dim, plan
+from ..launch import NUM_STAGES, Launch, Phase, padded_dim, plan
 
 
 @triton.jit
@@ -329,5 +329,5 @@ def _run(kernel, launch: Launch, packed: Tensor, mask: Tensor | None, elu: bool,
             D=dim, BD=padded_dim(dim), BN=launch.block, ELU=elu,
             # Three tf32 products are as exact as one in fp32, and use the tensor cores.
             PRECISION='tf32x3' if on_gpu and torch.version.hip is None else 'ieee',
-            num_warps=launch.num_warps, num_stages=launch.num_stages, **arguments,
+            num_warps=launch.num_warps, num_stages=NUM_STAGES, **arguments,
         )  # fmt: skip
