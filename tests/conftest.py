@@ -1,10 +1,20 @@
-"""Same random numbers in every test, whatever runs before it."""
+"""Same random numbers in every test, whatever runs before it. No GPU: Triton's interpreter."""
 
+import importlib.util
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
+
+if importlib.util.find_spec('triton') and not torch.cuda.is_available():
+    # Whether kernels are compiled or interpreted is settled when Triton is imported, so this comes
+    # before any other import of it. Unset again: CPU tests are to run the reference.
+    os.environ['TRITON_INTERPRET'] = '1'
+    import saga_kernels.gated.kernel  # noqa: F401
+
+    del os.environ['TRITON_INTERPRET']
 
 
 @pytest.fixture(autouse=True)

@@ -4,18 +4,28 @@
 - `impl='triton'`: the Triton kernel, or an error that says why it can't run.
 - `impl='auto'` (default): the Triton kernel where it can run, else the reference; logged once.
 - environment `SAGA_KERNELS_IMPL=...`: replaces 'auto'; an explicit argument wins over it.
+
+A Triton kernel takes float16, bfloat16 and float32, head dims 8 to 128, any strides as long as the
+last axis is contiguous, on an NVIDIA GPU of compute capability 8.0 or an AMD GPU. On a CPU it runs
+only in Triton's interpreter, very slowly, for debugging: `TRITON_INTERPRET=1`, set before Python
+starts.
 """
 
+import importlib.util
 import logging
 import os
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from .validation import check_impl
 
 Impl = Literal['auto', 'reference', 'triton']
 ENV_VAR = 'SAGA_KERNELS_IMPL'
+
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_HAS_TRITON = importlib.util.find_spec('triton') is not None
 
 logger = logging.getLogger(__name__)
 _logged: set[tuple[str, str, str | None]] = set()
@@ -45,6 +55,28 @@ def resolve_impl(impl: str, op: str, why_not_triton: str | None) -> str:
     if not torch.compiler.is_compiling():
         _log_once(op, choice, why_not_triton)
     return choice
+
+
+def why_not_triton(packed: Tensor) -> str | None:
+    """Why no Triton kernel can take a packed projection (B, N, parts, H, D); None if one can."""
+    device = packed.device
+    dim = packed.shape[-1]
+    if not _HAS_TRITON:
+        return 'triton is not installed'
+    if device.type == 'cpu':
+        if os.environ.get('TRITON_INTERPRET') != '1':
+            return 'it needs a GPU, and the input is on the CPU'
+    elif device.type != 'cuda':
+        return f'it needs an NVIDIA or AMD GPU, and the input is on {device.type}'
+    elif torch.version.hip is None and torch.cuda.get_device_properties(device).major < 8:
+        return 'it needs a GPU of compute capability 8.0'
+    if packed.dtype not in TRITON_DTYPES:
+        return f'it takes float16, bfloat16 and float32, not {packed.dtype}'
+    if not 8 <= dim <= 128:
+        return f'it takes head dims 8 to 128, not {dim}'
+    if packed.stride(-1) != 1:
+        return 'the last axis of the input is not contiguous'
+    return None
 
 
 def _log_once(op: str, choice: str, why: str | None) -> None:

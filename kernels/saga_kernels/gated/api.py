@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from ..dispatch import Impl, resolve_impl
+from ..dispatch import Impl, resolve_impl, why_not_triton
 from ..validation import check_eps, check_feature_map, check_mask, check_packed
 from .reference import attend
+from .registration import gated_forward
 
 
 def gated_linear_attention(
@@ -33,7 +34,8 @@ def gated_linear_attention(
         feature_map: :math:`\phi`, `'elu'` for ELU(x) + 1 or `'relu'`.
         eps: Added to the denominator.
         mask: (B, N) bool. False tokens add nothing to S and z, and their output is zero.
-        impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`.
+        impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`. The reference can
+            be differentiated twice, the Triton kernel once.
 
     Returns:
         (B, N, H, D) in the dtype of the input; sums are taken in float32 or better.
@@ -77,5 +79,6 @@ def _attention(
     check_feature_map(feature_map)
     check_eps(eps)
     check_mask(mask, packed)
-    resolve_impl(impl, op, why_not_triton='no Triton kernel is available yet')
+    if resolve_impl(impl, op, why_not_triton(packed)) == 'triton':
+        return gated_forward(packed, mask, feature_map, eps)[0]
     return attend(packed, feature_map, eps, mask)

@@ -1,0 +1,94 @@
+"""The Triton kernels as PyTorch ops: what autograd, compile, export and the FLOP counter see.
+
+Autocast leaves the ops alone: the input's dtype is kept, and sums are fp32 in every dtype, as in
+the reference.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ..dispatch import why_not_triton
+
+
+@torch.library.custom_op(
+    'saga_kernels::gated_forward',
+    mutates_args=(),
+    schema='(Tensor packed, Tensor? mask, str feature_map, float eps) -> (Tensor, Tensor)',
+)
+def gated_forward(
+    packed: Tensor, mask: Tensor | None, feature_map: str, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Output (B, N, H, D) and fp32 state (B, H, D + 1, D) of packed (B, N, 3 or 5, H, D)."""
+    _check(packed)
+    from . import kernel
+
+    return kernel.forward(packed, mask, feature_map == 'elu', eps)
+
+
+@torch.library.custom_op(
+    'saga_kernels::gated_backward',
+    mutates_args=(),
+    schema='(Tensor grad, Tensor packed, Tensor state, Tensor? mask, str feature_map, float eps)'
+    ' -> Tensor',
+)
+def gated_backward(
+    grad: Tensor, packed: Tensor, state: Tensor, mask: Tensor | None, feature_map: str, eps: float
+) -> Tensor:
+    """One gradient for the packed projection: views of one buffer would alias each other."""
+    _check(packed)
+    from . import kernel
+
+    return kernel.backward(grad, packed, state, mask, feature_map == 'elu', eps)
+
+
+def _check(packed: Tensor) -> None:
+    why = why_not_triton(packed)
+    if why:
+        raise RuntimeError(f"impl='triton' can't run: {why}")
+
+
+@gated_forward.register_fake
+def _forward_fake(packed, mask, feature_map, eps):
+    batch, tokens, _, heads, dim = packed.shape
+    out = packed.new_empty((batch, tokens, heads, dim))
+    return out, packed.new_empty((batch, heads, dim + 1, dim), dtype=torch.float32)
+
+
+@gated_backward.register_fake
+def _backward_fake(grad, packed, state, mask, feature_map, eps):
+    return torch.empty_like(packed, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output):
+    packed, mask, ctx.feature_map, ctx.eps = inputs
+    state = output[1]
+    ctx.save_for_backward(packed, state, mask)
+    ctx.mark_non_differentiable(state)
+
+
+def _differentiate(ctx, grad, _):
+    packed, state, mask = ctx.saved_tensors
+    grad = gated_backward(grad, packed, state, mask, ctx.feature_map, ctx.eps)
+    return grad, None, None, None
+
+
+def _refuse(ctx, grad):
+    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")
+
+
+gated_forward.register_autograd(_differentiate, setup_context=_save)
+gated_backward.register_autograd(_refuse)
+
+
+# Products of (N x D) and (D x D) matrices: S and o; t, G, dk and dv.
+@register_flop_formula(torch.ops.saga_kernels.gated_forward)
+def _forward_flops(packed_shape, *args, out_shape=None, **kwargs) -> int:
+    batch, tokens, _, heads, dim = packed_shape
+    return 2 * 2 * batch * tokens * heads * dim**2
+
+
+@register_flop_formula(torch.ops.saga_kernels.gated_backward)
+def _backward_flops(grad_shape, *args, out_shape=None, **kwargs) -> int:
+    batch, tokens, heads, dim = grad_shape
+    return 4 * 2 * batch * tokens * heads * dim**2

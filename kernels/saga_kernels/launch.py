@@ -1,0 +1,95 @@
+"""Launch parameters of the kernels: plain functions of a shape and a GPU, no search at run time.
+
+A compiled kernel depends on dtype and head dim alone. The image size only changes how many tokens
+one program takes, so a new resolution compiles nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+Phase = Literal['kv_forward', 'out_forward', 'q_backward', 'kv_backward']
+PHASES = get_args(Phase)
+
+# Programs per processor that the split over tokens aims at: several are resident at a time, and
+# enough follow that the last ones to finish leave little idle.
+PROGRAMS_PER_PROCESSOR = 8
+
+# Tokens per tile and warps, by bytes per element and edge of the matrix tile. Chosen by what the
+# compiler reports (docs/benchmarks/kernels.md), not by a measurement: no spilled registers in half
+# precision up to D = 64. With D = 128, or in fp32 with D = 64, some kernels spill on sm_80.
+# kv_forward, out_forward, q_backward, kv_backward
+_TILES = {
+    (2, 32): ((64, 4), (64, 4), (64, 4), (64, 4)),
+    (2, 64): ((64, 4), (64, 4), (64, 8), (32, 4)),
+    (2, 128): ((32, 8), (64, 8), (32, 8), (32, 8)),
+    (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4)),
+    (4, 64): ((16, 4), (32, 4), (16, 4), (16, 4)),
+    (4, 128): ((16, 8), (16, 8), (16, 8), (16, 8)),
+}
+# One tile is loaded while another is worked on.
+NUM_STAGES = 2
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How one kernel runs.
+
+    Attributes:
+        block: Tokens per tile.
+        span: Tokens per program, a multiple of `block`.
+        splits: Programs per image and head.
+        programs: Size of the grid; it has one axis.
+        num_warps: Warps per program.
+    """
+
+    block: int
+    span: int
+    splits: int
+    programs: int
+    num_warps: int
+
+
+def padded_dim(dim: int) -> int:
+    """Head dim rounded up to the next power of two, at least 16: the edge of a matrix tile."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+def tile(phase: Phase, dtype: torch.dtype, dim: int) -> tuple[int, int]:
+    """Tokens per tile, and warps."""
+    return _TILES[dtype.itemsize, max(32, padded_dim(dim))][PHASES.index(phase)]
+
+
+def plan(
+    phase: Phase, dtype: torch.dtype, dim: int, heads: int, tokens: int, processors: int
+) -> Launch:
+    """Parameters of one launch.
+
+    Args:
+        phase: Which kernel.
+        dtype: Of the packed projection: float16, bfloat16 or float32.
+        dim: Head dim D.
+        heads: Images times heads, B * H.
+        tokens: N, at least 1.
+        processors: Streaming multiprocessors (compute units) of the GPU.
+    """
+    block, num_warps = tile(phase, dtype, dim)
+    splits = min(PROGRAMS_PER_PROCESSOR * processors // heads, tokens // _shortest(phase, dim))
+    tiles = _ceil_div(tokens, block)
+    span = _ceil_div(tiles, max(1, splits)) * block
+    splits = _ceil_div(tokens, span)
+    return Launch(block, span, splits, heads * splits, num_warps)
+
+
+def _shortest(phase: Phase, dim: int) -> int:
+    """Fewest tokens for which one program pays."""
+    if phase in ('kv_forward', 'q_backward'):
+        # Each program writes a partial state, D + 1 rows of fp32, and it is read again.
+        return 256 if dim <= 32 else 512
+    # Each program reads the state, from L2.
+    return 256
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

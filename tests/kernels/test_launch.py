@@ -1,0 +1,83 @@
+"""Launch parameters, and the memory traffic that follows from them. No GPU, no Triton needed."""
+
+import itertools
+
+import pytest
+import torch
+
+from saga_kernels.launch import PHASES, plan, tile
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DIMS = (8, 17, 24, 32, 48, 64, 80, 128)
+SUMMING = ('kv_forward', 'q_backward')
+H200 = 132
+TOKENS = (4096, 6400, 25600, 102400, 409600)
+
+
+def fp32_bytes(elements):
+    return 4 * elements
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_programs_cover_every_token_once(phase):
+    sizes = itertools.product(DTYPES, DIMS, (1, 8, 100_000), (1, 49, 1000, *TOKENS))
+    for dtype, dim, heads, tokens in sizes:
+        launch = plan(phase, dtype, dim, heads, tokens, H200)
+        assert launch.span % launch.block == 0
+        assert (launch.splits - 1) * launch.span < tokens <= launch.splits * launch.span
+        assert launch.programs == heads * launch.splits
+        assert launch.programs < 2**31
+
+
+@pytest.mark.parametrize('processors', (16, 108, H200, 304))
+def test_one_large_image_fills_the_gpu(processors):
+    for phase, dtype, dim, heads in itertools.product(PHASES, DTYPES, DIMS, (1, 2, 8)):
+        assert plan(phase, dtype, dim, heads, 409600, processors).programs >= 2 * processors
+
+
+def test_one_image_of_1280_pixels_fills_an_h200():
+    # Patches of 4 pixels: 102,400 tokens.
+    for phase, heads in itertools.product(PHASES, (1, 2, 8)):
+        assert plan(phase, torch.bfloat16, 64, heads, 102400, H200).programs >= H200
+
+
+def test_many_heads_need_no_split():
+    for phase in PHASES:
+        assert plan(phase, torch.bfloat16, 64, 2048, 3136, H200).splits == 1
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_size_changes_no_compiler_option(phase):
+    for dtype, dim in itertools.product(DTYPES, DIMS):
+        compiled = {
+            (launch.block, launch.num_warps)
+            for heads in (1, 8, 256)
+            for tokens in (1, 49, *TOKENS)
+            for launch in [plan(phase, dtype, dim, heads, tokens, H200)]
+        }
+        assert compiled == {tile(phase, dtype, dim)}
+
+
+def state_traffic(phase, dtype, dim, heads, tokens):
+    """Bytes of partial and summed states that one summing phase writes and its readers read.
+
+    The reader of a summed state takes it from L2 for every tile; from memory, once.
+    """
+    splits = plan(phase, dtype, dim, heads, tokens, H200).splits
+    state = fp32_bytes(heads * (dim + 1) * dim)
+    # Written; with splits, read for the sum, which is written; read by the next kernel.
+    return state * (splits + (splits + 1 if splits > 1 else 0) + 1)
+
+
+@pytest.mark.parametrize('dim', DIMS)
+def test_traffic_is_near_the_minimum(dim):
+    bound = 1.15 if dim <= 64 else 1.25
+    for dtype, heads, tokens in itertools.product(DTYPES, (1, 8, 32, 256), TOKENS):
+        # Token tensors: test_triton_traffic.py counts what the kernels load and store.
+        tensor = heads * tokens * dim * dtype.itemsize
+        forward = 6 * tensor + state_traffic('kv_forward', dtype, dim, heads, tokens)
+        # The backward also reads the state of the forward: S and z for q, z for k.
+        backward = 11 * tensor + state_traffic('q_backward', dtype, dim, heads, tokens)
+        backward += fp32_bytes(heads * (dim + 2) * dim)
+        assert forward <= bound * 6 * tensor
+        assert backward <= bound * 11 * tensor
