@@ -1,0 +1,56 @@
+"""The kernels compile for GPUs that need not be here, within what those GPUs have."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('triton')
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'compile_kernels.py'
+# Bytes of shared memory per program: a consumer GPU has less than those compiled for.
+SHARED = {'sm_80': 99 * 1024, 'sm_90': 99 * 1024, 'sm_100': 99 * 1024, 'gfx942': 64 * 1024}
+# Registers per thread in half precision, D = 64: compiler versions differ by a few.
+CEILINGS = {
+    ('sm_80', 'kv_forward'): 184,
+    ('sm_80', 'out_forward'): 112,
+    ('sm_80', 'q_backward'): 255,
+    ('sm_80', 'kv_backward'): 200,
+    ('sm_90', 'kv_forward'): 144,
+    ('sm_90', 'out_forward'): 128,
+    ('sm_90', 'q_backward'): 176,
+    ('sm_90', 'kv_backward'): 168,
+}
+
+
+@pytest.fixture(scope='module')
+def rows():
+    # Compiled in a process of its own, for this one may interpret kernels.
+    command = [sys.executable, str(TOOL), '--quick', '--json']
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_every_kernel_for_every_target(rows):
+    assert len(rows) <= 64
+    assert len({(row['target'], row['kernel']) for row in rows}) == 16
+
+
+def test_shared_memory_fits(rows):
+    too_large = [row for row in rows if row['shared'] > SHARED[row['target']]]
+    assert not too_large
+
+
+def test_half_precision_spills_nothing_up_to_64_channels(rows):
+    half = [row for row in rows if row['dtype'] != 'fp32' and row['target'] in ('sm_80', 'sm_90')]
+    assert len(half) >= 16
+    assert not [row for row in half if row['stack']]
+
+
+def test_register_ceilings(rows):
+    for row in rows:
+        ceiling = CEILINGS.get((row['target'], row['kernel']))
+        if ceiling and row['dtype'] == 'bf16':
+            assert row['registers'] <= ceiling, row

@@ -1,0 +1,115 @@
+"""What only a GPU can show. The other Triton tests run on one too, if it is there."""
+
+import pytest
+import torch
+
+from saga_kernels import gated_linear_attention, linear_attention
+from saga_kernels.gated.reference import attend
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+
+
+def packed_of(tokens, dim, dtype=torch.bfloat16, heads=2, parts=5):
+    return torch.randn(1, tokens, parts, heads, dim, device='cuda').to(dtype)
+
+
+def forward_backward(op, packed, grad_out):
+    packed = packed.detach().requires_grad_()
+    out = op(packed)
+    (grad,) = torch.autograd.grad(out, packed, grad_out)
+    return out.detach(), grad
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize('dim', [17, 32, 64, 128])
+@pytest.mark.parametrize('parts', [3, 5])
+def test_a_large_image_against_float64(dtype, dim, parts):
+    packed = packed_of(102400, dim, dtype, parts=parts)
+    grad_out = torch.randn(1, 102400, 2, dim, device='cuda').to(dtype)
+    op = gated_linear_attention if parts == 5 else linear_attention
+    values = forward_backward(lambda x: op(x, impl='triton'), packed, grad_out)
+    exact = forward_backward(
+        lambda x: attend(x, 'elu', 1e-6, None), packed.double(), grad_out.double()
+    )
+    for value, truth in zip(values, exact, strict=True):
+        assert ((value - truth).norm() / truth.norm()).item() <= BOUNDS[dtype]
+
+
+def test_auto_takes_the_kernel():
+    packed = packed_of(1000, 64)
+    assert torch.equal(
+        gated_linear_attention(packed), gated_linear_attention(packed, impl='triton')
+    )
+
+
+def test_a_hundred_runs_are_bitwise_equal():
+    packed, grad_out = (
+        packed_of(50_000, 64),
+        torch.randn(1, 50_000, 2, 64, device='cuda').bfloat16(),
+    )
+    first = forward_backward(gated_linear_attention, packed, grad_out)
+    for _ in range(100):
+        again = forward_backward(gated_linear_attention, packed, grad_out)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_mixed_precision_training_step(dtype):
+    projection = torch.nn.Linear(64, 5 * 64, device='cuda')
+    optimizer = torch.optim.SGD(projection.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler('cuda', enabled=dtype == torch.float16)
+    x = torch.randn(2, 3136, 64, device='cuda')
+    before = projection.weight.detach().clone()
+    with torch.autocast('cuda', dtype=dtype):
+        out = gated_linear_attention(projection(x).unflatten(-1, (5, 2, 32)))
+    assert out.dtype == dtype
+    scaler.scale(out.float().square().mean()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert projection.weight.isfinite().all()
+    assert not torch.equal(projection.weight, before)
+
+
+def test_cuda_graph():
+    packed = packed_of(3136, 64).requires_grad_()
+    grad_out = torch.randn(1, 3136, 2, 64, device='cuda').bfloat16()
+
+    def step():
+        out = gated_linear_attention(packed)
+        return out, *torch.autograd.grad(out, packed, grad_out)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        packed.copy_(torch.randn_like(packed))
+    graph.replay()
+    for value, expected in zip(captured, step(), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_inductor_without_a_graph_break():
+    projection = torch.nn.Linear(64, 5 * 64, device='cuda', dtype=torch.bfloat16)
+
+    def block(x):
+        return gated_linear_attention(projection(x).unflatten(-1, (5, 1, 64))).flatten(-2)
+
+    x = torch.randn(1, 3136, 64, device='cuda', dtype=torch.bfloat16)
+    compiled = torch.compile(block, fullgraph=True)
+    torch.testing.assert_close(compiled(x), block(x), rtol=2e-2, atol=2e-2)
+    compiled(x).sum().backward()
+    assert projection.weight.grad.isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
+def test_a_tensor_on_another_gpu():
+    packed = packed_of(100, 32).to('cuda:1')
+    out = gated_linear_attention(packed)
+    torch.testing.assert_close(out, attend(packed, 'elu', 1e-6, None), rtol=2e-2, atol=2e-2)

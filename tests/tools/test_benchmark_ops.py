@@ -1,0 +1,37 @@
+"""The op benchmark runs where there is no GPU, and its table holds what it measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark_ops.py'
+
+
+def test_a_small_case_on_a_cpu(tmp_path):
+    options = [
+        '--device',
+        'cpu',
+        '--tokens',
+        '64',
+        '4096',
+        '--shapes',
+        '1,2,16',
+        '1,8,64',
+        '--seconds',
+        '0',
+    ]
+    command = [sys.executable, str(TOOL), *options, '--out-dir', str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    report = json.loads((tmp_path / 'ops.json').read_text())
+    assert report['environment']['dtype'] == 'float32'
+    assert report['copy_gb_per_s'] > 0
+    assert len(report['rows']) == 4
+    for row in report['rows']:
+        assert list(row['cells']) == ['eager', 'this', 'SDPA']
+        assert row['cells']['this']['forward'] > 0
+        assert row['share']['forward']['gb_per_s'] > 0
+    assert report['rows'][-1]['cells']['SDPA'] == dict(error='too long')
+    table = (tmp_path / 'ops.md').read_text()
+    assert '| 1, 8, 64 | 4096 |' in table
+    assert 'too long' in table

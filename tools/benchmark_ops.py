@@ -1,0 +1,226 @@
+"""Time gated linear attention: the eager formula, torch.compile of it, this project, and others.
+
+    python tools/benchmark_ops.py --out-dir work_dirs/benchmark_ops
+    python tools/benchmark_ops.py --tokens 3136 --shapes 1,1,32    on a CPU
+
+Medians, on random data; on a GPU with the L2 cache flushed before each run. A share is bytes over
+time against a copy measured in the same run; bytes are the least an op can move, with T one token
+tensor: 6 T forward, 11 T backward. SDPA is softmax attention, another function of the same tokens.
+Writes ops.json and ops.md.
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from saga_kernels import gated_linear_attention
+
+TOKENS = (3136, 25600, 102400, 409600)
+SHAPES = ((1, 1, 32), (1, 2, 64), (1, 8, 64), (2, 16, 64), (32, 8, 32))
+# Token tensors that the op has to move.
+FORWARD, BACKWARD = 6, 11
+# SDPA grows with the square of the tokens: beyond this, a cell says 'too long'.
+MOST_FLOPS = {'cuda': 2e13, 'cpu': 2e10}
+
+
+def gates_applied(packed):
+    q, k, v, a, b = packed.unbind(2)
+    return F.elu(q) + 1, (F.elu(k) + 1) * a.sigmoid(), v * b.sigmoid()
+
+
+def eager(packed):
+    """The formula as one writes it, in the dtype of the input."""
+    q, k, v = gates_applied(packed)
+    state = torch.einsum('bnhd,bnhe->bhde', k / packed.shape[1], v)
+    denominator = torch.einsum('bnhd,bhd->bnh', q, k.mean(1)) + 1e-6
+    return torch.einsum('bnhd,bhde->bnhe', q, state) / denominator[..., None]
+
+
+def sdpa(packed):
+    q, k, v = (packed[:, :, part].transpose(1, 2) for part in range(3))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def flash_bla(packed):
+    """Its kernels know no gates and no feature map: eager around them."""
+    from flash_bla.ops.linear_attn.fused import linear_attention
+
+    return linear_attention(*(x.transpose(1, 2) for x in gates_applied(packed))).transpose(1, 2)
+
+
+def implementations(device):
+    found = dict(eager=eager)
+    if device == 'cuda':
+        found['torch.compile'] = torch.compile(eager, dynamic=False)
+        found['this'] = lambda packed: gated_linear_attention(packed, impl='triton')
+    else:
+        found['this'] = lambda packed: gated_linear_attention(packed, impl='reference')
+    found['SDPA'] = sdpa
+    if device == 'cuda' and importlib.util.find_spec('flash_bla'):
+        found['flash_bla'] = flash_bla
+    return found
+
+
+def median_ms(function, device, seconds):
+    if device == 'cuda':
+        from triton.testing import do_bench
+
+        budget = round(1e3 * seconds)
+        return do_bench(function, warmup=budget // 4, rep=budget, return_mode='median')
+    function()
+    times = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        function()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def copy_bandwidth(device, seconds):
+    """Bytes per millisecond, read and written, of a copy that no cache holds."""
+    source = torch.empty(2**30 if device == 'cuda' else 2**27, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / median_ms(lambda: target.copy_(source), device, seconds)
+
+
+def measure(function, packed, device, seconds):
+    """Milliseconds of forward, and of forward and backward."""
+    with torch.no_grad():
+        forward = median_ms(lambda: function(packed), device, seconds)
+    leaf = packed.detach().requires_grad_()
+    grad_out = torch.randn_like(function(packed))
+
+    def step():
+        torch.autograd.grad(function(leaf), leaf, grad_out)
+
+    return dict(forward=forward, both=median_ms(step, device, seconds))
+
+
+def cell(name, function, packed, device, seconds):
+    batch, tokens, _, heads, dim = packed.shape
+    # 4 forward and 10 backward per pair of tokens, head and channel.
+    flops = 14 * batch * heads * tokens**2 * dim
+    if name == 'SDPA' and flops > MOST_FLOPS[device]:
+        return dict(error='too long')
+    try:
+        return measure(function, packed, device, seconds)
+    except torch.OutOfMemoryError:
+        return dict(error='out of memory')
+    finally:
+        gc.collect()
+        if device == 'cuda':
+            torch.cuda.empty_cache()
+
+
+def run(args):
+    dtype = getattr(torch, args.dtype)
+    copy = copy_bandwidth(args.device, args.seconds)
+    rows = []
+    for batch, heads, dim in args.shapes:
+        for tokens in args.tokens:
+            torch.compiler.reset()
+            shape = (batch, tokens, 5, heads, dim)
+            row = dict(batch=batch, heads=heads, dim=dim, tokens=tokens, cells={})
+            rows.append(row)
+            try:
+                packed = torch.randn(shape, device=args.device, dtype=dtype)
+            except torch.OutOfMemoryError:
+                row['cells']['this'] = dict(error='out of memory')
+                continue
+            row['token_tensor_bytes'] = packed.numel() // 5 * packed.element_size()
+            for name, function in implementations(args.device).items():
+                row['cells'][name] = cell(name, function, packed, args.device, args.seconds)
+            row['share'] = shares(row, copy)
+            print(json.dumps(row), flush=True)
+    return dict(environment=environment(args), copy_gb_per_s=copy / 1e6, rows=rows)
+
+
+def shares(row, copy):
+    """Forward and backward of this project's op: GB/s, and share of the copy bandwidth."""
+    this = row['cells']['this']
+    if 'error' in this:
+        return {}
+    times = dict(forward=this['forward'], backward=this['both'] - this['forward'])
+    tensors = dict(forward=FORWARD, backward=BACKWARD)
+    result = {}
+    for name, ms in times.items():
+        speed = tensors[name] * row['token_tensor_bytes'] / ms
+        result[name] = dict(gb_per_s=speed / 1e6, share=speed / copy)
+    return result
+
+
+def environment(args):
+    cuda = args.device == 'cuda'
+    return dict(
+        device=torch.cuda.get_device_name() if cuda else platform.processor() or 'CPU',
+        driver_runtime=torch.version.cuda or torch.version.hip,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        triton=importlib.metadata.version('triton') if importlib.util.find_spec('triton') else None,
+        dtype=args.dtype,
+    )
+
+
+def markdown(report):
+    names = list(max((row['cells'] for row in report['rows']), key=len))
+    lines = [
+        ', '.join(f'{key} {value}' for key, value in report['environment'].items()),
+        '',
+        f'Copy: {report["copy_gb_per_s"]:.0f} GB/s. Milliseconds, forward / forward and backward.',
+        '',
+        '| B, H, D | N | ' + ' | '.join(names) + ' | forward | backward |',
+        '|---|---|' + '---|' * len(names) + '---|---|',
+    ]
+    for row in report['rows']:
+        cells = [text(row['cells'].get(name, {})) for name in names]
+        for name in ('forward', 'backward'):
+            speed = row.get('share', {}).get(name)
+            cells.append(f'{speed["gb_per_s"]:.0f} GB/s, {speed["share"]:.0%}' if speed else '')
+        shape = f'{row["batch"]}, {row["heads"]}, {row["dim"]}'
+        lines.append(f'| {shape} | {row["tokens"]} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def text(cell):
+    if 'forward' in cell:
+        return f'{cell["forward"]:.3f} / {cell["both"]:.3f}'
+    return cell.get('error', '')
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = 'cuda' if torch.cuda.is_available() else 'cpu'
+    parser.add_argument('--device', choices=('cuda', 'cpu'), default=default)
+    parser.add_argument('--dtype', choices=('bfloat16', 'float16', 'float32'))
+    parser.add_argument('--tokens', type=int, nargs='+', default=TOKENS, metavar='N')
+    parser.add_argument('--shapes', type=shape_of, nargs='+', default=SHAPES, metavar='B,H,D')
+    parser.add_argument('--seconds', type=float, default=0.1, help='per measurement')
+    parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/benchmark_ops'))
+    args = parser.parse_args()
+    args.dtype = args.dtype or ('bfloat16' if args.device == 'cuda' else 'float32')
+    report = run(args)
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    (args.out_dir / 'ops.json').write_text(json.dumps(report, indent=1))
+    (args.out_dir / 'ops.md').write_text(markdown(report))
+    print(markdown(report))
+
+
+def shape_of(text):
+    batch, heads, dim = map(int, text.split(','))
+    return batch, heads, dim
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,162 @@
+"""Compile the kernels for GPUs that need not be here, and print what they take from one.
+
+    python tools/compile_kernels.py > docs/benchmarks/kernels.md    the table of that page
+    python tools/compile_kernels.py --quick --json                  what `make test` compiles
+    python tools/compile_kernels.py --all                           every variant; takes long
+
+Nothing is run, and nothing here says how fast a kernel is. Triton caches what it has compiled.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import tempfile
+
+# Both are read when Triton is imported. The default of the second changes with Triton 3.10.
+os.environ.pop('TRITON_INTERPRET', None)
+os.environ['TRITON_DEFAULT_FP_FUSION'] = '1'
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from saga_kernels.gated import kernel
+from saga_kernels.launch import NUM_STAGES, PHASES, padded_dim, tile
+
+TARGETS = {
+    'sm_80': GPUTarget('cuda', 80, 32),
+    'sm_90': GPUTarget('cuda', 90, 32),
+    'sm_100': GPUTarget('cuda', 100, 32),
+    'gfx942': GPUTarget('hip', 'gfx942', 64),
+}
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
+KEY = ('dtype', 'D', 'kernel', 'block', 'warps')
+FP32_POINTERS = ('p_partial', 'p_state', 'p_dstate')
+
+HEADER = """# What the kernels take from a GPU
+
+Printed by `python tools/compile_kernels.py` with Triton {triton}: compiled, not run. Nothing here
+says how fast a kernel is.
+
+Each cell: registers per thread; bytes of stack per thread, where there is one (nearly always
+spilled registers: right, and slower than it could be); shared memory of a program. Tile: tokens.
+Gated, ELU, without a mask.
+"""
+
+
+def compile_case(target, phase, dtype, dim, *, gated=True, elu=True, masked=False):
+    """Compile one kernel as a launch would, and return a row of the table."""
+    function = getattr(kernel, phase)
+    block, num_warps = tile(phase, DTYPES[dtype], dim)
+    constants = dict(
+        D=dim, BD=padded_dim(dim), BN=block, GATED=gated, PARTS=5 if gated else 3, ELU=elu,
+        PRECISION='tf32x3' if target.startswith('sm') else 'ieee',
+    )  # fmt: skip
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    if not masked:
+        constants['p_mask'] = None
+    signature = {}
+    for name in function.arg_names:
+        if name in constants:
+            signature[name] = 'constexpr'
+        elif name.startswith('p_'):
+            special = {'p_mask': 'i1'} | dict.fromkeys(FP32_POINTERS, 'fp32')
+            signature[name] = '*' + special.get(name, dtype)
+        else:
+            signature[name] = 'fp32' if name == 'eps' else 'i32'
+    aligned = ('p_', 'x_', 'do_') if dim % 16 == 0 else ('p_',)
+    attributes = {
+        (index,): [['tt.divisibility', 16]]
+        for index, name in enumerate(function.arg_names)
+        if name.startswith(aligned) and name not in constants
+    }
+    source = ASTSource(function, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(
+        source,
+        target=TARGETS[target],
+        options=dict(num_warps=num_warps, num_stages=NUM_STAGES),
+    )
+    return dict(
+        target=target, kernel=phase, dtype=dtype, D=dim, gated=gated, masked=masked, block=block,
+        warps=num_warps, **resources(compiled, target),
+        shared=compiled.metadata.shared,
+    )  # fmt: skip
+
+
+def resources(compiled, target):
+    if target.startswith('sm'):
+        with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+            file.write(compiled.asm['cubin'])
+            file.flush()
+            command = [knobs.nvidia.cuobjdump.path, '--dump-resource-usage', file.name]
+            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        registers, stack = r'REG:(\d+)', r'STACK:(\d+)'
+    else:
+        text = compiled.asm['amdgcn']
+        registers, stack = r'\.vgpr_count:\s+(\d+)', r'\.private_segment_fixed_size:\s+(\d+)'
+    return dict(registers=int(re.search(registers, text)[1]), stack=int(re.search(stack, text)[1]))
+
+
+def quick_cases():
+    """At most 64: every kernel in half precision at D = 32 and 64 for the GPUs that must not spill,
+    and a few that differ in everything else."""
+    for target, phase, dim in itertools.product(('sm_80', 'sm_90'), PHASES, (32, 64)):
+        yield dict(target=target, phase=phase, dtype='bf16', dim=dim)
+    others = itertools.product(TARGETS, PHASES)
+    for index, (target, phase) in enumerate(others):
+        yield dict(
+            target=target, phase=phase,
+            dtype=('fp16', 'fp32')[index % 2], dim=(16, 24, 64, 48, 17)[index % 5],
+            gated=index % 3 > 0, elu=index % 4 > 1, masked=index % 3 < 2,
+        )  # fmt: skip
+
+
+def table_cases(dtypes=('bf16', 'fp32'), dims=(32, 64, 128)):
+    for dtype, dim, phase, target in itertools.product(dtypes, dims, PHASES, TARGETS):
+        yield dict(target=target, phase=phase, dtype=dtype, dim=dim)
+
+
+def all_cases():
+    flags = ('gated', 'elu', 'masked')
+    for values in itertools.product((False, True), repeat=len(flags)):
+        for case in table_cases(DTYPES, (8, 17, 24, 32, 48, 64, 80, 128)):
+            yield case | dict(zip(flags, values, strict=True))
+
+
+def cell(row):
+    stack = f', **{row["stack"]} B**' if row['stack'] else ''
+    return f'{row["registers"]}{stack}, {row["shared"] / 1024:.0f} KiB'
+
+
+def print_table(rows):
+    print(HEADER.format(triton=triton.__version__))
+    print('| dtype | D | kernel | tile, warps |', *(f'{name} |' for name in TARGETS))
+    print('|---|---|---|---|' + '---|' * len(TARGETS))
+    for key, group in itertools.groupby(rows, lambda row: [row[name] for name in KEY]):
+        dtype, dim, phase, *options = key
+        cells = {row['target']: cell(row) for row in group}
+        options = '/'.join(map(str, options))
+        print(f'| {dtype} | {dim} | {phase} | {options} |', *(f'{c} |' for c in cells.values()))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--quick', action='store_true', help='the few cases of `make test`')
+    parser.add_argument('--all', action='store_true', help='every variant, as JSON lines')
+    parser.add_argument('--json', action='store_true', help='JSON lines instead of a table')
+    args = parser.parse_args()
+    cases = quick_cases() if args.quick else all_cases() if args.all else table_cases()
+    rows = (compile_case(**case) for case in cases)
+    if not (args.json or args.all):
+        return print_table(rows)
+    for row in rows:
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == '__main__':
+    main()

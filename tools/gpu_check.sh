@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can show, on one GPU, in under eight minutes:
+#     tools/gpu_check.sh OUT_DIR
+# writes OUT_DIR/{gpu.txt,tests.txt,ops.json,ops.md} and, if the tool is there, the backbones' table.
+# Exits with an error if a test failed; the benchmarks run all the same.
+set -euo pipefail
+
+if [ $# -ne 1 ]; then
+    echo "usage: $0 OUT_DIR" >&2
+    exit 2
+fi
+out_dir=$(realpath -m "$1")
+cd "$(dirname "$0")/.."
+mkdir -p "$out_dir"
+python=${PYTHON:-python}
+export PYTHONPATH="$PWD/kernels:$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export TRITON_DEFAULT_FP_FUSION=1
+
+"$python" - > "$out_dir/gpu.txt" <<'PYTHON'
+import sys
+
+import torch
+import triton
+
+if not torch.cuda.is_available():
+    sys.exit('gpu_check.sh needs a GPU')
+runtime = torch.version.cuda or torch.version.hip
+print(f'{torch.cuda.get_device_name()}, torch {torch.__version__} ({runtime}), triton {triton.__version__}')
+PYTHON
+if command -v nvidia-smi > /dev/null; then
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >> "$out_dir/gpu.txt"
+fi
+cat "$out_dir/gpu.txt"
+
+failed=0
+timeout 180 "$python" -m pytest -q -x --durations=5 tests/kernels/test_triton_gpu.py \
+    tests/kernels/test_triton_gated.py tests/kernels/test_triton_registration.py \
+    2>&1 | tee "$out_dir/tests.txt" || failed=1
+
+timeout 200 "$python" tools/benchmark_ops.py --tokens 25600 102400 --out-dir "$out_dir" || failed=1
+if [ -f tools/benchmark.py ]; then
+    timeout 100 "$python" tools/benchmark.py --out-dir "$out_dir" || failed=1
+fi
+exit $failed
