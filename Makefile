@@ -7,7 +7,7 @@ python = $(VENV)/bin/python
 # One thread per process: two test processes with a thread per core each would get in each other's way.
 pytest = OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all compile-kernels lint format clean
 
 setup:
 	tools/setup_env.sh
@@ -20,6 +20,10 @@ test: setup
 
 test-all: setup
 	$(pytest)
+
+# Every kernel variant, for GPUs that need not be here: registers, spills, shared memory.
+compile-kernels: setup
+	$(python) tools/compile_kernels.py --all
 
 lint: setup
 	$(python) -m ruff check
