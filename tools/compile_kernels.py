@@ -8,6 +8,7 @@ Nothing is run, and nothing here says how fast a kernel is. Triton caches what i
 """
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -25,7 +26,6 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saga_kernels.gated import kernel
 from saga_kernels.launch import NUM_STAGES, PHASES, padded_dim, tile
 
 TARGETS = {
@@ -35,7 +35,8 @@ TARGETS = {
     'gfx942': GPUTarget('hip', 'gfx942', 64),
 }
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
-KEY = ('dtype', 'D', 'kernel', 'block', 'warps')
+KEY = ('op', 'dtype', 'D', 'kernel', 'block', 'warps')
+KERNELS = [(op, phase) for op, phases in PHASES.items() for phase in phases]
 FP32_POINTERS = ('p_partial', 'p_state', 'p_dstate')
 
 HEADER = """# What the kernels take from a GPU
@@ -49,10 +50,10 @@ Gated, ELU, without a mask.
 """
 
 
-def compile_case(target, phase, dtype, dim, *, gated=True, elu=True, masked=False):
+def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=False):
     """Compile one kernel as a launch would, and return a row of the table."""
-    function = getattr(kernel, phase)
-    block, num_warps = tile(phase, DTYPES[dtype], dim)
+    function = getattr(importlib.import_module(f'saga_kernels.{op}.kernel'), phase)
+    block, num_warps = tile(op, phase, DTYPES[dtype], dim)
     constants = dict(
         D=dim, BD=padded_dim(dim), BN=block, GATED=gated, PARTS=5 if gated else 3, ELU=elu,
         PRECISION='tf32x3' if target.startswith('sm') else 'ieee',
@@ -82,8 +83,8 @@ def compile_case(target, phase, dtype, dim, *, gated=True, elu=True, masked=Fals
         options=dict(num_warps=num_warps, num_stages=NUM_STAGES),
     )
     return dict(
-        target=target, kernel=phase, dtype=dtype, D=dim, gated=gated, masked=masked, block=block,
-        warps=num_warps, **resources(compiled, target),
+        target=target, op=op, kernel=phase, dtype=dtype, D=dim, gated=gated, masked=masked,
+        block=block, warps=num_warps, **resources(compiled, target),
         shared=compiled.metadata.shared,
     )  # fmt: skip
 
@@ -105,20 +106,20 @@ def resources(compiled, target):
 def quick_cases():
     """At most 64: every kernel in half precision at D = 32 and 64 for the GPUs that must not spill,
     and a few that differ in everything else."""
-    for target, phase, dim in itertools.product(('sm_80', 'sm_90'), PHASES, (32, 64)):
-        yield dict(target=target, phase=phase, dtype='bf16', dim=dim)
-    others = itertools.product(TARGETS, PHASES)
-    for index, (target, phase) in enumerate(others):
+    for target, (op, phase), dim in itertools.product(('sm_80', 'sm_90'), KERNELS, (32, 64)):
+        yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=dim)
+    others = itertools.product(TARGETS, KERNELS)
+    for index, (target, (op, phase)) in enumerate(others):
         yield dict(
-            target=target, phase=phase,
+            target=target, op=op, phase=phase,
             dtype=('fp16', 'fp32')[index % 2], dim=(16, 24, 64, 48, 17)[index % 5],
             gated=index % 3 > 0, elu=index % 4 > 1, masked=index % 3 < 2,
         )  # fmt: skip
 
 
 def table_cases(dtypes=('bf16', 'fp32'), dims=(32, 64, 128)):
-    for dtype, dim, phase, target in itertools.product(dtypes, dims, PHASES, TARGETS):
-        yield dict(target=target, phase=phase, dtype=dtype, dim=dim)
+    for (op, phase), dtype, dim, target in itertools.product(KERNELS, dtypes, dims, TARGETS):
+        yield dict(target=target, op=op, phase=phase, dtype=dtype, dim=dim)
 
 
 def all_cases():
@@ -135,13 +136,15 @@ def cell(row):
 
 def print_table(rows):
     print(HEADER.format(triton=triton.__version__))
-    print('| dtype | D | kernel | tile, warps |', *(f'{name} |' for name in TARGETS))
-    print('|---|---|---|---|' + '---|' * len(TARGETS))
+    print('| op | dtype | D | kernel | tile, warps |', *(f'{name} |' for name in TARGETS))
+    print('|---|---|---|---|---|' + '---|' * len(TARGETS))
     for key, group in itertools.groupby(rows, lambda row: [row[name] for name in KEY]):
-        dtype, dim, phase, *options = key
+        op, dtype, dim, phase, *options = key
         cells = {row['target']: cell(row) for row in group}
         options = '/'.join(map(str, options))
-        print(f'| {dtype} | {dim} | {phase} | {options} |', *(f'{c} |' for c in cells.values()))
+        print(
+            f'| {op} | {dtype} | {dim} | {phase} | {options} |', *(f'{c} |' for c in cells.values())
+        )
 
 
 def main():

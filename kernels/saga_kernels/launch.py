@@ -4,29 +4,35 @@ A compiled kernel depends on dtype and head dim alone. The image size only chang
 one program takes, so a new resolution compiles nothing.
 """
 
+import functools
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
-
-Phase = Literal['kv_forward', 'out_forward', 'q_backward', 'kv_backward']
-PHASES = get_args(Phase)
 
 # Programs per processor that the split over tokens aims at: several are resident at a time, and
 # enough follow that the last ones to finish leave little idle.
 PROGRAMS_PER_PROCESSOR = 8
 
-# Tokens per tile and warps, by bytes per element and edge of the matrix tile. Chosen by what the
-# compiler reports (docs/benchmarks/kernels.md), not by a measurement: no spilled registers in half
-# precision up to D = 64. With D = 128, or in fp32 with D = 64, some kernels spill on sm_80.
-# kv_forward, out_forward, q_backward, kv_backward
+# The kernels of each op, in the order in which they run.
+PHASES = {
+    'gated': ('kv_forward', 'out_forward', 'q_backward', 'kv_backward'),
+}
+# Phases whose programs leave partial states behind.
+_SUMMING = ('kv_forward', 'q_backward')
+
+# Tokens per tile and warps, phase by phase, by bytes per element and edge of the matrix tile.
+# Chosen by what the compiler reports (docs/benchmarks/kernels.md), not by a measurement: no spilled
+# registers in half precision up to D = 64. With D = 128, or in fp32 with D = 64, some kernels spill
+# on sm_80.
 _TILES = {
-    (2, 32): ((64, 4), (64, 4), (64, 4), (64, 4)),
-    (2, 64): ((64, 4), (64, 4), (64, 8), (32, 4)),
-    (2, 128): ((32, 8), (64, 8), (32, 8), (32, 8)),
-    (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4)),
-    (4, 64): ((16, 4), (32, 4), (16, 4), (16, 4)),
-    (4, 128): ((16, 8), (16, 8), (16, 8), (16, 8)),
+    'gated': {
+        (2, 32): ((64, 4), (64, 4), (64, 4), (64, 4)),
+        (2, 64): ((64, 4), (64, 4), (64, 8), (32, 4)),
+        (2, 128): ((32, 8), (64, 8), (32, 8), (32, 8)),
+        (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4)),
+        (4, 64): ((16, 4), (32, 4), (16, 4), (16, 4)),
+        (4, 128): ((16, 8), (16, 8), (16, 8), (16, 8)),
+    },
 }
 # One tile is loaded while another is worked on.
 NUM_STAGES = 2
@@ -56,25 +62,32 @@ def padded_dim(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def tile(phase: Phase, dtype: torch.dtype, dim: int) -> tuple[int, int]:
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors (compute units) of a GPU; the interpreter plans for a large one."""
+    cuda = device.type == 'cuda'
+    return torch.cuda.get_device_properties(device).multi_processor_count if cuda else 132
+
+
+def tile(op: str, phase: str, dtype: torch.dtype, dim: int) -> tuple[int, int]:
     """Tokens per tile, and warps."""
-    return _TILES[dtype.itemsize, max(32, padded_dim(dim))][PHASES.index(phase)]
+    return _TILES[op][dtype.itemsize, max(32, padded_dim(dim))][PHASES[op].index(phase)]
 
 
 def plan(
-    phase: Phase, dtype: torch.dtype, dim: int, heads: int, tokens: int, processors: int
+    op: str, phase: str, dtype: torch.dtype, dim: int, heads: int, tokens: int, processors: int
 ) -> Launch:
     """Parameters of one launch.
 
     Args:
-        phase: Which kernel.
+        op, phase: Which kernel, from `PHASES`.
         dtype: Of the packed projection: float16, bfloat16 or float32.
         dim: Head dim D.
         heads: Images times heads, B * H.
         tokens: N, at least 1.
         processors: Streaming multiprocessors (compute units) of the GPU.
     """
-    block, num_warps = tile(phase, dtype, dim)
+    block, num_warps = tile(op, phase, dtype, dim)
     splits = min(PROGRAMS_PER_PROCESSOR * processors // heads, tokens // _shortest(phase, dim))
     tiles = _ceil_div(tokens, block)
     span = _ceil_div(tiles, max(1, splits)) * block
@@ -82,9 +95,9 @@ def plan(
     return Launch(block, span, splits, heads * splits, num_warps)
 
 
-def _shortest(phase: Phase, dim: int) -> int:
+def _shortest(phase: str, dim: int) -> int:
     """Fewest tokens for which one program pays."""
-    if phase in ('kv_forward', 'q_backward'):
+    if phase in _SUMMING:
         # Each program writes a partial state, D + 1 rows of fp32, and it is read again.
         return 256 if dim <= 32 else 512
     # Each program reads the state, from L2.

@@ -9,42 +9,13 @@ Each choice is an option below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from torch import Tensor, nn
-
 from ..attention import GatedLinearAttention
-from ..layers import FFN, ConvStem, DepthwiseConv2d, DropPath, PatchEmbed, drop_path_schedule
+from ..layers import FFN, Block, ConvStem, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
-
-
-class SAGABlock(nn.Module):
-    """Positional encoding, attention and FFN, each on a residual: (B, H, W, C) -> the same."""
-
-    def __init__(
-        self,
-        attention: nn.Module,
-        ffn: nn.Module,
-        dim: int,
-        cpe_kernel_size: int,
-        drop_path: float,
-        norm_layer: Callable[[int], nn.Module],
-    ) -> None:
-        super().__init__()
-        self.cpe = DepthwiseConv2d(dim, cpe_kernel_size) if cpe_kernel_size else None
-        self.norm1 = norm_layer(dim)
-        self.attn = attention
-        self.norm2 = norm_layer(dim)
-        self.ffn = ffn
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.cpe is not None:
-            x = x + self.cpe(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.ffn(self.norm2(x)))
 
 
 @MODELS.register_module()
@@ -115,7 +86,7 @@ class SAGA(PyramidBackbone):
         norm_layer = channel_norm(norm_cfg)
         drop_paths = drop_path_schedule(drop_path_rate, arch.depths)
 
-        def make_block(i: int, drop_path: float) -> SAGABlock:
+        def make_block(i: int, drop_path: float) -> Block:
             attention = GatedLinearAttention(
                 dims[i],
                 arch.num_heads[i],
@@ -126,7 +97,14 @@ class SAGA(PyramidBackbone):
                 impl=impl,
             )
             ffn = FFN(dims[i], round(dims[i] * arch.mlp_ratios[i]))
-            return SAGABlock(attention, ffn, dims[i], cpe_kernel_size, drop_path, norm_layer)
+            return Block(
+                attention,
+                ffn,
+                dims[i],
+                cpe_kernel_size=cpe_kernel_size,
+                drop_path=drop_path,
+                norm_layer=norm_layer,
+            )
 
         def make_stage(i: int) -> Stage:
             channels, stride = (dims[i - 1], 2) if i else (in_channels, 4)

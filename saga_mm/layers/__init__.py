@@ -1,5 +1,6 @@
 """Layers on channels-last maps (B, H, W, C): plain torch modules."""
 
+from .block import Block
 from .conv import Conv2d, DepthwiseConv2d
 from .drop_path import DropPath, drop_path_schedule
 from .ffn import FFN
@@ -8,6 +9,7 @@ from .patch_embed import ConvStem, PatchEmbed
 
 __all__ = [
     'FFN',
+    'Block',
     'Conv2d',
     'ConvStem',
     'DepthwiseConv2d',

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from harness import rms_ratio
 from saga_kernels import dispatch, gated_linear_attention, linear_attention
 
 SHAPES = [(1, 1, 1, 8), (2, 49, 3, 17), (1, 63, 2, 24), (3, 200, 1, 64)]
@@ -46,10 +47,6 @@ def explicit_gate_attention(packed, feature_map, eps):
 
 def op_of(parts):
     return gated_linear_attention if parts == 5 else linear_attention
-
-
-def rms_ratio(value, truth):
-    return ((value.double() - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.parametrize('shape', SHAPES)

@@ -9,7 +9,7 @@ from saga_kernels.launch import PHASES, plan, tile
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 DIMS = (8, 17, 24, 32, 48, 64, 80, 128)
-SUMMING = ('kv_forward', 'q_backward')
+KERNELS = [(op, phase) for op, phases in PHASES.items() for phase in phases]
 H200 = 132
 TOKENS = (4096, 6400, 25600, 102400, 409600)
 
@@ -18,11 +18,11 @@ def fp32_bytes(elements):
     return 4 * elements
 
 
-@pytest.mark.parametrize('phase', PHASES)
-def test_programs_cover_every_token_once(phase):
+@pytest.mark.parametrize(('op', 'phase'), KERNELS)
+def test_programs_cover_every_token_once(op, phase):
     sizes = itertools.product(DTYPES, DIMS, (1, 8, 100_000), (1, 49, 1000, *TOKENS))
     for dtype, dim, heads, tokens in sizes:
-        launch = plan(phase, dtype, dim, heads, tokens, H200)
+        launch = plan(op, phase, dtype, dim, heads, tokens, H200)
         assert launch.span % launch.block == 0
         assert (launch.splits - 1) * launch.span < tokens <= launch.splits * launch.span
         assert launch.programs == heads * launch.splits
@@ -31,31 +31,31 @@ def test_programs_cover_every_token_once(phase):
 
 @pytest.mark.parametrize('processors', (16, 108, H200, 304))
 def test_one_large_image_fills_the_gpu(processors):
-    for phase, dtype, dim, heads in itertools.product(PHASES, DTYPES, DIMS, (1, 2, 8)):
-        assert plan(phase, dtype, dim, heads, 409600, processors).programs >= 2 * processors
+    for (op, phase), dtype, dim, heads in itertools.product(KERNELS, DTYPES, DIMS, (1, 2, 8)):
+        assert plan(op, phase, dtype, dim, heads, 409600, processors).programs >= 2 * processors
 
 
 def test_one_image_of_1280_pixels_fills_an_h200():
     # Patches of 4 pixels: 102,400 tokens.
-    for phase, heads in itertools.product(PHASES, (1, 2, 8)):
-        assert plan(phase, torch.bfloat16, 64, heads, 102400, H200).programs >= H200
+    for (op, phase), heads in itertools.product(KERNELS, (1, 2, 8)):
+        assert plan(op, phase, torch.bfloat16, 64, heads, 102400, H200).programs >= H200
 
 
 def test_many_heads_need_no_split():
-    for phase in PHASES:
-        assert plan(phase, torch.bfloat16, 64, 2048, 3136, H200).splits == 1
+    for op, phase in KERNELS:
+        assert plan(op, phase, torch.bfloat16, 64, 2048, 3136, H200).splits == 1
 
 
-@pytest.mark.parametrize('phase', PHASES)
-def test_size_changes_no_compiler_option(phase):
+@pytest.mark.parametrize(('op', 'phase'), KERNELS)
+def test_size_changes_no_compiler_option(op, phase):
     for dtype, dim in itertools.product(DTYPES, DIMS):
         compiled = {
             (launch.block, launch.num_warps)
             for heads in (1, 8, 256)
             for tokens in (1, 49, *TOKENS)
-            for launch in [plan(phase, dtype, dim, heads, tokens, H200)]
+            for launch in [plan(op, phase, dtype, dim, heads, tokens, H200)]
         }
-        assert compiled == {tile(phase, dtype, dim)}
+        assert compiled == {tile(op, phase, dtype, dim)}
 
 
 def state_traffic(phase, dtype, dim, heads, tokens):
@@ -63,7 +63,7 @@ def state_traffic(phase, dtype, dim, heads, tokens):
 
     The reader of a summed state takes it from L2 for every tile; from memory, once.
     """
-    splits = plan(phase, dtype, dim, heads, tokens, H200).splits
+    splits = plan('gated', phase, dtype, dim, heads, tokens, H200).splits
     state = fp32_bytes(heads * (dim + 1) * dim)
     # Written; with splits, read for the sum, which is written; read by the next kernel.
     return state * (splits + (splits + 1 if splits > 1 else 0) + 1)

@@ -3,7 +3,6 @@
 On a GPU if there is one, else in Triton's interpreter.
 """
 
-import itertools
 import subprocess
 import sys
 
@@ -11,23 +10,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness import BOUNDS, pairwise, rms_ratio
 from saga_kernels import gated_linear_attention, linear_attention
 from saga_kernels.gated.reference import attend
-
-BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
-
-
-def pairwise(**axes):
-    """Few combinations that hold every pair of values, greedily chosen."""
-    chosen = []
-    cases = list(itertools.product(*axes.values()))
-    pairs = {case: set(itertools.combinations(enumerate(case), 2)) for case in cases}
-    missing = set().union(*pairs.values())
-    while missing:
-        best = max(cases, key=lambda case: len(pairs[case] & missing))
-        missing -= pairs[best]
-        chosen.append(best)
-    return chosen
 
 
 def packed_of(tokens, dim, *, parts=5, dtype=torch.float32, device='cpu', batch=2, heads=2):
@@ -51,10 +36,6 @@ def truth(packed, grad_out, feature_map='elu', eps=1e-6, mask=None):
     out = attend(packed, feature_map, eps, mask)
     (grad,) = torch.autograd.grad(out, packed, grad_out.double())
     return out.detach(), grad
-
-
-def rms_ratio(value, exact):
-    return ((value.double() - exact).norm() / exact.norm()).item()
 
 
 CASES = pairwise(

@@ -49,7 +49,7 @@ def test_each_token_tensor_is_read_once_and_written_once(parts, forward, backwar
     assert (count['load', 2], count['store', 2]) == tuple(n * tensor for n in forward)
 
     def splits(phase):
-        return plan(phase, packed.dtype, dim, heads, tokens, PROCESSORS).splits
+        return plan('gated', phase, packed.dtype, dim, heads, tokens, PROCESSORS).splits
 
     assert splits('kv_forward') > 1
     assert count['store', 4] == splits('kv_forward') * state

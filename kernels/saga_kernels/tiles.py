@@ -1,0 +1,110 @@
+"""What the kernels share: who works on what, feature maps, tiles of tokens, states.
+
+Legend: N tokens, H heads, D head dim; i_ program ids, o_ offsets, m_ masks, p_ pointers, b_ blocks.
+
+A state is a (D + 1, D) block of fp32: D rows of S, then z.
+"""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def program(N, H, SPAN):
+    # Heads run fastest: programs of one token range share cache lines of the packed projection.
+    i = tl.program_id(0)
+    splits = tl.cdiv(N, SPAN)
+    i_h, i_s, i_b = i % H, i // H % splits, i // (H * splits)
+    begin = i_s * SPAN
+    # Partial states are ordered (B, H, splits).
+    i_partial = (i_b * H + i_h).to(tl.int64) * splits + i_s
+    return i_b.to(tl.int64), i_h.to(tl.int64), i_partial, begin, tl.minimum(begin + SPAN, N)
+
+
+@triton.jit
+def live(o_n, end, p_mask, i_b, mask_b, mask_n):
+    """Tokens that take part: inside the range, and not masked."""
+    m_n = o_n < end
+    if p_mask is not None:
+        p = p_mask + i_b * mask_b + o_n.to(tl.int64) * mask_n
+        m_n &= tl.load(p, mask=m_n, other=0).to(tl.int1)
+    return m_n[:, None]
+
+
+@triton.jit
+def tile(o_n, o_d, stride):
+    return o_n.to(tl.int64)[:, None] * stride + o_d[None, :]
+
+
+@triton.jit
+def load(p, m):
+    return tl.load(p, mask=m, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store(p, x, m_live, m_inside):
+    """Masked tokens get zeros, so every element inside is written."""
+    tl.store(p, tl.where(m_live, x, 0.0).to(p.dtype.element_ty), mask=m_inside)
+
+
+@triton.jit
+def phi(x, ELU: tl.constexpr):
+    # NaN stays: maximum and minimum would swallow it.
+    if ELU:
+        return tl.where(x > 0, x + 1.0, tl.exp(tl.where(x > 0, 0.0, x)))
+    else:
+        return tl.where(x < 0, 0.0, x)
+
+
+@triton.jit
+def slope(x, scale, y, ELU: tl.constexpr):
+    """Derivative of y = scale * phi(x). ELU + 1 is its own derivative where x <= 0."""
+    if ELU:
+        return tl.where(x > 0, scale, y)
+    else:
+        return tl.where(x <= 0, 0.0, scale)
+
+
+@triton.jit
+def over(x, z):
+    """x / z. Where every k' of a channel is zero, so is x."""
+    return x / tl.where(z == 0, 1.0, z)
+
+
+@triton.jit
+def load_state(p, o_d, D: tl.constexpr):
+    m_d = o_d < D
+    b_s = tl.load(p + o_d[:, None] * D + o_d[None, :], m_d[:, None] & m_d[None, :], other=0.0)
+    return b_s, tl.load(p + D * D + o_d, m_d, other=0.0)
+
+
+@triton.jit
+def store_state(p, b_s, b_z, o_d, D: tl.constexpr):
+    m_d = o_d < D
+    tl.store(p + o_d[:, None] * D + o_d[None, :], b_s, m_d[:, None] & m_d[None, :])
+    tl.store(p + D * D + o_d, b_z, m_d)
+
+
+def new_states(packed: Tensor, splits: int = 1) -> Tensor:
+    """Room for partial states: (B, H, splits, D + 1, D), not yet written."""
+    batch, _, _, heads, dim = packed.shape
+    return packed.new_empty((batch, heads, splits, dim + 1, dim), dtype=torch.float32)
+
+
+def total(partial: Tensor) -> Tensor:
+    """Sum of partial results over the splits, axis 2, in a fixed order."""
+    return partial[:, :, 0] if partial.shape[2] == 1 else partial.sum(2)
+
+
+def precision(device: torch.device) -> str:
+    """Of fp32 matrix products: three in tf32 are as exact as one in fp32, on the tensor cores."""
+    return 'tf32x3' if device.type == 'cuda' and torch.version.hip is None else 'ieee'
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager:
+    """Makes the GPU of a tensor the one that kernels are launched on."""
+    return torch.cuda.device(x.device) if x.device.type == 'cuda' else contextlib.nullcontext()

@@ -1,0 +1,54 @@
+"""The block of every backbone. Legend: B batch, H height, W width, C channels."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .conv import DepthwiseConv2d
+from .drop_path import DropPath
+
+
+class Block(nn.Module):
+    """Positional encoding, attention and FFN, each on a residual: (B, H, W, C) -> the same.
+
+    Args:
+        attention, ffn: Modules on (B, H, W, C).
+        dim: C.
+        cpe_kernel_size: Depthwise convolution that encodes position; 0 for none.
+        drop_path: Rate at which an image skips attention, and FFN.
+        norm_layer: Makes a norm over channels.
+        layer_scale: Start of a learned factor per channel on attention and FFN; None for no factor.
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        ffn: nn.Module,
+        dim: int,
+        *,
+        cpe_kernel_size: int,
+        drop_path: float,
+        norm_layer: Callable[[int], nn.Module],
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.cpe = DepthwiseConv2d(dim, cpe_kernel_size) if cpe_kernel_size else None
+        self.norm1 = norm_layer(dim)
+        self.attn = attention
+        self.norm2 = norm_layer(dim)
+        self.ffn = ffn
+        self.drop_path = DropPath(drop_path)
+        self.gamma1 = self.gamma2 = None
+        if layer_scale is not None:
+            self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
+            self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cpe is not None:
+            x = x + self.cpe(x)
+        x = x + self._residual(self.attn(self.norm1(x)), self.gamma1)
+        return x + self._residual(self.ffn(self.norm2(x)), self.gamma2)
+
+    def _residual(self, x: Tensor, gamma: Tensor | None) -> Tensor:
+        return self.drop_path(x if gamma is None else x * gamma)
