@@ -1,7 +1,8 @@
 """What every backbone shares: stages, outputs, freezing, checkpointing, weights, any-size input.
 
 Legend: B batch, H height, W width, C channels. Maps travel channels-last, (B, H, W, C), which
-linear layers and norms read as it is and convolutions through a free view. Users get (B, C, H, W).
+linear layers and norms read as it is and convolutions through a free view. Users get (B, C, H, W),
+contiguous: mmcv's RoIAlign takes that for granted, and misreads a channels-last map.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class PyramidBackbone(BaseModule):
 
         Returns:
             tuple[Tensor]: (B, C_i, ceil(H / 4), ceil(W / 4)), then halved per stage, rounded up.
-            The memory format is channels-last.
+            Contiguous, as mmcv's ops expect.
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
             raise ValueError(
@@ -161,7 +162,7 @@ class PyramidBackbone(BaseModule):
         for i, stage in enumerate(self.stages):
             x = self.forward_stage(stage, x)
             if i in self.out_indices:
-                outs.append(self.norms[str(i)](x).permute(0, 3, 1, 2))
+                outs.append(self.norms[str(i)](x).permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 
     def forward_stage(self, stage: Stage, x: Tensor) -> Tensor:
