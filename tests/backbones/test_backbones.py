@@ -11,16 +11,20 @@ from saga_mm.layers import DropPath
 from saga_mm.registry import MODELS
 
 BACKBONES = [name for name, cls in MODELS.module_dict.items() if issubclass(cls, PyramidBackbone)]
-SMALL = {
-    'SAGA': dict(arch=dict(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4)))
-}
 WIDTHS = (8, 16, 24, 32)
+ARCH = dict(embed_dims=WIDTHS, depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4))
+SMALL = {'SAGA': dict(arch=ARCH), 'SoLAVision': dict(arch=ARCH)}
 
 pytestmark = pytest.mark.parametrize('name', BACKBONES)
 
 
 def build(name, **options):
-    return MODELS.build(dict(type=name, **SMALL[name]) | options)
+    model = MODELS.build(dict(type=name, **SMALL[name]) | options)
+    for parameter in model.parameters():
+        # A factor that starts at zero would hide what is behind it.
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 def loss_of(outs):
