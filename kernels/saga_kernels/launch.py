@@ -47,16 +47,18 @@ _TILES = {
     },
     # Of `merge`: partial states per tile.
     'rank_augmented': {
-        (2, 32): ((64, 4), (64, 4), (128, 4), (64, 4), (64, 4), (64, 4), (64, 4)),
-        (2, 64): ((64, 4), (64, 4), (128, 4), (64, 4), (64, 8), (32, 4), (64, 8)),
-        (2, 128): ((64, 4), (32, 8), (128, 4), (64, 8), (32, 8), (32, 8), (32, 8)),
-        (4, 32): ((64, 4), (32, 4), (128, 4), (32, 4), (32, 4), (32, 4), (32, 4)),
-        (4, 64): ((64, 4), (16, 4), (128, 4), (32, 4), (16, 4), (16, 4), (16, 4)),
-        (4, 128): ((32, 4), (16, 8), (128, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
+        (2, 32): ((64, 4), (64, 4), (64, 4), (64, 4), (64, 4), (16, 4), (64, 4)),
+        (2, 64): ((64, 4), (64, 8), (64, 4), (64, 8), (64, 8), (16, 4), (32, 8)),
+        (2, 128): ((32, 4), (32, 8), (64, 4), (32, 8), (16, 8), (16, 8), (16, 8)),
+        (4, 32): ((64, 4), (32, 4), (64, 4), (32, 4), (32, 4), (16, 4), (32, 4)),
+        (4, 64): ((32, 4), (16, 8), (64, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
+        (4, 128): ((16, 4), (16, 8), (64, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
     },
 }
 # One tile is loaded while another is worked on.
 NUM_STAGES = 2
+# Elements of a state that one program of `merge` takes.
+MERGED = 32
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _shortest(op: str, phase: str, dim: int) -> int:
     """Fewest tokens for which one program pays."""
     if phase in _SUMMING[op]:
         # Each program writes a partial state, D + 1 rows of fp32, and it is read again.
-        return 256 if dim <= 32 else 512
+        return 256 if dim <= 32 else 512 if dim <= 64 else 640
     # Each program reads the state, from L2.
     return 256
 

@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import NUM_STAGES
+from ..launch import MERGED, NUM_STAGES
 from ..launch import tile as tile_of
 from ..tiles import (
     launch_of,
@@ -60,8 +60,6 @@ ROOM = tl.constexpr(14 * math.log(2))
 NOTHING = tl.constexpr(-1e38)
 # Adding it to a float32 rounds that to an integer, in the lowest bits.
 ROUND = tl.constexpr(1.5 * 2**23)
-# Elements of a state that one program of `merge` takes.
-MERGED = 32
 
 
 @triton.jit
@@ -86,10 +84,10 @@ def rotation(o_n, WIDTH, b_first, b_second, D: tl.constexpr, BD: tl.constexpr):
     m_row = (tl.arange(0, BD // 2) < D // 4)[None, :]
     b_p = tl.where(m_row, i_row[:, None], i_column[:, None]).to(tl.float32)
     # Half turns, less the nearest integer; an odd one changes both signs.
-    b_x = b_p * b_first
-    b_i = b_x + ROUND
+    b_x, b_y = b_p * b_first, b_p * b_second
+    b_i = (b_x + b_y) + ROUND
     m_sign = b_i.to(tl.int32, bitcast=True) << 31
-    b_x = (b_x - (b_i - ROUND)) + b_p * b_second
+    b_x = (b_x - (b_i - ROUND)) + b_y
     # Polynomials for sin(pi x) and cos(pi x), |x| <= 1/2, to 4e-9 and 2e-10.
     b_y = b_x * b_x
     b_sin = -0.598097986 + b_y * 0.0773087384
@@ -135,13 +133,13 @@ def mean_forward(
     i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
     p_q = p_x + i_b * x_b + i_h * x_h
     o_d = tl.arange(0, BD)
-    b_sum = tl.zeros([BD], tl.float32)
+    b_sum = tl.zeros([BN, BD], tl.float32)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & (o_d < D)[None, :]
         b_q = phi(load(p_q + tile(o_n, o_d, x_n), m), True)
-        b_sum += tl.sum(tl.where(m, b_q, 0.0), 0)
-    tl.store(p_partial + i_partial * D + o_d, b_sum, o_d < D)
+        b_sum += tl.where(m, b_q, 0.0)
+    tl.store(p_partial + i_partial * D + o_d, tl.sum(b_sum, 0), o_d < D)
 
 
 @triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
