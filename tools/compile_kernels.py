@@ -26,7 +26,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saga_kernels.launch import MERGED, NUM_STAGES, PHASES, padded_dim, tile
+from saga_kernels.launch import MERGED, NUM_STAGES, PHASES, padded_dim, precision, tile
 
 TARGETS = {
     'sm_80': GPUTarget('cuda', 80, 32),
@@ -59,7 +59,7 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
     block, num_warps = tile(op, phase, DTYPES[dtype], dim)
     constants = dict(
         D=dim, BD=padded_dim(dim), BN=block, BE=MERGED, GATED=gated, PARTS=5 if gated else 3,
-        ELU=elu, PRECISION='tf32x3' if target.startswith('sm') else 'ieee',
+        ELU=elu, PRECISION=precision(dim, nvidia=target.startswith('sm')),
     )  # fmt: skip
     if not masked:
         constants['p_mask'] = None

@@ -43,7 +43,7 @@ from ..tiles import (
     on_device,
     over,
     phi,
-    precision,
+    precision_of,
     program,
     run,
     slope,
@@ -53,7 +53,7 @@ from ..tiles import (
     total,
 )
 
-# log of the least k' that weights are kept relative to, and of the largest operand.
+# log of the least k' that weights are kept relative to, and of the largest of their products.
 FLOOR = tl.constexpr(-40 * math.log(2))
 ROOM = tl.constexpr(14 * math.log(2))
 # log of the weight of no tokens: finite, for the difference of two of them is one.
@@ -117,6 +117,13 @@ def row_sum(x):
 
 
 @triton.jit
+def logits(b_k, b_g):
+    """k' . g less the sum of g, which the softmax does not see: features are near one, and small
+    logits are exact."""
+    return row_sum((b_k - 1.0) * b_g)
+
+
+@triton.jit
 def load_scale(p_state, o_d, D: tl.constexpr):
     """c: z summed over each pair of channels."""
     p_z = p_state + D * D
@@ -158,7 +165,7 @@ def kv_forward(
     b_s = tl.zeros([BD, BD], tl.float32)
     b_z = tl.zeros([BD], tl.float32)
     # Largest log of a weight times a feature so far, and the sum of weights relative to it.
-    top = tl.full([], FLOOR, tl.float32)
+    top = FLOOR - tl.sum(tl.sum(b_g, 1), 0)
     weight = tl.zeros([], tl.float32)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
@@ -167,10 +174,10 @@ def kv_forward(
         o = tile(o_n, o_d, x_n)
         b_k = tl.where(m, phi(load(p_k + o, m), True), 0.0)
         b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
-        b_logit = row_sum(b_k * b_g)
+        b_logit = logits(b_k, b_g)
         b_peak = tl.log(tl.maximum(tl.max(b_k, 1)[:, None], 2.0**-40))
         before = top
-        top = tl.maximum(top, tl.max(tl.max(tl.where(m_n, b_logit + b_peak, FLOOR), 1), 0))
+        top = tl.maximum(top, tl.max(tl.max(tl.where(m_n, b_logit + b_peak, top), 1), 0))
         shrunk = tl.exp(before - top)
         b_a = tl.where(m_n, tl.exp(b_logit - top + ROOM), 0.0)
         b_k *= b_a
@@ -319,7 +326,7 @@ def kv_backward(
         b_k = load(p_k + o, m)
         b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
         b_phi = tl.where(m, phi(b_k, True), 0.0)
-        b_a = tl.where(m_n, tl.exp(row_sum(b_phi * b_g) - log_weight), 0.0)
+        b_a = tl.where(m_n, tl.exp(logits(b_phi, b_g) - log_weight), 0.0)
         b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
         b_h = tl.dot(b_v, b_dst, input_precision=PRECISION) * scale
         b_h = rotate(b_h, b_cos, -b_sin, BN, BD) * b_c + b_dz[None, :]
@@ -386,7 +393,7 @@ def forward(
     partial = qkv.new_empty((batch, heads, launch.splits, dim), dtype=torch.float32)
     run(mean_forward, launch, qkv, mask, p_partial=partial)
     query = total(partial) * _share(qkv, mask)
-    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv.device))
+    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision_of(qkv))
     launch = launch_of('rank_augmented', 'kv_forward', qkv)
     partial = new_states(qkv, launch.splits)
     weight = partial.new_empty((batch, heads, launch.splits))
@@ -421,9 +428,7 @@ def backward(
         grad_out = grad_out.contiguous()
     do_b, do_n, do_h, _ = grad_out.stride()
     state = state.contiguous()
-    image = dict(
-        p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv.device), p_state=state
-    )
+    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision_of(qkv), p_state=state)
     out = dict(p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h, eps=eps)
     launch = launch_of('rank_augmented', 'state_backward', qkv)
     partial = new_states(qkv, launch.splits)
