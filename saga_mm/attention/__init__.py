@@ -1,5 +1,7 @@
 """Attention over the tokens of a map (B, H, W, C): plain torch modules, one mechanism per file."""
 
+from .decay import DecayLinearAttention
 from .gated import GatedLinearAttention
+from .softmax import SoftmaxAttention
 
-__all__ = ['GatedLinearAttention']
+__all__ = ['DecayLinearAttention', 'GatedLinearAttention', 'SoftmaxAttention']

@@ -81,6 +81,10 @@ class Stage(nn.Module):
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
 
+    def enter(self, maps: Sequence[Tensor]) -> Tensor:
+        """What the blocks get, from the image and the outputs of all earlier stages."""
+        return self.embed(maps[-1])
+
 
 class PyramidBackbone(BaseModule):
     """Base of the backbones: a subclass hands over its stages and norms.
@@ -157,16 +161,16 @@ class PyramidBackbone(BaseModule):
             raise ValueError(
                 f'the input must have shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
             )
-        x = x.permute(0, 2, 3, 1).contiguous()
+        maps = [x.permute(0, 2, 3, 1).contiguous()]
         outs = []
         for i, stage in enumerate(self.stages):
-            x = self.forward_stage(stage, x)
+            maps.append(self.forward_stage(stage, maps))
             if i in self.out_indices:
-                outs.append(self.norms[str(i)](x).permute(0, 3, 1, 2).contiguous())
+                outs.append(self.norms[str(i)](maps[-1]).permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 
-    def forward_stage(self, stage: Stage, x: Tensor) -> Tensor:
-        x = stage.embed(x)
+    def forward_stage(self, stage: Stage, maps: Sequence[Tensor]) -> Tensor:
+        x = stage.enter(maps)
         for block in stage.blocks:
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
