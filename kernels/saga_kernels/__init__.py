@@ -4,5 +4,10 @@ One eager reference and one fused implementation per op.
 """
 
 from .gated.api import gated_linear_attention, linear_attention
+from .rank_augmented.api import rank_augmented_linear_attention
 
-__all__ = ['gated_linear_attention', 'linear_attention']
+__all__ = [
+    'gated_linear_attention',
+    'linear_attention',
+    'rank_augmented_linear_attention',
+]

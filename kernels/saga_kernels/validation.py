@@ -47,3 +47,32 @@ def check_mask(mask: Tensor | None, x: Tensor) -> None:
         raise ValueError(f'mask must have shape (B, N) = {expected}, got {tuple(mask.shape)}')
     if mask.device != x.device:
         raise ValueError(f'mask must be on {x.device}, got {mask.device}')
+
+
+def check_size(size: tuple[int, int], tokens: int) -> None:
+    """Check the (height, width) of an image of that many tokens."""
+    try:
+        height, width = size
+    except (TypeError, ValueError):
+        raise ValueError(f'size must be (height, width), got {size!r}') from None
+    if not all(isinstance(length, int | torch.SymInt) for length in (height, width)):
+        raise ValueError(f'size must be two integers, got {size!r}')
+    if height < 0 or height * width != tokens:
+        raise ValueError(f'size must hold N = {tokens} tokens, got {height} x {width}')
+
+
+def check_frequencies(frequencies: Tensor, x: Tensor) -> None:
+    """Check the frequencies (D / 4,) of a rotation against the packed projection."""
+    dim = x.shape[-1]
+    if dim % 4:
+        raise ValueError(f'the head dim must be divisible by 4 to be rotated, got {dim}')
+    if not isinstance(frequencies, Tensor) or frequencies.dtype not in DTYPES:
+        got = getattr(frequencies, 'dtype', type(frequencies).__name__)
+        raise ValueError(f'frequencies must be a floating-point tensor, got {got}')
+    if frequencies.shape != (dim // 4,):
+        got = tuple(frequencies.shape)
+        raise ValueError(f'frequencies must have shape (D / 4,) = ({dim // 4},), got {got}')
+    if frequencies.device != x.device:
+        raise ValueError(f'frequencies must be on {x.device}, got {frequencies.device}')
+    if frequencies.requires_grad:
+        raise ValueError('frequencies get no gradient, but require one: detach them')

@@ -4,13 +4,9 @@ Legend: B batch, N tokens, H heads, D head dim.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-
-def phi(x: Tensor, feature_map: str) -> Tensor:
-    """Non-negative feature map: ELU(x) + 1 or ReLU(x)."""
-    return F.relu(x) if feature_map == 'relu' else F.elu(x) + 1
+from ..feature_maps import phi
 
 
 def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
