@@ -78,8 +78,8 @@ class RAVLT(PyramidBackbone):
             Defaults to False.
         with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
         init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH_OR_URL): a published
-            checkpoint, of the classifier or of a detector or segmentor, or with `prefix='backbone.'`
-            one that this project trained. Defaults to None.
+            checkpoint of a classifier, detector or segmentor; or, with `prefix='backbone.'`, one
+            that this project trained. Defaults to None.
     """
 
     arch_settings: ClassVar[dict[str, RAVLTArch]] = {

@@ -160,7 +160,7 @@ def test_empty_batch_gives_empty_maps(name):
 
 
 def test_other_image_channels(name):
-    model = build(name, in_channels=5)
+    model = build(name, in_channels=5).eval()
     assert model(torch.randn(1, 5, 32, 32))[0].shape == (1, 8, 8, 8)
     with pytest.raises(ValueError, match=r'\(B, 5, H, W\), got \(1, 3, 32, 32\)'):
         model(torch.randn(1, 3, 32, 32))
@@ -219,13 +219,13 @@ def test_exports_with_dynamic_size(name):
 
 
 def test_compiles_as_one_graph(name):
-    model = build(name).eval()
-    compiled = torch.compile(model, backend='aot_eager', fullgraph=True, dynamic=True)
-    for size in [(64, 96), (75, 130)]:
-        x = torch.randn(1, 3, *size)
-        with torch.no_grad():
-            for out, expected in zip(compiled(x), model(x), strict=True):
-                torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    # a graph break shows without generating code
+    model = build(name, out_indices=(0, 2)).eval()
+    compiled = torch.compile(model, backend='eager', fullgraph=True)
+    x = torch.randn(1, 3, 60, 44)
+    with torch.no_grad():
+        for out, expected in zip(compiled(x), model(x), strict=True):
+            torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

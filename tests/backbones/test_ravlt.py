@@ -114,7 +114,7 @@ class PublishedBlock(nn.Module):
 
 
 class Published(nn.Module):
-    """RAVLT written down as in its paper and code: names, order of channels, layout (B, C, H, W)."""
+    """RAVLT as its paper and code have it: names, order of channels, layout (B, C, H, W)."""
 
     def __init__(self, embed_dims, depths, num_heads, dense=True):
         super().__init__()
@@ -317,7 +317,9 @@ def test_what_is_left_out_is_reported(monkeypatch):
     assert lines[0].startswith('RAVLT: left out head.bias, head.weight, norm.bias')
 
 
-@pytest.mark.parametrize('angles', [torch.ones(8), torch.ones(4), torch.tensor([1.0, 1.0, 0.1, 0.1])])
+@pytest.mark.parametrize(
+    'angles', [torch.ones(8), torch.ones(4), torch.tensor([1.0, 1.0, 0.1, 0.1])]
+)
 def test_other_angles_are_refused(angles):
     weights = published().state_dict()
     weights['layers.1.RoPE.angle'] = angles
