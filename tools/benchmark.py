@@ -5,8 +5,8 @@
 
 Each cell of the table is measured in a fresh process, several times, in rounds in which the models
 take turns. Time is the median over rounds; its spread is the range over rounds. Memory is the peak
-that the work adds to the loaded model and the input. Writes results.jsonl, from which an interrupted
-run goes on, benchmark.md, and benchmark.png.
+that the work adds to the loaded model and the input. Writes benchmark.md, benchmark.png, and
+results.jsonl, from which an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from saga_mm.stack import check_stack
 PVT_T = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
 KNOWN = {
     **{f'saga_{arch}': dict(type='saga_mm.SAGA', arch=arch) for arch in 'tsml'},
+    **{f'sola_vision_{arch}': dict(type='saga_mm.SoLAVision', arch=arch) for arch in 'tsb'},
+    **{f'ravlt_{arch}': dict(type='saga_mm.RAVLT', arch=arch) for arch in 'tsbl'},
     'pvt_t': PVT_T,
     'pvt_t_sdpa': PVT_T,
     'swin_t': dict(type='mmdet.SwinTransformer'),

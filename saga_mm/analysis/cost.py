@@ -55,7 +55,8 @@ def measure_cost(model: nn.Module, forward: Callable[[], object]) -> dict[str, C
     names = {module: name for name, module in model.named_modules()}
     # What happens in the forward of a module, outside those of its children.
     flops, activations = Counter(), Counter()
-    fixed = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
+    # Shapes without memory, of torch's FakeTensorMode, have storages too, but no addresses.
+    fixed = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     running = ['']
 
@@ -72,8 +73,8 @@ def measure_cost(model: nn.Module, forward: Callable[[], object]) -> dict[str, C
 
     def keep(x: Tensor) -> Tensor:
         block = x.untyped_storage()
-        if block.data_ptr() not in fixed:
-            fixed.add(block.data_ptr())
+        if block._cdata not in fixed:
+            fixed.add(block._cdata)
             activations[running[-1]] += block.nbytes()
         return x
 

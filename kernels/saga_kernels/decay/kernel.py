@@ -300,9 +300,7 @@ def token_backward(
     b_delta = load(p_delta + o_p, o_p < N)
     b_dq = query_gradient(p_state + i_state, b_do, b_delta, b_before, o_d, D, PRECISION)
     b_far = b_dq * (o_l + 1)[:, None]
-    b_x = query_gradient(
-        p_state + i_state + (D + 1) * D, b_do, b_delta, b_after, o_d, D, PRECISION
-    )
+    b_x = query_gradient(p_state + i_state + (D + 1) * D, b_do, b_delta, b_after, o_d, D, PRECISION)
     b_dq += b_x
     b_far += b_x * (L - o_l)[:, None]
     b_decay = tl.sum(b_phi * b_r * b_far, 1)
