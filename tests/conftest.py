@@ -26,3 +26,16 @@ def seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def triton_device(monkeypatch):
+    """'cuda', or 'cpu' with the kernels interpreted; every `torch.empty` is full of NaN."""
+    pytest.importorskip('triton')
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.cuda.is_available():
+        yield 'cuda'
+    else:
+        monkeypatch.setenv('TRITON_INTERPRET', '1')
+        yield 'cpu'
+    torch.use_deterministic_algorithms(False)

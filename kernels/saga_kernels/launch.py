@@ -25,6 +25,7 @@ PHASES = {
         'kv_backward',
         'q_backward',
     ),
+    'decay': ('state_forward', 'scan', 'out_forward', 'state_backward', 'token_backward'),
 }
 # Phases whose programs leave partial states behind.
 _SUMMING = {
@@ -53,6 +54,15 @@ _TILES = {
         (4, 32): ((64, 4), (32, 4), (64, 4), (32, 4), (32, 4), (16, 4), (32, 4)),
         (4, 64): ((32, 4), (16, 8), (64, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
         (4, 128): ((16, 4), (16, 8), (64, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
+    },
+    # Of `scan`: chunks per tile.
+    'decay': {
+        (2, 32): ((64, 4), (32, 4), (64, 4), (64, 4), (64, 8)),
+        (2, 64): ((64, 4), (32, 4), (64, 4), (64, 4), (64, 8)),
+        (2, 128): ((32, 8), (32, 4), (64, 8), (32, 8), (32, 8)),
+        (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4), (32, 4)),
+        (4, 64): ((16, 4), (32, 4), (32, 4), (16, 4), (16, 4)),
+        (4, 128): ((16, 8), (32, 4), (16, 8), (16, 8), (16, 8)),
     },
 }
 # One tile is loaded while another is worked on.
@@ -105,6 +115,15 @@ def tile(op: str, phase: str, dtype: torch.dtype, dim: int) -> tuple[int, int]:
     return _TILES[op][dtype.itemsize, max(32, padded_dim(dim))][PHASES[op].index(phase)]
 
 
+def chunk(dtype: torch.dtype, dim: int) -> int:
+    """Tokens of `decay` that share a state, a multiple of every tile.
+
+    A pass over the states takes at most as long as one over a token tensor and D / 32 more; tokens
+    that share one meet each other, which takes time in proportion.
+    """
+    return max(64, 8 * padded_dim(dim) // dtype.itemsize)
+
+
 def plan(
     op: str, phase: str, dtype: torch.dtype, dim: int, heads: int, tokens: int, processors: int
 ) -> Launch:
@@ -119,6 +138,10 @@ def plan(
         processors: Streaming multiprocessors (compute units) of the GPU.
     """
     block, num_warps = tile(op, phase, dtype, dim)
+    if op == 'decay':
+        span = chunk(dtype, dim) if phase.startswith('state') else block
+        splits = _ceil_div(tokens, span)
+        return Launch(block, span, splits, heads * splits, num_warps)
     splits = min(PROGRAMS_PER_PROCESSOR * processors // heads, tokens // _shortest(op, phase, dim))
     tiles = _ceil_div(tokens, block)
     span = _ceil_div(tiles, max(1, splits)) * block
