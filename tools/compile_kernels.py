@@ -26,7 +26,15 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saga_kernels.launch import MERGED, NUM_STAGES, PHASES, padded_dim, precision, tile
+from saga_kernels.launch import (
+    MERGED,
+    NUM_STAGES,
+    PHASES,
+    chunk,
+    padded_dim,
+    product_precision,
+    tile,
+)
 
 TARGETS = {
     'sm_80': GPUTarget('cuda', 80, 32),
@@ -39,7 +47,7 @@ KEY = ('op', 'dtype', 'D', 'kernel', 'block', 'warps')
 KERNELS = [(op, phase) for op, phases in PHASES.items() for phase in phases]
 FP32_POINTERS = (
     'p_partial', 'p_state', 'p_dstate', 'p_frequencies', 'p_query', 'p_dquery', 'p_weight',
-    'p_total',
+    'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta',
 )  # fmt: skip
 
 HEADER = """# What the kernels take from a GPU
@@ -58,8 +66,9 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
     function = getattr(importlib.import_module(f'saga_kernels.{op}.kernel'), phase)
     block, num_warps = tile(op, phase, DTYPES[dtype], dim)
     constants = dict(
-        D=dim, BD=padded_dim(dim), BN=block, BE=MERGED, GATED=gated, PARTS=5 if gated else 3,
-        ELU=elu, PRECISION=precision(dim, nvidia=target.startswith('sm')),
+        D=dim, BD=padded_dim(dim), BN=block, BE=MERGED, L=chunk(DTYPES[dtype], dim),
+        GATED=gated, PARTS=5 if gated else 3, ELU=elu,
+        PRECISION=product_precision(dim, nvidia=target.startswith('sm')),
     )  # fmt: skip
     if not masked:
         constants['p_mask'] = None

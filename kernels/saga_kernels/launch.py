@@ -36,7 +36,7 @@ _SUMMING = {
 # Tokens per tile and warps, phase by phase, by bytes per element and edge of the matrix tile.
 # Chosen by what the compiler reports (docs/benchmarks/kernels.md), not by a measurement: no spilled
 # registers in half precision up to D = 64. With D = 128, or in fp32 with D = 64, some kernels spill
-# on sm_80.
+# on sm_80; in fp32 with D = 128 on every GPU.
 _TILES = {
     'gated': {
         (2, 32): ((64, 4), (64, 4), (64, 4), (64, 4)),
@@ -102,7 +102,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if cuda else 132
 
 
-def precision(dim: int, nvidia: bool) -> str:
+def product_precision(dim: int, nvidia: bool) -> str:
     """Of fp32 matrix products. Three in tf32 are as exact as one in fp32, on the tensor cores.
 
     They keep two parts of each operand in shared memory: with D > 64 more than a GPU has.

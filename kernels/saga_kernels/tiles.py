@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import NUM_STAGES, Launch, padded_dim, plan, precision, processors
+from .launch import NUM_STAGES, Launch, padded_dim, plan, processors, product_precision
 
 
 @triton.jit
@@ -113,10 +113,10 @@ def launch_of(op: str, phase: str, packed: Tensor) -> Launch:
     return plan(op, phase, packed.dtype, dim, batch * heads, tokens, processors(packed.device))
 
 
-def precision_of(packed: Tensor) -> str:
+def precision(packed: Tensor) -> str:
     """Of fp32 matrix products over a packed projection."""
     nvidia = packed.device.type == 'cuda' and torch.version.hip is None
-    return precision(packed.shape[-1], nvidia)
+    return product_precision(packed.shape[-1], nvidia)
 
 
 def run(kernel, launch: Launch, packed: Tensor, mask: Tensor | None, **arguments) -> None:

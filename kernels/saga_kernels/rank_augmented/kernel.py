@@ -43,7 +43,7 @@ from ..tiles import (
     on_device,
     over,
     phi,
-    precision_of,
+    precision,
     program,
     run,
     slope,
@@ -393,7 +393,7 @@ def forward(
     partial = qkv.new_empty((batch, heads, launch.splits, dim), dtype=torch.float32)
     run(mean_forward, launch, qkv, mask, p_partial=partial)
     query = total(partial) * _share(qkv, mask)
-    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision_of(qkv))
+    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv))
     launch = launch_of('rank_augmented', 'kv_forward', qkv)
     partial = new_states(qkv, launch.splits)
     weight = partial.new_empty((batch, heads, launch.splits))
@@ -428,7 +428,7 @@ def backward(
         grad_out = grad_out.contiguous()
     do_b, do_n, do_h, _ = grad_out.stride()
     state = state.contiguous()
-    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision_of(qkv), p_state=state)
+    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv), p_state=state)
     out = dict(p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h, eps=eps)
     launch = launch_of('rank_augmented', 'state_backward', qkv)
     partial = new_states(qkv, launch.splits)
