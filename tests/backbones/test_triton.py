@@ -10,9 +10,8 @@ from saga_mm.backbones.pyramid import PyramidBackbone
 from saga_mm.registry import MODELS
 
 BACKBONES = [name for name, cls in MODELS.module_dict.items() if issubclass(cls, PyramidBackbone)]
-OPTIONS = {
-    'SAGA': dict(arch=dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2)))
-}
+ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2))
+OPTIONS = {'SAGA': dict(arch=ARCH), 'SoLAVision': dict(arch=ARCH)}
 
 pytestmark = pytest.mark.parametrize('name', BACKBONES)
 

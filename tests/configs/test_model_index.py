@@ -31,10 +31,11 @@ def test_index_lists_every_config(metafile, configs):
         assert model['In Collection'] in {item['Name'] for item in metafile['Collections']}
 
 
-def test_page_lists_every_config(configs, config_dir):
-    page = (config_dir / 'README.md').read_text()
-    links = {f'configs/{link}' for link in re.findall(r'\]\((\w+/\w+\.py)\)', page)}
-    assert links == configs
+def test_pages_list_every_config(configs, config_dir):
+    pages = [config_dir / 'README.md', *(ROOT / 'docs/methods').glob('*.md')]
+    text = ''.join(page.read_text() for page in pages)
+    found = re.findall(r'\]\((?:\.\./\.\./configs/)?(\w+/\w+\.py)\)', text)
+    assert {f'configs/{link}' for link in found} == configs
 
 
 def test_page_tells_batch_size(config_dir, load_config):
