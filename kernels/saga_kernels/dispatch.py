@@ -79,6 +79,13 @@ def why_not_triton(packed: Tensor) -> str | None:
     return None
 
 
+def require_triton(packed: Tensor) -> None:
+    """Raise a RuntimeError that says why no Triton kernel can take this input, if none can."""
+    why = why_not_triton(packed)
+    if why:
+        raise RuntimeError(f"impl='triton' can't run: {why}")
+
+
 def _log_once(op: str, choice: str, why: str | None) -> None:
     if (op, choice, why) not in _logged:
         _logged.add((op, choice, why))

@@ -16,9 +16,22 @@ PROGRAMS_PER_PROCESSOR = 8
 # The kernels of each op, in the order in which they run.
 PHASES = {
     'gated': ('kv_forward', 'out_forward', 'q_backward', 'kv_backward'),
+    'rank_augmented': (
+        'mean_forward',
+        'kv_forward',
+        'merge',
+        'out_forward',
+        'state_backward',
+        'kv_backward',
+        'q_backward',
+    ),
+    'decay': ('state_forward', 'scan', 'out_forward', 'state_backward', 'token_backward'),
 }
 # Phases whose programs leave partial states behind.
-_SUMMING = ('kv_forward', 'q_backward')
+_SUMMING = {
+    'gated': ('kv_forward', 'q_backward'),
+    'rank_augmented': ('kv_forward', 'state_backward'),
+}
 
 # Tokens per tile and warps, phase by phase, by bytes per element and edge of the matrix tile.
 # Chosen by what the compiler reports (docs/benchmarks/kernels.md), not by a measurement: no spilled
@@ -32,6 +45,24 @@ _TILES = {
         (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4)),
         (4, 64): ((16, 4), (32, 4), (16, 4), (16, 4)),
         (4, 128): ((16, 8), (16, 8), (16, 8), (16, 8)),
+    },
+    # Of `merge`: partial states per tile.
+    'rank_augmented': {
+        (2, 32): ((64, 4), (64, 4), (128, 4), (64, 4), (64, 4), (64, 4), (64, 4)),
+        (2, 64): ((64, 4), (64, 4), (128, 4), (64, 4), (64, 8), (32, 4), (64, 8)),
+        (2, 128): ((64, 4), (32, 8), (128, 4), (64, 8), (32, 8), (32, 8), (32, 8)),
+        (4, 32): ((64, 4), (32, 4), (128, 4), (32, 4), (32, 4), (32, 4), (32, 4)),
+        (4, 64): ((64, 4), (16, 4), (128, 4), (32, 4), (16, 4), (16, 4), (16, 4)),
+        (4, 128): ((32, 4), (16, 8), (128, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
+    },
+    # Of `scan`: chunks per tile.
+    'decay': {
+        (2, 32): ((64, 4), (32, 4), (64, 4), (64, 4), (64, 8)),
+        (2, 64): ((64, 4), (32, 4), (64, 4), (64, 4), (64, 8)),
+        (2, 128): ((32, 8), (32, 4), (64, 8), (32, 8), (32, 8)),
+        (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4), (32, 4)),
+        (4, 64): ((16, 4), (32, 4), (32, 4), (16, 4), (16, 4)),
+        (4, 128): ((16, 8), (32, 4), (16, 8), (16, 8), (16, 8)),
     },
 }
 # One tile is loaded while another is worked on.
@@ -74,6 +105,15 @@ def tile(op: str, phase: str, dtype: torch.dtype, dim: int) -> tuple[int, int]:
     return _TILES[op][dtype.itemsize, max(32, padded_dim(dim))][PHASES[op].index(phase)]
 
 
+def chunk(dtype: torch.dtype, dim: int) -> int:
+    """Tokens of `decay` that share a state, a multiple of every tile.
+
+    A pass over the states takes at most as long as one over a token tensor and D / 32 more; tokens
+    that share one meet each other, which takes time in proportion.
+    """
+    return max(64, 8 * padded_dim(dim) // dtype.itemsize)
+
+
 def plan(
     op: str, phase: str, dtype: torch.dtype, dim: int, heads: int, tokens: int, processors: int
 ) -> Launch:
@@ -88,16 +128,20 @@ def plan(
         processors: Streaming multiprocessors (compute units) of the GPU.
     """
     block, num_warps = tile(op, phase, dtype, dim)
-    splits = min(PROGRAMS_PER_PROCESSOR * processors // heads, tokens // _shortest(phase, dim))
+    if op == 'decay':
+        span = chunk(dtype, dim) if phase.startswith('state') else block
+        splits = _ceil_div(tokens, span)
+        return Launch(block, span, splits, heads * splits, num_warps)
+    splits = min(PROGRAMS_PER_PROCESSOR * processors // heads, tokens // _shortest(op, phase, dim))
     tiles = _ceil_div(tokens, block)
     span = _ceil_div(tiles, max(1, splits)) * block
     splits = _ceil_div(tokens, span)
     return Launch(block, span, splits, heads * splits, num_warps)
 
 
-def _shortest(phase: str, dim: int) -> int:
+def _shortest(op: str, phase: str, dim: int) -> int:
     """Fewest tokens for which one program pays."""
-    if phase in _SUMMING:
+    if phase in _SUMMING[op]:
         # Each program writes a partial state, D + 1 rows of fp32, and it is read again.
         return 256 if dim <= 32 else 512
     # Each program reads the state, from L2.

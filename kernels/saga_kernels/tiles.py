@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import NUM_STAGES, Launch, padded_dim, plan, processors
+
 
 @triton.jit
 def program(N, H, SPAN):
@@ -108,3 +110,23 @@ def precision(device: torch.device) -> str:
 def on_device(x: Tensor) -> contextlib.AbstractContextManager:
     """Makes the GPU of a tensor the one that kernels are launched on."""
     return torch.cuda.device(x.device) if x.device.type == 'cuda' else contextlib.nullcontext()
+
+
+def launch_of(op: str, phase: str, packed: Tensor) -> Launch:
+    """Parameters of one launch over the tokens of a packed projection."""
+    batch, tokens, _, heads, dim = packed.shape
+    return plan(op, phase, packed.dtype, dim, batch * heads, tokens, processors(packed.device))
+
+
+def run(kernel, launch: Launch, packed: Tensor, mask: Tensor | None, **arguments) -> None:
+    """Launch a kernel over the tokens of a packed projection (B, N, parts, H, D)."""
+    _, tokens, _, heads, dim = packed.shape
+    x_b, x_n, _, x_h, _ = packed.stride()
+    mask_b, mask_n = (0, 0) if mask is None else mask.stride()
+    with on_device(packed):
+        kernel[(launch.programs,)](
+            p_x=packed, p_mask=mask, N=tokens, H=heads, SPAN=launch.span,
+            x_b=x_b, x_n=x_n, x_h=x_h, mask_b=mask_b, mask_n=mask_n,
+            D=dim, BD=padded_dim(dim), BN=launch.block,
+            num_warps=launch.num_warps, num_stages=NUM_STAGES, **arguments,
+        )  # fmt: skip

@@ -76,3 +76,17 @@ def check_frequencies(frequencies: Tensor, x: Tensor) -> None:
         raise ValueError(f'frequencies must be on {x.device}, got {frequencies.device}')
     if frequencies.requires_grad:
         raise ValueError('frequencies get no gradient, but require one: detach them')
+
+
+def check_log_decay(log_decay: Tensor, x: Tensor) -> None:
+    """Check the decay per head (H,) against the packed projection it belongs to."""
+    if not isinstance(log_decay, Tensor) or log_decay.dtype not in DTYPES:
+        got = getattr(log_decay, 'dtype', type(log_decay).__name__)
+        raise ValueError(f'log_decay must be a tensor of floats, got {got}')
+    if log_decay.shape != x.shape[3:4]:
+        expected = tuple(x.shape[3:4])
+        raise ValueError(
+            f'log_decay must have shape (H,) = {expected}, got {tuple(log_decay.shape)}'
+        )
+    if log_decay.device != x.device:
+        raise ValueError(f'log_decay must be on {x.device}, got {log_decay.device}')

@@ -2,5 +2,6 @@
 
 from .ravlt import RAVLT
 from .saga import SAGA
+from .sola_vision import SoLAVision
 
-__all__ = ['RAVLT', 'SAGA']
+__all__ = ['RAVLT', 'SAGA', 'SoLAVision']

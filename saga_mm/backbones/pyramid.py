@@ -1,7 +1,8 @@
 """What every backbone shares: stages, outputs, freezing, checkpointing, weights, any-size input.
 
 Legend: B batch, H height, W width, C channels. Maps travel channels-last, (B, H, W, C), which
-linear layers and norms read as it is and convolutions through a free view. Users get (B, C, H, W).
+linear layers and norms read as it is and convolutions through a free view. Users get (B, C, H, W),
+contiguous: mmcv's RoIAlign takes that for granted, and misreads a channels-last map.
 """
 
 from __future__ import annotations
@@ -87,6 +88,10 @@ class Stage(nn.Module):
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
 
+    def enter(self, maps: Sequence[Tensor]) -> Tensor:
+        """What the blocks get, from the image and the outputs of all earlier stages."""
+        return self.embed(maps[-1])
+
 
 class PyramidBackbone(BaseModule):
     """Base of the backbones: a subclass hands over its stages and norms.
@@ -157,22 +162,22 @@ class PyramidBackbone(BaseModule):
 
         Returns:
             tuple[Tensor]: (B, C_i, ceil(H / 4), ceil(W / 4)), then halved per stage, rounded up.
-            The memory format is channels-last.
+            Contiguous, as mmcv's ops expect.
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
             raise ValueError(
                 f'the input must have shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
             )
-        x = x.permute(0, 2, 3, 1).contiguous()
+        maps = [x.permute(0, 2, 3, 1).contiguous()]
         outs = []
         for i, stage in enumerate(self.stages):
-            x = self.forward_stage(stage, x)
+            maps.append(self.forward_stage(stage, maps))
             if i in self.out_indices:
-                outs.append(self.norms[str(i)](x).permute(0, 3, 1, 2))
+                outs.append(self.norms[str(i)](maps[-1]).permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 
-    def forward_stage(self, stage: Stage, x: Tensor) -> Tensor:
-        x = stage.embed(x)
+    def forward_stage(self, stage: Stage, maps: Sequence[Tensor]) -> Tensor:
+        x = stage.enter(maps)
         for block in stage.blocks:
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)

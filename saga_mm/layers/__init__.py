@@ -4,12 +4,14 @@ from .block import Block
 from .conv import Conv2d, DepthwiseConv2d
 from .drop_path import DropPath, drop_path_schedule
 from .ffn import FFN
+from .hsb import HSB
 from .init import init_linear
 from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
 from .rotary import rotary_frequencies, rotate
 
 __all__ = [
     'FFN',
+    'HSB',
     'Block',
     'Conv2d',
     'ConvNormEmbed',

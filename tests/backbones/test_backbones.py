@@ -48,6 +48,8 @@ def test_any_size_gives_ceil_sized_maps(name, size, training):
         stride = 4 * 2**i
         assert out.shape == (2, WIDTHS[i], ceil_div(size[0], stride), ceil_div(size[1], stride))
         assert out.isfinite().all()
+        # What mmcv's RoIAlign takes for granted.
+        assert out.is_contiguous()
 
 
 def test_every_parameter_gets_a_gradient(name):

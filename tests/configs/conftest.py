@@ -53,8 +53,9 @@ def load_config():
 
 
 def make_shallow(backbone: dict) -> None:
-    arch = getattr(MODELS.get(backbone.type), 'arch_settings', {}).get(backbone.get('arch'))
-    if arch is not None:
+    known = getattr(MODELS.get(backbone.type), 'arch_settings', {})
+    if isinstance(backbone.get('arch'), str) and backbone.arch in known:
+        arch = known[backbone.arch]
         fields = {name: getattr(arch, name) for name in ('embed_dims', 'num_heads', 'mlp_ratios')}
         backbone.arch = dict(fields, depths=(1,) * len(arch.depths))
 

@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from mmcv.ops import RoIAlign
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
@@ -20,6 +21,19 @@ PROMISED = {
     *(f'segmentation/upernet_saga_{name}.py' for name in 'tsm'),
     *(f'segmentation/upernet_saga_t_{name}.py' for name in ('camvid', 'demo', 'nuclei')),
     'segmentation/fpn_saga_t.py',
+    *(f'detection/mask_rcnn_sola_vision_{size}.py' for size in 'tsb'),
+    *(f'detection/mask_rcnn_sola_vision_{size}_3x.py' for size in 'tsb'),
+    *(f'detection/mask_rcnn_sola_vision_t_{name}.py' for name in ('demo', 'nuclei')),
+    *(
+        f'segmentation/{head}_sola_vision_{size}.py'
+        for head in ('fpn', 'upernet')
+        for size in 'tsb'
+    ),
+    *(f'segmentation/upernet_sola_vision_t_{name}.py' for name in ('camvid', 'demo', 'nuclei')),
+    *(
+        f'segmentation/upernet_sola_vision_t_camvid_{preset}.py'
+        for preset in ('linear', 'last', 'front', 'softmax')
+    ),
     *(f'detection/mask_rcnn_ravlt_{size}.py' for size in 'tsbl'),
     *(f'detection/{name}.py' for name in ('mask_rcnn_ravlt_t_demo', 'mask_rcnn_ravlt_t_nuclei')),
     *(f'detection/mask_rcnn_ravlt_{size}_3x.py' for size in 'tsb'),
@@ -108,6 +122,13 @@ def test_predicts_and_trains(
     height, width = 64, 96
     batch = make_batch(cfg.default_scope, head_classes(cfg.model), height, width)
     model = build_model(cfg)
+    read_as_contiguous = []
+    for module in model.modules():
+        if isinstance(module, RoIAlign):
+            # It takes the memory format for granted, and misreads a channels-last map.
+            module.register_forward_pre_hook(
+                lambda _, inputs: read_as_contiguous.append(inputs[0].is_contiguous())
+            )
 
     model.eval()
     with torch.no_grad():
@@ -131,6 +152,8 @@ def test_predicts_and_trains(
         if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
     ]
     assert not bad
+    assert all(read_as_contiguous)
+    assert bool(read_as_contiguous) == ('mask_rcnn' in tiny_config_path.stem)
 
 
 def test_weight_decay_spares_norms_biases_and_layer_scales(

@@ -1,60 +1,50 @@
-"""tools/get_flops.py against counts by hand."""
+"""tools/get_flops.py on tiny models."""
+
+import json
 
 import pytest
-from mmengine.config import Config
-
-CONFIG = """
-default_scope = 'mmseg'
-custom_imports = dict(imports=['saga_mm'], allow_failed_imports=False)
-arch = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
-model = dict(
-    type='EncoderDecoder',
-    backbone=dict(type='saga_mm.RAVLT', arch=arch, linear_stages={linear_stages}),
-    decode_head=dict(type='FCNHead', in_channels=8, in_index=0, channels=4, num_classes=2),
-)
-"""
 
 
-@pytest.fixture
-def count(tool):
-    counter = tool('get_flops')
+def test_detector_part_by_part(tool, tiny_det, tmp_path, capsys):
+    path = tmp_path / 'new' / 'cost.json'
+    tool('get_flops').main([str(tiny_det), '--size', '48', '64', '--json', str(path)])
+    rows = capsys.readouterr().out.splitlines()
+    names = [row.split('|')[1].strip() for row in rows[2:]]
+    assert names == [
+        'backbone',
+        'backbone.stages.0',
+        'backbone.stages.1',
+        'neck',
+        'bbox_head',
+        'all',
+    ]
+    costs = json.loads(path.read_text())
+    parts = [costs[name]['flops'] for name in ('backbone', 'neck', 'bbox_head')]
+    assert all(parts)
+    assert costs['']['flops'] == sum(parts)
+    stages = [costs[f'backbone.stages.{i}']['flops'] for i in range(2)]
+    assert all(stages)
+    assert sum(stages) == costs['backbone']['flops']
 
-    def run(size, linear_stages=2):
-        cfg = Config.fromstring(CONFIG.format(linear_stages=linear_stages), '.py')
-        return counter.count(cfg, size)
 
-    return run
-
-
-def test_attention_is_counted(count):
-    softmax, linear = (count((64, 64), n)['RAVLT'][1] * 1e9 for n in (3, 4))
-    # in the last stage; softmax: q k, (q k) v; linear: logits, denominator, k v, q (k v)
-    tokens, dim = 2 * 2, 32
-    difference = 2 * tokens**2 * dim - (2 * tokens * dim + 2 * tokens * dim**2)
-    assert softmax - linear == pytest.approx(difference)
-
-
-def test_parts_and_total(count):
-    counts = count((64, 64))
-    assert list(counts) == ['RAVLT', 'FCNHead', 'total']
-    for column in range(2):
-        parts = counts['RAVLT'][column] + counts['FCNHead'][column]
-        assert parts == pytest.approx(counts['total'][column])
-    # three 3x3 convolutions, the last of the input and the others' output, and the classifier
-    by_hand = 16 * 16 * (9 * 8 * 4 + 9 * 4 * 4 + 9 * (8 + 4) * 4 + 4 * 2)
-    assert counts['FCNHead'][1] * 1e9 == pytest.approx(by_hand)
+def test_cost_is_linear_in_the_pixels(tool, tiny_seg, tmp_path, capsys):
+    flops = []
+    for side in (64, 128):
+        path = tmp_path / f'{side}.json'
+        tool('get_flops').main([str(tiny_seg), '--size', f'{side}', f'{side}', '--json', str(path)])
+        flops.append(json.loads(path.read_text())['backbone']['flops'])
+    assert flops[1] == 4 * flops[0]
 
 
 @pytest.mark.parametrize(
-    ('config', 'parts'),
+    ('options', 'message'),
     [
-        ('mask_rcnn_ravlt_t', ['RAVLT', 'FPN', 'RPNHead', 'Shared2FCBBoxHead', 'FCNMaskHead']),
-        ('retinanet_ravlt_t', ['RAVLT', 'FPN', 'RetinaHead']),
+        (['--size', '0', '64'], 'error: --size must be two positive numbers, got [0, 64]'),
+        (['--cfg-options', 'model.backbone.arch=huge'], 'arch must be one of'),
     ],
 )
-def test_detectors(config, parts, tool, capsys):
-    tool('get_flops').main([f'configs/detection/{config}.py', '--size', '64', '96'])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == 'one image of 64 x 96'
-    assert [line.split(' | ')[0][2:] for line in lines[3:]] == [*parts, 'total']
-    assert all(float(line.split(' | ')[2].strip(' |')) > 0 for line in lines[3:])
+def test_errors_are_one_line(tool, tiny_seg, options, message):
+    with pytest.raises(SystemExit) as error:
+        tool('get_flops').main([str(tiny_seg), *options])
+    assert message in str(error.value)
+    assert '\n' not in str(error.value)

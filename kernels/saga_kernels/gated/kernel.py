@@ -24,17 +24,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import NUM_STAGES, Launch, padded_dim, plan, processors
 from ..tiles import (
+    launch_of,
     live,
     load,
     load_state,
     new_states,
-    on_device,
     over,
     phi,
     precision,
     program,
+    run,
     slope,
     store,
     store_state,
@@ -190,15 +190,16 @@ def forward(packed: Tensor, mask: Tensor | None, elu: bool, eps: float) -> tuple
     out = packed.new_empty((batch, tokens, heads, dim))
     if out.numel() == 0:
         return out, new_states(packed)[:, :, 0].zero_()
-    launch = _plan('kv_forward', packed)
+    options = dict(ELU=elu, PRECISION=precision(packed.device))
+    launch = launch_of('gated', 'kv_forward', packed)
     partial = new_states(packed, launch.splits)
-    _run(
-        kv_forward, launch, packed, mask, elu,
+    run(
+        kv_forward, launch, packed, mask, **options,
         p_partial=partial, x_p=packed.stride(2), GATED=parts == 5,
     )  # fmt: skip
     state = total(partial)
-    launch = _plan('out_forward', packed)
-    _run(out_forward, launch, packed, mask, elu, p_state=state, p_out=out, eps=eps)
+    launch = launch_of('gated', 'out_forward', packed)
+    run(out_forward, launch, packed, mask, **options, p_state=state, p_out=out, eps=eps)
     return out, state
 
 
@@ -215,36 +216,18 @@ def backward(
         grad_out = grad_out.contiguous()
     state = state.contiguous()
     do_b, do_n, do_h, _ = grad_out.stride()
-    launch = _plan('q_backward', packed)
+    options = dict(ELU=elu, PRECISION=precision(packed.device))
+    launch = launch_of('gated', 'q_backward', packed)
     partial = new_states(packed, launch.splits)
-    _run(
-        q_backward, launch, packed, mask, elu,
+    run(
+        q_backward, launch, packed, mask, **options,
         p_state=state, p_do=grad_out, p_dx=grad, p_partial=partial,
         do_b=do_b, do_n=do_n, do_h=do_h, eps=eps, PARTS=parts,
     )  # fmt: skip
-    launch = _plan('kv_backward', packed)
-    _run(
-        kv_backward, launch, packed, mask, elu,
+    launch = launch_of('gated', 'kv_backward', packed)
+    run(
+        kv_backward, launch, packed, mask, **options,
         p_state=state, p_dstate=total(partial), p_dx=grad, x_p=packed.stride(2),
         GATED=parts == 5,
     )  # fmt: skip
     return grad
-
-
-def _plan(phase: str, packed: Tensor) -> Launch:
-    batch, tokens, _, heads, dim = packed.shape
-    return plan('gated', phase, packed.dtype, dim, batch * heads, tokens, processors(packed.device))
-
-
-def _run(kernel, launch: Launch, packed: Tensor, mask: Tensor | None, elu: bool, **arguments):
-    _, tokens, _, heads, dim = packed.shape
-    x_b, x_n, _, x_h, _ = packed.stride()
-    mask_b, mask_n = (0, 0) if mask is None else mask.stride()
-    with on_device(packed):
-        kernel[(launch.programs,)](
-            p_x=packed, p_mask=mask, N=tokens, H=heads, SPAN=launch.span,
-            x_b=x_b, x_n=x_n, x_h=x_h, mask_b=mask_b, mask_n=mask_n,
-            D=dim, BD=padded_dim(dim), BN=launch.block, ELU=elu,
-            PRECISION=precision(packed.device),
-            num_warps=launch.num_warps, num_stages=NUM_STAGES, **arguments,
-        )  # fmt: skip

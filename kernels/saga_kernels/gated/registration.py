@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..dispatch import why_not_triton
+from ..dispatch import require_triton
 
 
 @torch.library.custom_op(
@@ -20,7 +20,7 @@ def gated_forward(
     packed: Tensor, mask: Tensor | None, feature_map: str, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Output (B, N, H, D) and fp32 state (B, H, D + 1, D) of packed (B, N, 3 or 5, H, D)."""
-    _check(packed)
+    require_triton(packed)
     from . import kernel
 
     return kernel.forward(packed, mask, feature_map == 'elu', eps)
@@ -36,16 +36,10 @@ def gated_backward(
     grad: Tensor, packed: Tensor, state: Tensor, mask: Tensor | None, feature_map: str, eps: float
 ) -> Tensor:
     """One gradient for the packed projection: views of one buffer would alias each other."""
-    _check(packed)
+    require_triton(packed)
     from . import kernel
 
     return kernel.backward(grad, packed, state, mask, feature_map == 'elu', eps)
-
-
-def _check(packed: Tensor) -> None:
-    why = why_not_triton(packed)
-    if why:
-        raise RuntimeError(f"impl='triton' can't run: {why}")
 
 
 @gated_forward.register_fake

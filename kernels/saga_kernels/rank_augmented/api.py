@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from ..dispatch import Impl, resolve_impl
+from ..dispatch import Impl, resolve_impl, why_not_triton
 from ..validation import check_eps, check_frequencies, check_mask, check_packed, check_size
 from .reference import attend
+from .registration import rank_augmented_forward
 
 
 def rank_augmented_linear_attention(
@@ -59,5 +60,7 @@ def rank_augmented_linear_attention(
     check_frequencies(frequencies, qkv)
     check_eps(eps)
     check_mask(mask, qkv)
-    resolve_impl(impl, 'rank_augmented_linear_attention', 'it has no Triton kernel yet')
+    op = 'rank_augmented_linear_attention'
+    if resolve_impl(impl, op, why_not_triton(qkv)) == 'triton':
+        return rank_augmented_forward(qkv, frequencies, mask, size[1], eps)[0]
     return attend(qkv, size, frequencies, eps, mask)

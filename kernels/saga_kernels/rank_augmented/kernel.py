@@ -1,0 +1,468 @@
+"""Rank-augmented linear attention in Triton: three passes forward, three backward, no atomics.
+
+Legend: B batch, N tokens, H heads, D head dim. Everything is per head; `.` is
+a product over channels, `*` one per element; fp32 but for the operands of a matrix product, which
+have the input's dtype. x R turns each pair of channels of x by the angle of its token.
+
+Forward     g = mean_i phi(q_i) / sqrt(D),  k' = phi(k),  a = softmax_j(k'_j . g)
+            S = sum_j a_j (k'_j R)^T v_j,  z = sum_j a_j k'_j,  r = 1 / (phi(q) . z + eps)
+            A = S / c (row by row),  w = r * (c * phi(q)) R,  o = w A
+Backward    t = do A^T,  delta = w . t = do . o
+            dS = sum_i w_i^T do_i / c,  dz = -sum_i delta_i r_i phi(q_i)
+            h = v dS^T R^-1 + dz,  da = k' . h,  mean of da under a = <S, dS> + z . dz
+            ds = a * (da - mean),  dg = sum_j ds_j k'_j
+            dk' = a * h + ds * g,  dv = a * (k' R) dS
+            dphi(q) = r * (c * t R^-1 - delta * z) + dg / (N sqrt(D))
+
+c is z summed over each pair of channels. A pair has one c, so c and R commute; a row of A is at
+most the largest v. Weights a are kept relative to the largest a_j k'_j seen, and scaled such that
+their products with k' fill the range of half precision. So no operand grows with N or with k, and
+what half precision loses is far below the largest term. A row of w, or of a * k' R / c, becomes an
+operand with its sum taken out.
+
+Each program takes `span` tokens of one head and leaves a partial result. Partial means, S and z are
+averages of their own tokens, next to the logarithm of their weight; partials are summed in a fixed
+order.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import NUM_STAGES
+from ..launch import tile as tile_of
+from ..tiles import (
+    launch_of,
+    live,
+    load,
+    load_state,
+    new_states,
+    on_device,
+    over,
+    phi,
+    precision,
+    program,
+    run,
+    slope,
+    store,
+    store_state,
+    tile,
+    total,
+)
+
+# log of the least k' that weights are kept relative to, and of the largest operand.
+FLOOR = tl.constexpr(-40 * math.log(2))
+ROOM = tl.constexpr(14 * math.log(2))
+# log of the weight of no tokens: finite, for the difference of two of them is one.
+NOTHING = tl.constexpr(-1e38)
+# Adding it to a float32 rounds that to an integer, in the lowest bits.
+ROUND = tl.constexpr(1.5 * 2**23)
+# Elements of a state that one program of `merge` takes.
+MERGED = 32
+
+
+@triton.jit
+def turns(p_frequencies, D: tl.constexpr, BD: tl.constexpr):
+    """Half turns per token of each pair of channels, in two parts.
+
+    The first has 12 bits: its product with a position up to 4096 is exact.
+    """
+    o_c = tl.arange(0, BD // 2)
+    b_f = tl.load(p_frequencies + o_c % (D // 4), o_c < D // 2, other=0.0)
+    b_f = b_f.to(tl.float64) * 0.3183098861837907
+    b_first = b_f.to(tl.float32).to(tl.int32, bitcast=True) & -4096
+    b_first = b_first.to(tl.float32, bitcast=True)
+    return b_first[None, :], (b_f - b_first.to(tl.float64)).to(tl.float32)[None, :]
+
+
+@triton.jit
+def rotation(o_n, WIDTH, b_first, b_second, D: tl.constexpr, BD: tl.constexpr):
+    """Cosine and sine of each token and pair of channels."""
+    i_row = o_n // WIDTH
+    i_column = o_n - i_row * WIDTH
+    m_row = (tl.arange(0, BD // 2) < D // 4)[None, :]
+    b_p = tl.where(m_row, i_row[:, None], i_column[:, None]).to(tl.float32)
+    # Half turns, less the nearest integer; an odd one changes both signs.
+    b_x = b_p * b_first
+    b_i = b_x + ROUND
+    m_sign = b_i.to(tl.int32, bitcast=True) << 31
+    b_x = (b_x - (b_i - ROUND)) + b_p * b_second
+    # Polynomials for sin(pi x) and cos(pi x), |x| <= 1/2, to 4e-9 and 2e-10.
+    b_y = b_x * b_x
+    b_sin = -0.598097986 + b_y * 0.0773087384
+    b_sin = 3.1415926 + b_y * (-5.16770773 + b_y * (2.55004213 + b_y * b_sin))
+    b_sin *= b_x
+    b_cos = -1.33521206 + b_y * (0.234937559 + b_y * -0.0243967166)
+    b_cos = 1.0 + b_y * (-4.93480214 + b_y * (4.05870916 + b_y * b_cos))
+    return flipped(b_cos, m_sign), flipped(b_sin, m_sign)
+
+
+@triton.jit
+def flipped(x, m_sign):
+    return (x.to(tl.int32, bitcast=True) ^ m_sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rotate(x, b_cos, b_sin, BN: tl.constexpr, BD: tl.constexpr):
+    """Turn pairs of neighbouring channels; with -b_sin, back."""
+    b_even, b_odd = tl.split(tl.reshape(x, [BN, BD // 2, 2]))
+    x = tl.join(b_even * b_cos - b_odd * b_sin, b_odd * b_cos + b_even * b_sin)
+    return tl.reshape(x, [BN, BD])
+
+
+@triton.jit
+def row_sum(x):
+    return tl.sum(x, 1)[:, None]
+
+
+@triton.jit
+def load_scale(p_state, o_d, D: tl.constexpr):
+    """c: z summed over each pair of channels."""
+    p_z = p_state + D * D
+    m_d = o_d < D
+    return tl.load(p_z + o_d, m_d, other=0.0) + tl.load(p_z + (o_d ^ 1), m_d, other=0.0)
+
+
+@triton.jit(do_not_specialize=['N', 'H', 'SPAN'])
+def mean_forward(
+    p_x, p_mask, p_partial, N, H, SPAN, x_b, x_n, x_h, mask_b, mask_n,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of phi(q)."""
+    i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
+    p_q = p_x + i_b * x_b + i_h * x_h
+    o_d = tl.arange(0, BD)
+    b_sum = tl.zeros([BD], tl.float32)
+    for n in range(begin, end, BN):
+        o_n = n + tl.arange(0, BN)
+        m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & (o_d < D)[None, :]
+        b_q = phi(load(p_q + tile(o_n, o_d, x_n), m), True)
+        b_sum += tl.sum(tl.where(m, b_q, 0.0), 0)
+    tl.store(p_partial + i_partial * D + o_d, b_sum, o_d < D)
+
+
+@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
+def kv_forward(
+    p_x, p_mask, p_frequencies, p_query, p_partial, p_weight, N, H, SPAN, WIDTH,
+    x_b, x_n, x_p, x_h, mask_b, mask_n,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Partial S and z, as averages, and the log of their weight, from k, v and g."""
+    i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
+    T: tl.constexpr = p_x.dtype.element_ty
+    p_k = p_x + i_b * x_b + i_h * x_h + x_p
+    o_d = tl.arange(0, BD)
+    b_g = tl.load(p_query + (i_b * H + i_h) * D + o_d, o_d < D, other=0.0)[None, :]
+    b_first, b_second = turns(p_frequencies, D, BD)
+    b_s = tl.zeros([BD, BD], tl.float32)
+    b_z = tl.zeros([BD], tl.float32)
+    # Largest log of a weight times a feature so far, and the sum of weights relative to it.
+    top = tl.full([], FLOOR, tl.float32)
+    weight = tl.zeros([], tl.float32)
+    for n in range(begin, end, BN):
+        o_n = n + tl.arange(0, BN)
+        m_n = live(o_n, end, p_mask, i_b, mask_b, mask_n)
+        m = m_n & (o_d < D)[None, :]
+        o = tile(o_n, o_d, x_n)
+        b_k = tl.where(m, phi(load(p_k + o, m), True), 0.0)
+        b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
+        b_logit = row_sum(b_k * b_g)
+        b_peak = tl.log(tl.maximum(tl.max(b_k, 1)[:, None], 2.0**-40))
+        before = top
+        top = tl.maximum(top, tl.max(tl.max(tl.where(m_n, b_logit + b_peak, FLOOR), 1), 0))
+        shrunk = tl.exp(before - top)
+        b_a = tl.where(m_n, tl.exp(b_logit - top + ROOM), 0.0)
+        b_k *= b_a
+        weight = weight * shrunk + tl.sum(tl.sum(b_a, 1), 0)
+        b_z = b_z * shrunk + tl.sum(b_k, 0)
+        b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
+        b_k = rotate(b_k, b_cos, b_sin, BN, BD).to(T)
+        b_s = tl.dot(tl.trans(b_k), b_v, b_s * shrunk, input_precision=PRECISION)
+    p_state = p_partial + i_partial * (D + 1) * D
+    store_state(p_state, over(b_s, weight), over(b_z, weight), o_d, D)
+    tl.store(p_weight + i_partial, tl.where(weight == 0, NOTHING, top - ROOM + tl.log(weight)))
+
+
+@triton.jit(do_not_specialize=['SPLITS'])
+def merge(
+    p_partial, p_weight, p_state, p_total, SPLITS,
+    D: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    """Averages over all tokens from those over parts; weights are logarithms."""
+    SIZE: tl.constexpr = (D + 1) * D
+    chunks = tl.cdiv(SIZE, BE)
+    i_state = (tl.program_id(0) // chunks).to(tl.int64)
+    i_chunk = tl.program_id(0) % chunks
+    o_e = i_chunk * BE + tl.arange(0, BE)
+    b_state = tl.zeros([BE], tl.float32)
+    top = tl.full([], NOTHING, tl.float32)
+    weight = tl.zeros([], tl.float32)
+    for s in range(0, SPLITS, BN):
+        o_s = s + tl.arange(0, BN)
+        m_s = o_s < SPLITS
+        p = p_partial + (i_state * SPLITS + o_s)[:, None] * SIZE + o_e[None, :]
+        b_partial = tl.load(p, m_s[:, None] & (o_e < SIZE)[None, :], other=0.0)
+        b_log = tl.load(p_weight + i_state * SPLITS + o_s, m_s, other=NOTHING)
+        before = top
+        top = tl.maximum(top, tl.max(b_log, 0))
+        shrunk = tl.exp(before - top)
+        b_a = tl.where(m_s, tl.exp(b_log - top), 0.0)
+        weight = weight * shrunk + tl.sum(b_a, 0)
+        b_state = b_state * shrunk + tl.sum(b_a[:, None] * b_partial, 0)
+    tl.store(p_state + i_state * SIZE + o_e, b_state / weight, o_e < SIZE)
+    tl.store(p_total + i_state, top + tl.log(weight), mask=i_chunk == 0)
+
+
+@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
+def out_forward(
+    p_x, p_mask, p_frequencies, p_state, p_out, N, H, SPAN, WIDTH,
+    x_b, x_n, x_h, mask_b, mask_n, eps,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """o from q and the state."""
+    i_b, i_h, _, begin, end = program(N, H, SPAN)
+    T: tl.constexpr = p_x.dtype.element_ty
+    p_q = p_x + i_b * x_b + i_h * x_h
+    p_o = p_out + (i_b * N * H + i_h) * D
+    p_state += (i_b * H + i_h) * (D + 1) * D
+    o_d = tl.arange(0, BD)
+    b_s, b_z = load_state(p_state, o_d, D)
+    b_c = load_scale(p_state, o_d, D)
+    b_a = over(b_s, b_c[:, None]).to(T)
+    b_first, b_second = turns(p_frequencies, D, BD)
+    for n in range(begin, end, BN):
+        o_n = n + tl.arange(0, BN)
+        m_d = (o_d < D)[None, :]
+        m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & m_d
+        b_q = phi(load(p_q + tile(o_n, o_d, x_n), m), True)
+        b_r = 1.0 / (row_sum(b_q * b_z[None, :]) + eps)
+        b_q *= b_c[None, :]
+        b_sum = row_sum(b_q)
+        b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
+        b_w = rotate(over(b_q, b_sum), b_cos, b_sin, BN, BD)
+        b_o = tl.dot(b_w.to(T), b_a, input_precision=PRECISION) * (b_sum * b_r)
+        store(p_o + tile(o_n, o_d, H * D), b_o, m, (o_n < end)[:, None] & m_d)
+
+
+@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
+def state_backward(
+    p_x, p_mask, p_frequencies, p_state, p_do, p_partial, N, H, SPAN, WIDTH,
+    x_b, x_n, x_h, mask_b, mask_n, do_b, do_n, do_h, eps,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Partial dS and dz from q, do and the state."""
+    i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
+    T: tl.constexpr = p_x.dtype.element_ty
+    p_q = p_x + i_b * x_b + i_h * x_h
+    p_do += i_b * do_b + i_h * do_h
+    p_state += (i_b * H + i_h) * (D + 1) * D
+    o_d = tl.arange(0, BD)
+    b_s, b_z = load_state(p_state, o_d, D)
+    b_c = load_scale(p_state, o_d, D)
+    b_a = tl.trans(over(b_s, b_c[:, None]).to(T))
+    b_first, b_second = turns(p_frequencies, D, BD)
+    b_s = tl.zeros([BD, BD], tl.float32)
+    b_dz = tl.zeros([BD], tl.float32)
+    for n in range(begin, end, BN):
+        o_n = n + tl.arange(0, BN)
+        m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & (o_d < D)[None, :]
+        b_q = load(p_q + tile(o_n, o_d, x_n), m)
+        b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
+        b_q = tl.where(m, phi(b_q, True), 0.0)
+        b_q /= row_sum(b_q * b_z[None, :]) + eps
+        b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
+        b_w = rotate(b_q * b_c[None, :], b_cos, b_sin, BN, BD)
+        b_t = tl.dot(b_do, b_a, input_precision=PRECISION)
+        b_dz -= tl.sum(b_q * row_sum(b_w * b_t), 0)
+        b_s = tl.dot(tl.trans(b_w.to(T)), b_do, b_s, input_precision=PRECISION)
+    p_dstate = p_partial + i_partial * (D + 1) * D
+    store_state(p_dstate, over(b_s, b_c[:, None]), b_dz, o_d, D)
+
+
+@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
+def kv_backward(
+    p_x, p_mask, p_frequencies, p_query, p_weight, p_state, p_dstate, p_dx, p_partial,
+    N, H, SPAN, WIDTH, x_b, x_n, x_p, x_h, mask_b, mask_n,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk, dv and partial dg from k, v, g, the state and its gradient."""
+    i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
+    T: tl.constexpr = p_x.dtype.element_ty
+    i_head = i_b * H + i_h
+    p_k = p_x + i_b * x_b + i_h * x_h + x_p
+    p_dk = p_dx + (i_b * N * 3 * H + H + i_h) * D
+    p_state += i_head * (D + 1) * D
+    o_d = tl.arange(0, BD)
+    b_s, b_z = load_state(p_state, o_d, D)
+    b_ds, b_dz = load_state(p_dstate + i_head * (D + 1) * D, o_d, D)
+    mean = tl.sum(tl.sum(b_s * b_ds, 1) + b_z * b_dz, 0)
+    b_c = load_scale(p_state, o_d, D)
+    # dS has the scale of the loss: as an operand it is at most one.
+    b_ds *= b_c[:, None]
+    scale = tl.max(tl.max(tl.abs(b_ds), 1), 0)
+    scale = tl.where(scale > 0, scale, 1.0)
+    b_ds = (b_ds / scale).to(T)
+    b_dst = tl.trans(b_ds)
+    b_c = over(1.0, b_c)[None, :]
+    b_g = tl.load(p_query + i_head * D + o_d, o_d < D, other=0.0)[None, :]
+    log_weight = tl.load(p_weight + i_head)
+    b_first, b_second = turns(p_frequencies, D, BD)
+    b_dg = tl.zeros([BD], tl.float32)
+    for n in range(begin, end, BN):
+        o_n = n + tl.arange(0, BN)
+        m_d = (o_d < D)[None, :]
+        m_n = live(o_n, end, p_mask, i_b, mask_b, mask_n)
+        m = m_n & m_d
+        m_inside = (o_n < end)[:, None] & m_d
+        o = tile(o_n, o_d, x_n)
+        b_k = load(p_k + o, m)
+        b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
+        b_phi = tl.where(m, phi(b_k, True), 0.0)
+        b_a = tl.where(m_n, tl.exp(row_sum(b_phi * b_g) - log_weight), 0.0)
+        b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
+        b_h = tl.dot(b_v, b_dst, input_precision=PRECISION) * scale
+        b_h = rotate(b_h, b_cos, -b_sin, BN, BD) * b_c + b_dz[None, :]
+        b_da = b_a * (row_sum(b_phi * b_h) - mean)
+        b_dg += tl.sum(b_da * b_phi, 0)
+        p_d = p_dk + tile(o_n, o_d, 3 * H * D)
+        b_dk = b_a * b_h + b_da * b_g
+        store(p_d, b_dk * slope(b_k, 1.0, b_phi, True), m, m_inside)
+        b_phi *= b_c
+        b_sum = row_sum(b_phi)
+        b_w = rotate(over(b_phi, b_sum), b_cos, b_sin, BN, BD)
+        b_dv = tl.dot(b_w.to(T), b_ds, input_precision=PRECISION) * (b_a * b_sum * scale)
+        store(p_d + H * D, b_dv, m, m_inside)
+    tl.store(p_partial + i_partial * D + o_d, b_dg, o_d < D)
+
+
+@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
+def q_backward(
+    p_x, p_mask, p_frequencies, p_state, p_dquery, p_do, p_dx, N, H, SPAN, WIDTH,
+    x_b, x_n, x_h, mask_b, mask_n, do_b, do_n, do_h, eps,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq from q, do, the state and the gradient of the mean."""
+    i_b, i_h, _, begin, end = program(N, H, SPAN)
+    T: tl.constexpr = p_x.dtype.element_ty
+    p_q = p_x + i_b * x_b + i_h * x_h
+    p_do += i_b * do_b + i_h * do_h
+    p_dq = p_dx + (i_b * N * 3 * H + i_h) * D
+    p_state += (i_b * H + i_h) * (D + 1) * D
+    o_d = tl.arange(0, BD)
+    b_s, b_z = load_state(p_state, o_d, D)
+    b_c = load_scale(p_state, o_d, D)
+    b_a = tl.trans(over(b_s, b_c[:, None]).to(T))
+    b_mean = tl.load(p_dquery + (i_b * H + i_h) * D + o_d, o_d < D, other=0.0)[None, :]
+    b_first, b_second = turns(p_frequencies, D, BD)
+    for n in range(begin, end, BN):
+        o_n = n + tl.arange(0, BN)
+        m_d = (o_d < D)[None, :]
+        m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & m_d
+        b_q = load(p_q + tile(o_n, o_d, x_n), m)
+        b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
+        b_phi = tl.where(m, phi(b_q, True), 0.0)
+        b_r = 1.0 / (row_sum(b_phi * b_z[None, :]) + eps)
+        b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
+        b_t = tl.dot(b_do, b_a, input_precision=PRECISION)
+        b_t = rotate(b_t, b_cos, -b_sin, BN, BD) * b_c[None, :]
+        b_delta = row_sum(b_phi * b_t) * b_r
+        b_dq = b_r * (b_t - b_delta * b_z[None, :]) + b_mean
+        b_dq *= slope(b_q, 1.0, b_phi, True)
+        store(p_dq + tile(o_n, o_d, 3 * H * D), b_dq, m, (o_n < end)[:, None] & m_d)
+
+
+def forward(
+    qkv: Tensor, frequencies: Tensor, mask: Tensor | None, width: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: the state
+    (B, H, D + 1, D), the mean query g (B, H, D), and the logsumexp of the weights (B, H)."""
+    batch, tokens, _, heads, dim = qkv.shape
+    out = qkv.new_empty((batch, tokens, heads, dim))
+    if out.numel() == 0:
+        state = new_states(qkv)[:, :, 0].zero_()
+        return out, state, state[:, :, 0].clone(), state[:, :, 0, 0].clone()
+    launch = launch_of('rank_augmented', 'mean_forward', qkv)
+    partial = qkv.new_empty((batch, heads, launch.splits, dim), dtype=torch.float32)
+    run(mean_forward, launch, qkv, mask, p_partial=partial)
+    query = total(partial) * _share(qkv, mask)
+    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv.device))
+    launch = launch_of('rank_augmented', 'kv_forward', qkv)
+    partial = new_states(qkv, launch.splits)
+    weight = partial.new_empty((batch, heads, launch.splits))
+    run(
+        kv_forward, launch, qkv, mask, **image,
+        p_query=query, p_partial=partial, p_weight=weight, x_p=qkv.stride(2),
+    )  # fmt: skip
+    state, weight = _merge(partial, weight)
+    launch = launch_of('rank_augmented', 'out_forward', qkv)
+    run(out_forward, launch, qkv, mask, **image, p_state=state, p_out=out, eps=eps)
+    return out, state, query, weight
+
+
+def backward(
+    grad_out: Tensor,
+    qkv: Tensor,
+    frequencies: Tensor,
+    state: Tensor,
+    query: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    width: int,
+    eps: float,
+) -> Tensor:
+    """Gradient of the packed projection, contiguous, in its dtype."""
+    batch, _, _, heads, dim = qkv.shape
+    grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    if grad.numel() == 0:
+        return grad
+    # autograd may hand over an expanded gradient.
+    if grad_out.stride(-1) != 1:
+        grad_out = grad_out.contiguous()
+    do_b, do_n, do_h, _ = grad_out.stride()
+    state = state.contiguous()
+    image = dict(
+        p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv.device), p_state=state
+    )
+    out = dict(p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h, eps=eps)
+    launch = launch_of('rank_augmented', 'state_backward', qkv)
+    partial = new_states(qkv, launch.splits)
+    run(state_backward, launch, qkv, mask, **image, **out, p_partial=partial)
+    dstate = total(partial)
+    launch = launch_of('rank_augmented', 'kv_backward', qkv)
+    partial = query.new_empty((batch, heads, launch.splits, dim))
+    run(
+        kv_backward, launch, qkv, mask, **image,
+        p_query=query, p_weight=weight, p_dstate=dstate, p_dx=grad, p_partial=partial,
+        x_p=qkv.stride(2),
+    )  # fmt: skip
+    dquery = total(partial) * _share(qkv, mask)
+    launch = launch_of('rank_augmented', 'q_backward', qkv)
+    run(q_backward, launch, qkv, mask, **image, **out, p_dquery=dquery, p_dx=grad)
+    return grad
+
+
+def _share(qkv: Tensor, mask: Tensor | None) -> float | Tensor:
+    """What one query adds to g: 1 / (N sqrt(D)), with a mask (B, 1, 1)."""
+    scale = qkv.shape[-1] ** -0.5
+    if mask is None:
+        return scale / qkv.shape[1]
+    return scale / mask.sum(1).clamp(min=1)[:, None, None]
+
+
+def _merge(partial: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """One state, and its weight, from those of the splits."""
+    batch, heads, splits, _, dim = partial.shape
+    if splits == 1:
+        return partial[:, :, 0], weight[:, :, 0]
+    state, total_weight = torch.empty_like(partial[:, :, 0]), torch.empty_like(weight[:, :, 0])
+    block, num_warps = tile_of('rank_augmented', 'merge', torch.float32, dim)
+    programs = batch * heads * triton.cdiv((dim + 1) * dim, MERGED)
+    with on_device(partial):
+        merge[(programs,)](
+            p_partial=partial, p_weight=weight, p_state=state, p_total=total_weight,
+            SPLITS=splits, D=dim, BN=block, BE=MERGED, num_warps=num_warps, num_stages=NUM_STAGES,
+        )  # fmt: skip
+    return state, total_weight

@@ -1,0 +1,98 @@
+"""The Triton kernels as PyTorch ops: what autograd, compile, export and the FLOP counter see.
+
+Autocast leaves the ops alone: the input's dtype is kept, and sums are fp32 in every dtype, as in
+the reference.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ..dispatch import require_triton
+
+
+@torch.library.custom_op(
+    'saga_kernels::rank_augmented_forward',
+    mutates_args=(),
+    schema='(Tensor qkv, Tensor frequencies, Tensor? mask, SymInt width, float eps)'
+    ' -> (Tensor, Tensor, Tensor, Tensor)',
+)
+def rank_augmented_forward(
+    qkv: Tensor, frequencies: Tensor, mask: Tensor | None, width: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: the state
+    (B, H, D + 1, D), the mean query (B, H, D) and the weight of the state (B, H)."""
+    require_triton(qkv)
+    from . import kernel
+
+    return kernel.forward(qkv, frequencies, mask, width, eps)
+
+
+@torch.library.custom_op(
+    'saga_kernels::rank_augmented_backward',
+    mutates_args=(),
+    schema='(Tensor grad, Tensor qkv, Tensor frequencies, Tensor state, Tensor query,'
+    ' Tensor weight, Tensor? mask, SymInt width, float eps) -> Tensor',
+)
+def rank_augmented_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    frequencies: Tensor,
+    state: Tensor,
+    query: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    width: int,
+    eps: float,
+) -> Tensor:
+    """One gradient for the packed projection: views of one buffer would alias each other."""
+    require_triton(qkv)
+    from . import kernel
+
+    return kernel.backward(grad, qkv, frequencies, state, query, weight, mask, width, eps)
+
+
+@rank_augmented_forward.register_fake
+def _forward_fake(qkv, frequencies, mask, width, eps):
+    batch, tokens, _, heads, dim = qkv.shape
+    shapes = (batch, heads, dim + 1, dim), (batch, heads, dim), (batch, heads)
+    sums = (qkv.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return qkv.new_empty((batch, tokens, heads, dim)), *sums
+
+
+@rank_augmented_backward.register_fake
+def _backward_fake(grad, qkv, frequencies, state, query, weight, mask, width, eps):
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output):
+    qkv, frequencies, mask, ctx.width, ctx.eps = inputs
+    _, *sums = output
+    ctx.save_for_backward(qkv, frequencies, *sums, mask)
+    ctx.mark_non_differentiable(*sums)
+
+
+def _differentiate(ctx, grad, *_):
+    grad = rank_augmented_backward(grad, *ctx.saved_tensors, ctx.width, ctx.eps)
+    return grad, None, None, None, None
+
+
+def _refuse(ctx, grad):
+    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")
+
+
+rank_augmented_forward.register_autograd(_differentiate, setup_context=_save)
+rank_augmented_backward.register_autograd(_refuse)
+
+
+# Products of (N x D) and (D x D) matrices: S and o; t, dS, dk, dv and, for dq, t again.
+@register_flop_formula(torch.ops.saga_kernels.rank_augmented_forward)
+def _forward_flops(qkv_shape, *args, out_shape=None, **kwargs) -> int:
+    batch, tokens, _, heads, dim = qkv_shape
+    return 2 * 2 * batch * tokens * heads * dim**2
+
+
+@register_flop_formula(torch.ops.saga_kernels.rank_augmented_backward)
+def _backward_flops(grad_shape, *args, out_shape=None, **kwargs) -> int:
+    batch, tokens, heads, dim = grad_shape
+    return 5 * 2 * batch * tokens * heads * dim**2
