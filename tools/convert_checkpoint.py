@@ -36,11 +36,10 @@ from saga_mm.engine.checkpoint import (
 )
 from saga_mm.engine.cli import ConfigOptions, command_line
 
-PVT_BLOCK = r'block(\d)\.(\d+)\.'
 # what is replaced in the names of PVT, by what; stages count from 1 there
 PVT_TRANSLATION = (
     (r'^patch_embed(\d)\.', lambda m: f'stages.{int(m[1]) - 1}.embed.'),
-    (f'^{PVT_BLOCK}', lambda m: f'stages.{int(m[1]) - 1}.blocks.{m[2]}.'),
+    (r'^block(\d)\.', lambda m: f'stages.{int(m[1]) - 1}.blocks.'),
     (r'\.mlp\.', r'.ffn.'),
 )
 
@@ -89,27 +88,28 @@ def convert(cfg: Config, checkpoint: str) -> tuple[dict[str, Tensor], Match]:
 def from_pvt(
     weights: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str
 ) -> dict[str, Tensor]:
-    """Weights of PVT under the names of SAGA, `own`; others as they are."""
+    """Weights of PVT under the names of SAGA, whose weights are `own`; others as they are."""
+    weights = dict(weights)
+    for name in [name for name in weights if '.attn.q.' in name]:
+        # both order rows as (head, channel), and kv as k, then v
+        kv = weights.pop(name.replace('.q.', '.kv.'), None)
+        if kv is not None:
+            weights[name.replace('.q.', '.in_proj.')] = torch.cat([weights.pop(name), kv])
     translated = {}
     for name, weight in weights.items():
-        pvt = name.removeprefix(prefix)
-        if pvt.endswith(('attn.kv.weight', 'attn.kv.bias')):
-            continue
-        if match := re.fullmatch(PVT_BLOCK + r'attn\.q\.(weight|bias)', pvt):
-            # both order the rows as (head, channel), and kv as k, then v
-            weight = torch.cat([weight, weights[name.replace('.q.', '.kv.')]])
-            pvt = f'block{match[1]}.{match[2]}.attn.in_proj.{match[3]}'
+        new = name.removeprefix(prefix)
         for pattern, replacement in PVT_TRANSLATION:
-            pvt = re.sub(pattern, replacement, pvt)
-        if pvt.endswith(('in_proj.weight', 'in_proj.bias')):
-            weight = with_gates(weight, own.get(prefix + pvt))
-        translated[prefix + pvt if name.startswith(prefix) else name] = weight
+            new = re.sub(pattern, replacement, new)
+        new = prefix + new
+        if '.in_proj.' in new and new in own:
+            weight = with_gates(weight, own[new])
+        translated[new if new in own else name] = weight
     return translated
 
 
-def with_gates(qkv: Tensor, own: Tensor | None) -> Tensor:
+def with_gates(qkv: Tensor, own: Tensor) -> Tensor:
     """Rows for q, k and v, followed by those of gates, if any, that do not depend on the token."""
-    if own is None or len(own) <= len(qkv) or own.shape[1:] != qkv.shape[1:]:
+    if own.shape[1:] != qkv.shape[1:]:
         return qkv
     gates = own[len(qkv) :]
     return torch.cat([qkv, gates if own.ndim == 1 else torch.zeros_like(gates)])
