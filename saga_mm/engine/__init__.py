@@ -1,3 +1,6 @@
-from .hooks import CheckpointCheckHook, ExactResumeHook
+"""What training needs: hooks, an optimizer constructor, safe checkpoints, tools' common parts."""
 
-__all__ = ['CheckpointCheckHook', 'ExactResumeHook']
+from .hooks import CheckpointCheckHook, ExactResumeHook
+from .layer_decay import LayerDecayOptimWrapperConstructor
+
+__all__ = ['CheckpointCheckHook', 'ExactResumeHook', 'LayerDecayOptimWrapperConstructor']
