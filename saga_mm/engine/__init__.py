@@ -2,5 +2,11 @@
 
 from .hooks import CheckpointCheckHook, ExactResumeHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .saving import AtomicCheckpointHook
 
-__all__ = ['CheckpointCheckHook', 'ExactResumeHook', 'LayerDecayOptimWrapperConstructor']
+__all__ = [
+    'AtomicCheckpointHook',
+    'CheckpointCheckHook',
+    'ExactResumeHook',
+    'LayerDecayOptimWrapperConstructor',
+]

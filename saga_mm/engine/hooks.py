@@ -14,7 +14,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import Sampler
 
 from ..registry import HOOKS
-from .checkpoint import CheckpointError, match_weights, state_dict
+from .checkpoint import CheckpointError, match_weights, missing_for_resume, state_dict
 
 
 @HOOKS.register_module()
@@ -91,10 +91,9 @@ class CheckpointCheckHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         file = runner.cfg.get('load_from') or 'the latest checkpoint'
-        needed = {'meta', 'message_hub', 'optimizer'} if self.resume else set()
-        if absent := sorted(needed - checkpoint.keys()):
+        if self.resume and (missing := missing_for_resume(checkpoint)):
             raise CheckpointError(
-                f'{file} can not be resumed: it holds weights, but no {", ".join(absent)}; '
+                f'{file} can not be resumed: it holds weights, but no {", ".join(missing)}; '
                 'to start a new training from it, set load_from'
             )
         model = runner.model
