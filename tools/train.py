@@ -13,6 +13,8 @@ from saga_mm.engine.data import check_data
 from saga_mm.engine.launch import make_folder, prepare
 from saga_mm.engine.saving import latest_checkpoint
 
+TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -53,6 +55,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     cfg.custom_hooks = [
         *cfg.get('custom_hooks', []),
         dict(type='saga_mm.CheckpointCheckHook', complete=complete, resume=complete),
+        dict(type='saga_mm.DataCheckHook'),
         dict(type='saga_mm.ExactResumeHook'),
     ]
 
@@ -66,7 +69,7 @@ def save_atomically(cfg: Config) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = prepare(args)
+    cfg = prepare(args, TRAINING)
     apply_options(cfg, args)
     check_data(cfg, ('train', 'val'))
     make_folder(cfg.work_dir)
