@@ -19,8 +19,15 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-from saga_mm.engine.checkpoint import CheckpointError, load_file, match_weights, state_dict
+from saga_mm.engine.checkpoint import (
+    CheckpointError,
+    load_file,
+    match_weights,
+    state_dict,
+    translate,
+)
 from saga_mm.engine.cli import ConfigOptions, command_line
+from saga_mm.engine.launch import load_config, make_folder
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 # weights that predictions do without
@@ -122,7 +129,7 @@ def load_weights(model: nn.Module, path: str) -> dict:
         CheckpointError: The file can't be read, or lacks a weight that predictions need.
     """
     checkpoint = load_file(path)
-    weights = state_dict(checkpoint)
+    weights = translate(model, state_dict(checkpoint))
     match = match_weights(model, weights)
     needed = [name for name in match.missing if not name.startswith(TRAINING_ONLY)]
     if needed or match.mismatched:
@@ -215,14 +222,13 @@ def run(args: argparse.Namespace) -> None:
     images = find_images(args.images)
     out_files = name_outputs(images, args.out_dir)
     device = pick_device(args.device)
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
     scope = cfg.get('default_scope')
     if scope not in ('mmdet', 'mmseg'):
         raise ValueError(f"default_scope of the config must be 'mmdet' or 'mmseg', got {scope!r}")
     model = load_model(cfg, args.checkpoint, device)
     draw = make_detector(model, args.score_thr) if scope == 'mmdet' else make_segmentor(model)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out_dir)
     broken = []
     for path, out_file in zip(images, out_files, strict=True):
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)

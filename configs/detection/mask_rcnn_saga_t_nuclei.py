@@ -1,4 +1,4 @@
-"""Mask R-CNN, SAGA-T, from scratch: batch 4 x 1 CPU or GPU, 10 epochs, nuclei.
+"""Mask R-CNN, SAGA-T, from scratch: batch 4 x 1 CPU or GPU, 6 epochs, nuclei.
 
 `DATA_ROOT=/path/to/nuclei` names the data. On a GPU, `--cfg-options train_cfg.max_epochs=36`
 trains longer; the schedule follows.
@@ -30,5 +30,5 @@ model = dict(
 )
 # fully connected layers over 6,272 features: at the rate of the convolutions their units die
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'bbox_head': dict(lr_mult=0.1)}))
-train_cfg = dict(max_epochs=10, val_interval=5)
+train_cfg = dict(max_epochs=6, val_interval=6)
 default_hooks = dict(logger=dict(interval=10))

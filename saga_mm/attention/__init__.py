@@ -2,6 +2,12 @@
 
 from .decay import DecayLinearAttention
 from .gated import GatedLinearAttention
+from .rank_augmented import RankAugmentedAttention
 from .softmax import SoftmaxAttention
 
-__all__ = ['DecayLinearAttention', 'GatedLinearAttention', 'SoftmaxAttention']
+__all__ = [
+    'DecayLinearAttention',
+    'GatedLinearAttention',
+    'RankAugmentedAttention',
+    'SoftmaxAttention',
+]

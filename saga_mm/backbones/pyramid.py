@@ -29,7 +29,7 @@ class Arch:
     mlp_ratios: Sequence[float]
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for field in fields(Arch):
             values = getattr(self, field.name)
             number = (int, float) if field.name == 'mlp_ratios' else int
             if not isinstance(values, Sequence) or not all(
@@ -39,7 +39,7 @@ class Arch:
                 raise ValueError(
                     f'arch[{field.name!r}] must be a sequence of positive {kind}, got {values!r}'
                 )
-        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(Arch)}
         if len(set(lengths.values())) != 1 or not self.depths:
             raise ValueError(
                 f'arch must have one entry per stage in each list, got lengths {lengths}'
@@ -51,8 +51,14 @@ class Arch:
                 )
 
 
-def resolve_arch(arch: str | Mapping, known: Mapping[str, Arch]) -> Arch:
-    """An `Arch` from its name, its first letter, or a dict of its fields (`mlp_ratios`: 4)."""
+def resolve_arch(arch: str | Mapping, known: Mapping[str, Arch], mlp_ratio: float = 4) -> Arch:
+    """An `Arch` from its name, its first letter, or a dict of its fields.
+
+    Args:
+        arch: One of the names in `known`, its first letter, or a dict.
+        known: What the names stand for; a dict makes one of the same class.
+        mlp_ratio: `mlp_ratios` of a dict without them.
+    """
     if isinstance(arch, str):
         names = {name[0]: name for name in known} | {name: name for name in known}
         if arch not in names:
@@ -67,7 +73,8 @@ def resolve_arch(arch: str | Mapping, known: Mapping[str, Arch]) -> Arch:
             f'got {sorted(arch)}'
         )
     stages = len(arch['depths']) if isinstance(arch['depths'], Sequence) else 0
-    return Arch(**{'mlp_ratios': (4,) * stages, **arch})
+    kind = type(next(iter(known.values())))
+    return kind(**{'mlp_ratios': (mlp_ratio,) * stages, **arch})
 
 
 class Stage(nn.Module):

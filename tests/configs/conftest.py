@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,17 @@ CONFIG_DIR = Path(__file__).parents[2] / 'configs'
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `config_path` runs once per config in the repository."""
-    if 'config_path' in metafunc.fixturenames:
-        paths = sorted(CONFIG_DIR.glob('*/*.py'))
-        ids = [f'{path.parent.name}/{path.stem}' for path in paths]
-        metafunc.parametrize('config_path', paths, ids=ids)
+    """Parametrizes tests by config.
+
+    `config_path` is each in the repository, `tiny_config_path` each that is not another size, or a
+    longer schedule, of one.
+    """
+    paths = sorted(CONFIG_DIR.glob('*/*.py'))
+    tiny = [path for path in paths if not re.search('_([smbl]|3x)(_|$)', path.stem)]
+    for name, values in dict(config_path=paths, tiny_config_path=tiny).items():
+        if name in metafunc.fixturenames:
+            ids = [f'{path.parent.name}/{path.stem}' for path in values]
+            metafunc.parametrize(name, values, ids=ids)
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +53,9 @@ def load_config():
 
 
 def make_shallow(backbone: dict) -> None:
-    arch = getattr(MODELS.get(backbone.type), 'arch_settings', {}).get(backbone.get('arch'))
-    if arch is not None:
+    known = getattr(MODELS.get(backbone.type), 'arch_settings', {})
+    if isinstance(backbone.get('arch'), str) and backbone.arch in known:
+        arch = known[backbone.arch]
         fields = {name: getattr(arch, name) for name in ('embed_dims', 'num_heads', 'mlp_ratios')}
         backbone.arch = dict(fields, depths=(1,) * len(arch.depths))
 

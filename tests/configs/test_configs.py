@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS
+from mmengine.registry import MODELS as ROOT_MODELS
 
 PROMISED = {
     *(f'detection/mask_rcnn_saga_{name}.py' for name in ('s', 't', 't_3x', 't_demo', 't_nuclei')),
@@ -33,6 +34,13 @@ PROMISED = {
         f'segmentation/upernet_sola_vision_t_camvid_{preset}.py'
         for preset in ('linear', 'last', 'front', 'softmax')
     ),
+    *(f'detection/mask_rcnn_ravlt_{size}.py' for size in 'tsbl'),
+    *(f'detection/{name}.py' for name in ('mask_rcnn_ravlt_t_demo', 'mask_rcnn_ravlt_t_nuclei')),
+    *(f'detection/mask_rcnn_ravlt_{size}_3x.py' for size in 'tsb'),
+    *(f'detection/cascade_mask_rcnn_ravlt_{size}_3x.py' for size in 'tsb'),
+    *(f'detection/retinanet_ravlt_{size}.py' for size in 'tsb'),
+    *(f'segmentation/{head}_ravlt_{size}.py' for head in ('fpn', 'upernet') for size in 'tsbl'),
+    *(f'segmentation/upernet_ravlt_t_{name}.py' for name in ('camvid', 'demo', 'nuclei')),
 }
 
 
@@ -95,10 +103,22 @@ def test_docstring_tells_batch_size_and_schedule(config_path, load_config):
     assert int(length) * (1000 if kilo else 1) == cfg.train_cfg[key]
 
 
-def test_predicts_and_trains(
-    config_path, load_config, build_model, make_batch, train_step, head_classes
-):
+def test_heads_have_the_widths_of_the_backbone(config_path, load_config):
     cfg = load_config(config_path)
+    backbone = ROOT_MODELS.get(cfg.model.backbone.type)
+    arch = backbone.arch_settings[cfg.model.backbone.arch]
+    indices = cfg.model.backbone.get('out_indices', (0, 1, 2, 3))
+    widths = [arch.embed_dims[i] for i in indices]
+    reader = cfg.model.get('neck') or cfg.model.decode_head
+    assert reader.in_channels == widths
+    if 'auxiliary_head' in cfg.model:
+        assert cfg.model.auxiliary_head.in_channels == widths[cfg.model.auxiliary_head.in_index]
+
+
+def test_predicts_and_trains(
+    tiny_config_path, load_config, build_model, make_batch, train_step, head_classes
+):
+    cfg = load_config(tiny_config_path)
     height, width = 64, 96
     batch = make_batch(cfg.default_scope, head_classes(cfg.model), height, width)
     model = build_model(cfg)
@@ -120,7 +140,7 @@ def test_predicts_and_trains(
             assert sample.seg_logits.data.isfinite().all()
         else:
             assert sample.pred_instances.bboxes.isfinite().all()
-            assert ('masks' in sample.pred_instances) == ('mask_rcnn' in config_path.stem)
+            assert ('masks' in sample.pred_instances) == ('mask_rcnn' in tiny_config_path.stem)
 
     losses = train_step(model, batch)
     assert losses['loss'] > 0
@@ -133,11 +153,13 @@ def test_predicts_and_trains(
     ]
     assert not bad
     assert all(read_as_contiguous)
-    assert bool(read_as_contiguous) == ('mask_rcnn' in config_path.stem)
+    assert bool(read_as_contiguous) == ('mask_rcnn' in tiny_config_path.stem)
 
 
-def test_weight_decay_spares_norms_and_biases(config_path, load_config, build_model):
-    cfg = load_config(config_path)
+def test_weight_decay_spares_norms_biases_and_layer_scales(
+    tiny_config_path, load_config, build_model
+):
+    cfg = load_config(tiny_config_path)
     model = build_model(cfg)
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     decay = cfg.optim_wrapper.optimizer.weight_decay

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+from saga_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,29 +35,46 @@ def test_index_lists_every_config(metafile, configs):
         assert model['In Collection'] in {item['Name'] for item in metafile['Collections']}
 
 
-def test_pages_list_every_config(configs, config_dir):
-    pages = [config_dir / 'README.md', *(ROOT / 'docs/methods').glob('*.md')]
-    text = ''.join(page.read_text() for page in pages)
-    found = re.findall(r'\]\((?:\.\./\.\./configs/)?(\w+/\w+\.py)\)', text)
-    assert {f'configs/{link}' for link in found} == configs
+@pytest.fixture
+def pages():
+    """Text by method: a page each, named like the backbone's module."""
+    return {path.stem: path.read_text() for path in (ROOT / 'docs' / 'methods').glob('*.md')}
 
 
-def test_page_tells_batch_size(config_dir, load_config):
-    page = (config_dir / 'README.md').read_text()
-    rows = re.findall(r'\((\S+\.py)\) \| \w+ \| (\d+) x (\d+) \|', page)
-    assert rows
-    for path, batch, gpus in rows:
-        cfg = load_config(path)
-        assert int(batch) == cfg.train_dataloader.batch_size
-        assert int(batch) * int(gpus) == cfg.auto_scale_lr.base_batch_size
+def test_index_names_the_page_of_each_method(metafile, pages, config_dir):
+    named = {collection['README'] for collection in metafile['Collections']}
+    assert named == {f'docs/methods/{name}.md' for name in pages}
+    index = (config_dir / 'README.md').read_text()
+    assert set(re.findall(r'\]\(\.\./docs/methods/(\w+)\.md\)', index)) == pages.keys()
 
 
-def test_parameter_counts_of_the_page(config_dir):
-    from saga_mm.backbones import SAGA
+def test_pages_list_every_config(configs, pages):
+    links = {
+        name: re.findall(r'\]\(\.\./\.\./(configs/\w+/\w+\.py)\)', page)
+        for name, page in pages.items()
+    }
+    assert sorted(itertools.chain(*links.values())) == sorted(configs)
+    for name, own in links.items():
+        method = name.partition('_')[0]
+        assert all(f'_{method}_' in config for config in own)
 
-    page = (config_dir / 'README.md').read_text()
-    rows = re.findall(r'\| `(\w+)` \|.*\| ([\d.]+)M \|', page)
-    assert [name for name, _ in rows] == list(SAGA.arch_settings)
-    for name, millions in rows:
-        count = sum(p.numel() for p in SAGA(arch=name).parameters())
-        assert float(millions) == round(count / 1e6, 1)
+
+def test_pages_tell_batch_size(pages, load_config):
+    for page in pages.values():
+        rows = re.findall(r'\(\.\./\.\./configs/(\S+\.py)\) \| \w+ \| (\d+) x (\d+) \|', page)
+        assert rows
+        for path, batch, gpus in rows:
+            cfg = load_config(path)
+            assert int(batch) == cfg.train_dataloader.batch_size
+            assert int(batch) * int(gpus) == cfg.auto_scale_lr.base_batch_size
+
+
+def test_parameter_counts_of_the_pages(pages):
+    backbones = {cls.__module__.rpartition('.')[2]: cls for cls in MODELS.module_dict.values()}
+    for name, page in pages.items():
+        rows = re.findall(r'\| `(\w+)` \|.*\| ([\d.]+)M \|', page)
+        assert [arch for arch, _ in rows] == list(backbones[name].arch_settings)
+        for arch, millions in rows:
+            with torch.device('meta'):
+                count = sum(p.numel() for p in backbones[name](arch=arch).parameters())
+            assert float(millions) == round(count / 1e6, 1)

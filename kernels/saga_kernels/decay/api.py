@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..dispatch import Impl, resolve_impl
+from ..dispatch import Impl, resolve_impl, why_not_triton
 from ..validation import (
     check_eps,
     check_feature_map,
@@ -12,6 +12,7 @@ from ..validation import (
     check_size,
 )
 from .reference import attend
+from .registration import decay_forward
 
 
 def decay_linear_attention(
@@ -67,5 +68,6 @@ def decay_linear_attention(
     check_feature_map(feature_map)
     check_eps(eps)
     check_mask(mask, qkv)
-    resolve_impl(impl, 'decay_linear_attention', 'it has no Triton kernel yet')
+    if resolve_impl(impl, 'decay_linear_attention', why_not_triton(qkv)) == 'triton':
+        return decay_forward(qkv, log_decay, mask, size[1], feature_map, eps)[0]
     return attend(qkv, log_decay, size, feature_map, eps, mask)

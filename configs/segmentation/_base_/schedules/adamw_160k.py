@@ -6,7 +6,7 @@
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    # one-dimensional parameters (norms, biases) do not decay
+    # one-dimensional parameters (norms, biases, layer scales) do not decay; convolutions do
     paramwise_cfg=dict(flat_decay_mult=0.0),
 )
 param_scheduler = [
@@ -23,7 +23,9 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3),
+    checkpoint=dict(
+        type='saga_mm.AtomicCheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )

@@ -1,0 +1,440 @@
+"""Decay linear attention in Triton: states of chunks, a scan over chunks, then tile by tile.
+
+Legend: B batch, N tokens, H heads, D head dim, C chunks of L tokens. Everything is per head, tokens
+in the order of its scan; y = exp(log_decay), l the place of a token in its chunk, c, b chunks; `.`
+is a product over channels; fp32 but for the operands of a matrix product, which have the input's
+dtype. A state holds S (D x D) and z (D): of keys k and values v the sums of k^T v and of k.
+
+Forward     P_c: weights y^(L-1-l),  R_c: weights y^l,  of keys k' = phi(k) and values v
+            F_c = sum over b < c of y^(L(c-1-b)) P_b,  B_c = sum over b > c of y^(L(b-c-1)) R_b
+            S_i = y^(l+1) F_c + y^(L-l) B_c + sum_j y^|i-j| k'_j^T v_j,  z_i likewise; j: of chunk c
+            r = 1 / (phi(q) . z + eps),  o = r phi(q) S
+Backward    w = r phi(q),  delta = do . o
+            GF, GB: as F, B, but of keys w and values do, with -delta in the sum beside
+            dphi(q) = r (S do^T - delta z)
+            dk' = v G^T + g,  dv = k' G,  G, g: from GF, GB as S, z from F, B
+            dlog_decay = sum_ij |i-j| e_ij,  e_ij = y^|i-j| (w_i . k'_j) (do_i . v_j - delta_i)
+
+Where i and j are of one chunk, e is at hand with dk'. Otherwise |i-j| has three parts: from i to the
+edge of its chunk (summed with dphi(q)), the same for j (with dk'), and L for each chunk c in between
+(with the scan: y^(L+1) times F_c . GB_c and B_c . GF_c). No sum cancels, and no exponent is positive.
+
+Traffic, in token tensors T: q, k, v read once, k, v once more for the states, o written: 6 T. The
+backward keeps o: q, o, do for the states, then q, k, v, do, and dq, dk, dv: 10 T. Tiles of one chunk
+read each other's tokens, from L2. States are written, scanned in place and read: 4 times one pass
+over them forward, 6 times backward; such a pass is (D + 1) * 8 bytes per L channels of a token.
+
+Neither sums nor operands of half precision overflow or fade: a state's operand is S / z, an average
+of v, and rows of the other operand have their largest element taken out.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import NUM_STAGES, chunk, padded_dim
+from ..launch import tile as tile_of
+from ..tiles import (
+    launch_of,
+    live,
+    load,
+    load_state,
+    new_states,
+    on_device,
+    over,
+    phi,
+    precision,
+    program,
+    run,
+    slope,
+    store,
+    store_state,
+    tile,
+)
+
+
+@triton.jit
+def token(o_p, N, H, i_h, HEIGHT, WIDTH):
+    """Token at each position of a head's scan; N past its end."""
+    # The second half of the heads scans columns.
+    o_n = tl.where(i_h < H - H // 2, o_p, o_p % HEIGHT * WIDTH + o_p // HEIGHT)
+    return tl.where(o_p < N, o_n, N)
+
+
+@triton.jit
+def weight(rate, distance):
+    return tl.exp(rate * distance.to(tl.float32))
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """a b, the rows of a without their largest element while they are in half precision."""
+    if b.dtype == tl.float16:
+        b_max = tl.max(tl.abs(a), 1)[:, None]
+        b_max = tl.where(b_max > 0, b_max, 1.0)
+        return tl.dot((a / b_max).to(tl.float16), b) * b_max
+    else:
+        return tl.dot(a.to(b.dtype), b, input_precision=PRECISION)
+
+
+@triton.jit
+def add_tokens(b_s, b_z, b_k, b_v, b_one, PRECISION: tl.constexpr):
+    """A state with the tokens of a tile; b_one stands beside the values."""
+    b_s += product(tl.trans(b_k), b_v, PRECISION)
+    return b_s, b_z + tl.sum(b_k * b_one, 0)
+
+
+@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'HEIGHT', 'WIDTH'])
+def state_forward(
+    p_x, p_mask, p_decay, p_state, N, H, SPAN, HEIGHT, WIDTH, x_b, x_n, x_p, x_h, mask_b, mask_n,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    ELU: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """P and R of each chunk, from k and v."""
+    i_b, i_h, i_chunk, begin, end = program(N, H, SPAN)
+    rate = tl.load(p_decay + i_h)
+    p_k = p_x + i_b * x_b + i_h * x_h + x_p
+    o_d = tl.arange(0, BD)
+    b_p = tl.zeros([BD, BD], tl.float32)
+    b_r = tl.zeros([BD, BD], tl.float32)
+    b_zp = tl.zeros([BD], tl.float32)
+    b_zr = tl.zeros([BD], tl.float32)
+    for n in range(begin, end, BN):
+        o_p = n + tl.arange(0, BN)
+        o_n = token(o_p, N, H, i_h, HEIGHT, WIDTH)
+        m = live(o_n, N, p_mask, i_b, mask_b, mask_n) & (o_d < D)[None, :]
+        o = tile(o_n, o_d, x_n)
+        b_k = tl.where(m, phi(load(p_k + o, m), ELU), 0.0)
+        b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
+        o_l = o_p - begin
+        b_w = b_k * weight(rate, SPAN - 1 - o_l)[:, None]
+        b_p, b_zp = add_tokens(b_p, b_zp, b_w, b_v, 1.0, PRECISION)
+        b_w = b_k * weight(rate, o_l)[:, None]
+        b_r, b_zr = add_tokens(b_r, b_zr, b_w, b_v, 1.0, PRECISION)
+    p_state += i_chunk * 2 * (D + 1) * D
+    store_state(p_state, b_p, b_zp, o_d, D)
+    store_state(p_state + (D + 1) * D, b_r, b_zr, o_d, D)
+
+
+@triton.jit(do_not_specialize=['C', 'H'])
+def scan(
+    p_state, p_decay, p_other, p_partial, C, H,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, L: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """F and B from P and R, in place. With those of the forward as p_other, GF and GB, and partial
+    sums of dlog_decay. A program takes one row of the states, one way."""
+    i = tl.program_id(0)
+    i_row, i_way, i_head = i % (D + 1), i // (D + 1) % 2, (i // (2 * (D + 1))).to(tl.int64)
+    decay = tl.load(p_decay + i_head % H)
+    rate = decay * L
+    o_c, o_d = tl.arange(0, BN), tl.arange(0, BD)
+    distance = o_c[:, None] - 1 - o_c[None, :]
+    b_earlier = tl.where(distance >= 0, weight(rate, tl.abs(distance)), 0.0)
+    b_enter, b_leave = weight(rate, o_c)[:, None], weight(rate, BN - 1 - o_c)[:, None]
+    b_carry = tl.zeros([BD], tl.float32)
+    b_sum = tl.zeros([BD], tl.float32)
+    for c in range(0, C, BN):
+        m = (c + o_c < C)[:, None] & (o_d < D)[None, :]
+        i_c = tl.where(i_way == 0, c + o_c, C - 1 - c - o_c)
+        i_state = (i_head * C + i_c) * 2
+        p = p_state + ((i_state + i_way) * (D + 1) + i_row)[:, None] * D + o_d[None, :]
+        b_x = tl.load(p, mask=m, other=0.0)
+        b_y = tl.dot(b_earlier, b_x, input_precision=PRECISION) + b_enter * b_carry[None, :]
+        b_carry = b_carry * tl.exp(rate * BN) + tl.sum(b_leave * b_x, 0)
+        tl.store(p, b_y, mask=m)
+        if p_other is not None:
+            # What goes the other way at the same chunk.
+            i_other = (i_state + 1 - i_way) * (D + 1) + i_row
+            b_other = tl.load(p_other + i_other[:, None] * D + o_d[None, :], mask=m, other=0.0)
+            b_sum += tl.sum(b_y * b_other, 0)
+    if p_other is not None:
+        tl.store(p_partial + i, tl.sum(b_sum, 0) * (L * tl.exp(decay * (L + 1))))
+
+
+@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'HEIGHT', 'WIDTH'])
+def out_forward(
+    p_x, p_mask, p_decay, p_state, p_out, p_r, N, H, SPAN, HEIGHT, WIDTH,
+    x_b, x_n, x_p, x_h, mask_b, mask_n, eps,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, L: tl.constexpr,
+    ELU: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """o and r of one tile, from q, k, v of its chunk and the states F and B."""
+    i_b, i_h, _, begin, _ = program(N, H, SPAN)
+    T: tl.constexpr = p_x.dtype.element_ty
+    rate = tl.load(p_decay + i_h)
+    i_head = i_b * H + i_h
+    first = begin // L * L
+    p_x += i_b * x_b + i_h * x_h
+    p_state += (i_head * tl.cdiv(N, L) + begin // L) * 2 * (D + 1) * D
+    o_d = tl.arange(0, BD)
+    m_d = (o_d < D)[None, :]
+    o_p = begin + tl.arange(0, BN)
+    o_n = token(o_p, N, H, i_h, HEIGHT, WIDTH)
+    m = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
+    b_q = tl.where(m, phi(load(p_x + tile(o_n, o_d, x_n), m), ELU), 0.0)
+    b_s, b_z = load_state(p_state, o_d, D)
+    b_w = b_q * b_z[None, :] * weight(rate, o_p - first + 1)[:, None]
+    b_den = tl.sum(b_w, 1)
+    b_o = product(b_w, over(b_s, b_z[:, None]).to(T), PRECISION)
+    b_s, b_z = load_state(p_state + (D + 1) * D, o_d, D)
+    b_w = b_q * b_z[None, :] * weight(rate, first + L - o_p)[:, None]
+    b_den += tl.sum(b_w, 1)
+    b_o += product(b_w, over(b_s, b_z[:, None]).to(T), PRECISION)
+    b_q = b_q.to(T)
+    for n in range(first, tl.minimum(first + L, N), BN):
+        o_j = n + tl.arange(0, BN)
+        o_n = token(o_j, N, H, i_h, HEIGHT, WIDTH)
+        m_j = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
+        o = tile(o_n, o_d, x_n)
+        b_k = tl.where(m_j, phi(load(p_x + x_p + o, m_j), ELU), 0.0).to(T)
+        b_v = tl.load(p_x + x_p + x_p + o, mask=m_j, other=0.0)
+        b_w = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_w *= weight(rate, tl.abs(o_p[:, None] - o_j[None, :]))
+        b_den += tl.sum(b_w, 1)
+        b_o += product(b_w, b_v, PRECISION)
+    b_r = 1.0 / (b_den + eps)
+    o_n = token(o_p, N, H, i_h, HEIGHT, WIDTH)
+    m_inside = (o_p < N)[:, None] & m_d
+    p_o = p_out + (i_b * N * H + i_h) * D
+    store(p_o + tile(o_n, o_d, H * D), b_o * b_r[:, None], m, m_inside)
+    tl.store(p_r + i_head * N + o_p, b_r, mask=o_p < N)
+
+
+@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'HEIGHT', 'WIDTH'])
+def state_backward(
+    p_x, p_mask, p_decay, p_out, p_do, p_r, p_delta, p_state, N, H, SPAN, HEIGHT, WIDTH,
+    x_b, x_n, x_h, mask_b, mask_n, do_b, do_n, do_h,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    ELU: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """delta, and the states of each chunk that become GF and GB, from q, o, do and r."""
+    i_b, i_h, i_chunk, begin, end = program(N, H, SPAN)
+    rate = tl.load(p_decay + i_h)
+    i_row = (i_b * H + i_h) * N
+    p_x += i_b * x_b + i_h * x_h
+    p_out += (i_b * N * H + i_h) * D
+    p_do += i_b * do_b + i_h * do_h
+    o_d = tl.arange(0, BD)
+    b_p = tl.zeros([BD, BD], tl.float32)
+    b_r = tl.zeros([BD, BD], tl.float32)
+    b_gp = tl.zeros([BD], tl.float32)
+    b_gr = tl.zeros([BD], tl.float32)
+    for n in range(begin, end, BN):
+        o_p = n + tl.arange(0, BN)
+        o_n = token(o_p, N, H, i_h, HEIGHT, WIDTH)
+        m = live(o_n, N, p_mask, i_b, mask_b, mask_n) & (o_d < D)[None, :]
+        b_q = tl.where(m, phi(load(p_x + tile(o_n, o_d, x_n), m), ELU), 0.0)
+        b_q *= load(p_r + i_row + o_p, o_p < N)[:, None]
+        b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
+        b_delta = tl.sum(b_do.to(tl.float32) * load(p_out + tile(o_n, o_d, H * D), m), 1)
+        tl.store(p_delta + i_row + o_p, b_delta, mask=o_p < N)
+        o_l = o_p - begin
+        b_w = b_q * weight(rate, SPAN - 1 - o_l)[:, None]
+        b_p, b_gp = add_tokens(b_p, b_gp, b_w, b_do, -b_delta[:, None], PRECISION)
+        b_w = b_q * weight(rate, o_l)[:, None]
+        b_r, b_gr = add_tokens(b_r, b_gr, b_w, b_do, -b_delta[:, None], PRECISION)
+    p_state += i_chunk * 2 * (D + 1) * D
+    store_state(p_state, b_p, b_gp, o_d, D)
+    store_state(p_state + (D + 1) * D, b_r, b_gr, o_d, D)
+
+
+@triton.jit
+def query_gradient(p_state, b_do, b_delta, b_weight, o_d, D: tl.constexpr, PRECISION: tl.constexpr):
+    """What a state adds to dphi(q) / r."""
+    b_s, b_z = load_state(p_state, o_d, D)
+    b_a = tl.trans(over(b_s, b_z[:, None]).to(b_do.dtype))
+    b_t = tl.dot(b_do, b_a, input_precision=PRECISION) - b_delta[:, None]
+    return b_t * b_z[None, :] * b_weight[:, None]
+
+
+@triton.jit
+def key_gradient(p_state, b_k, b_v, b_weight, o_d, D: tl.constexpr, PRECISION: tl.constexpr):
+    """What a state adds to dk' and dv."""
+    b_s, b_g = load_state(p_state, o_d, D)
+    # G has the scale of the loss: as an operand it is at most one.
+    scale = tl.max(tl.max(tl.abs(b_s), 1), 0)
+    scale = tl.where(scale > 0, scale, 1.0)
+    b_s = (b_s / scale).to(b_v.dtype)
+    b_dk = tl.dot(b_v, tl.trans(b_s), input_precision=PRECISION) * scale + b_g[None, :]
+    b_dv = tl.dot(b_k.to(b_v.dtype), b_s, input_precision=PRECISION) * scale
+    return b_dk * b_weight[:, None], b_dv * b_weight[:, None]
+
+
+@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'HEIGHT', 'WIDTH'])
+def token_backward(
+    p_x, p_mask, p_decay, p_state, p_dstate, p_do, p_r, p_delta, p_dx, p_partial,
+    N, H, SPAN, HEIGHT, WIDTH, x_b, x_n, x_p, x_h, mask_b, mask_n, do_b, do_n, do_h,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, L: tl.constexpr,
+    ELU: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq, dk, dv and a partial sum of dlog_decay of one tile, from q, k, v, do, r, delta of its chunk
+    and the states F, B, GF, GB."""
+    i_b, i_h, i_tile, begin, _ = program(N, H, SPAN)
+    T: tl.constexpr = p_x.dtype.element_ty
+    rate = tl.load(p_decay + i_h)
+    i_head = i_b * H + i_h
+    first = begin // L * L
+    end = tl.minimum(first + L, N)
+    i_state = (i_head * tl.cdiv(N, L) + begin // L) * 2 * (D + 1) * D
+    p_x += i_b * x_b + i_h * x_h
+    p_do += i_b * do_b + i_h * do_h
+    p_dx += (i_b * N * 3 * H + i_h) * D
+    p_r += i_head * N
+    p_delta += i_head * N
+    o_d = tl.arange(0, BD)
+    m_d = (o_d < D)[None, :]
+    o_p = begin + tl.arange(0, BN)
+    o_n = token(o_p, N, H, i_h, HEIGHT, WIDTH)
+    m = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
+    m_inside = (o_p < N)[:, None] & m_d
+    o = tile(o_n, o_d, x_n)
+    p_dx += tile(o_n, o_d, 3 * H * D)
+    o_l = (o_p - first).to(tl.float32)
+    b_before, b_after = weight(rate, o_l + 1), weight(rate, L - o_l)
+
+    b_q = load(p_x + o, m)
+    b_phi = tl.where(m, phi(b_q, ELU), 0.0)
+    b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
+    b_r = load(p_r + o_p, o_p < N)[:, None]
+    b_delta = load(p_delta + o_p, o_p < N)
+    b_dq = query_gradient(p_state + i_state, b_do, b_delta, b_before, o_d, D, PRECISION)
+    b_far = b_dq * (o_l + 1)[:, None]
+    b_x = query_gradient(p_state + i_state + (D + 1) * D, b_do, b_delta, b_after, o_d, D, PRECISION)
+    b_dq += b_x
+    b_far += b_x * (L - o_l)[:, None]
+    b_decay = tl.sum(b_phi * b_r * b_far, 1)
+    for n in range(first, end, BN):
+        o_j = n + tl.arange(0, BN)
+        o_n = token(o_j, N, H, i_h, HEIGHT, WIDTH)
+        m_j = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
+        p_k = p_x + x_p + tile(o_n, o_d, x_n)
+        b_k = tl.where(m_j, phi(load(p_k, m_j), ELU), 0.0).to(T)
+        b_v = tl.load(p_k + x_p, mask=m_j, other=0.0)
+        b_e = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION) - b_delta[:, None]
+        b_e *= weight(rate, tl.abs(o_p[:, None] - o_j[None, :]))
+        b_dq += product(b_e, b_k, PRECISION)
+    store(p_dx, b_dq * b_r * slope(b_q, 1.0, b_phi, ELU), m, m_inside)
+
+    b_k = load(p_x + x_p + o, m)
+    b_phi = tl.where(m, phi(b_k, ELU), 0.0)
+    b_v = tl.load(p_x + x_p + x_p + o, mask=m, other=0.0)
+    b_dk, b_dv = key_gradient(p_dstate + i_state, b_phi, b_v, b_before, o_d, D, PRECISION)
+    b_far = b_dk * o_l[:, None]
+    b_x, b_y = key_gradient(
+        p_dstate + i_state + (D + 1) * D, b_phi, b_v, b_after, o_d, D, PRECISION
+    )
+    b_dk += b_x
+    b_dv += b_y
+    b_far += b_x * (L - 1 - o_l)[:, None]
+    b_decay += tl.sum(b_phi * b_far, 1)
+    b_phi_t = b_phi.to(T)
+    for n in range(first, end, BN):
+        o_i = n + tl.arange(0, BN)
+        o_n = token(o_i, N, H, i_h, HEIGHT, WIDTH)
+        m_i = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
+        b_q = tl.where(m_i, phi(load(p_x + tile(o_n, o_d, x_n), m_i), ELU), 0.0).to(T)
+        b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m_i, other=0.0)
+        distance = tl.abs(o_p[:, None] - o_i[None, :])
+        b_w = weight(rate, distance) * load(p_r + o_i, o_i < N)[None, :]
+        b_e = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+        b_e = (b_e - load(p_delta + o_i, o_i < N)[None, :]) * b_w
+        b_dk += product(b_e, b_q, PRECISION)
+        b_a = tl.dot(b_phi_t, tl.trans(b_q), input_precision=PRECISION)
+        b_decay += tl.sum(b_a * b_e * distance, 1)
+        b_dv += product(b_a * b_w, b_do, PRECISION)
+    store(p_dx + H * D, b_dk * slope(b_k, 1.0, b_phi, ELU), m, m_inside)
+    store(p_dx + 2 * H * D, b_dv, m, m_inside)
+    tl.store(p_partial + i_tile, tl.sum(b_decay, 0))
+
+
+def forward(
+    qkv: Tensor, log_decay: Tensor, mask: Tensor | None, width: int, elu: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: the states
+    F and B (B, H, C, 2, D + 1, D), and r (B, H, N)."""
+    batch, tokens, _, heads, dim = qkv.shape
+    out = qkv.new_empty((batch, tokens, heads, dim))
+    r = qkv.new_empty((batch, heads, tokens), dtype=torch.float32)
+    state = _new_states(qkv)
+    if out.numel() == 0:
+        return out, state, r
+    options = _options(qkv, log_decay, width, elu)
+    values = dict(x_p=qkv.stride(2))
+    _run(state_forward, qkv, mask, **options, **values, p_state=state)
+    _scan(qkv, options['p_decay'], state)
+    values['L'] = chunk(qkv.dtype, dim)
+    _run(out_forward, qkv, mask, **options, **values, p_state=state, p_out=out, p_r=r, eps=eps)
+    return out, state, r
+
+
+def backward(
+    grad_out: Tensor,
+    qkv: Tensor,
+    log_decay: Tensor,
+    out: Tensor,
+    state: Tensor,
+    r: Tensor,
+    mask: Tensor | None,
+    width: int,
+    elu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the packed projection, contiguous, and of log_decay, in their dtypes."""
+    batch, tokens, _, heads, dim = qkv.shape
+    grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    if grad.numel() == 0:
+        return grad, torch.zeros_like(log_decay)
+    # autograd may hand over an expanded gradient.
+    if grad_out.stride(-1) != 1:
+        grad_out = grad_out.contiguous()
+    do_b, do_n, do_h, _ = grad_out.stride()
+    options = _options(qkv, log_decay, width, elu)
+    delta, dstate = torch.empty_like(r), _new_states(qkv)
+    options |= dict(p_r=r, p_delta=delta, p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h)
+    _run(state_backward, qkv, mask, **options, p_out=out, p_state=dstate)
+    across = _scan(qkv, options['p_decay'], dstate, state)
+    launch = launch_of('decay', 'token_backward', qkv)
+    within = r.new_empty((batch, heads, launch.splits))
+    _run(
+        token_backward, qkv, mask, **options, p_state=state, p_dstate=dstate, p_dx=grad,
+        p_partial=within, x_p=qkv.stride(2), L=chunk(qkv.dtype, dim),
+    )  # fmt: skip
+    partial = torch.cat([across, within], 2)
+    return grad, partial.sum((0, 2), dtype=torch.float64).to(log_decay.dtype)
+
+
+def _options(qkv: Tensor, log_decay: Tensor, width: int, elu: bool) -> dict:
+    return dict(
+        p_decay=log_decay.float().contiguous(),
+        HEIGHT=qkv.shape[1] // width,
+        WIDTH=width,
+        ELU=elu,
+        PRECISION=precision(qkv),
+    )
+
+
+def _new_states(qkv: Tensor) -> Tensor:
+    """Room for two states a chunk, (B, H, C, 2, D + 1, D), not yet written."""
+    chunks = triton.cdiv(qkv.shape[1], chunk(qkv.dtype, qkv.shape[-1]))
+    return new_states(qkv, 2 * chunks).unflatten(2, (chunks, 2))
+
+
+def _run(kernel, qkv: Tensor, mask: Tensor | None, **arguments) -> None:
+    run(kernel, launch_of('decay', kernel.__name__, qkv), qkv, mask, **arguments)
+
+
+def _scan(
+    qkv: Tensor, log_decay: Tensor, state: Tensor, other: Tensor | None = None
+) -> Tensor | None:
+    """Scan states in place; with those of the forward, partial sums of dlog_decay, (B, H, ...)."""
+    batch, heads, chunks, _, _, dim = state.shape
+    rows = 2 * (dim + 1)
+    partial = None if other is None else state.new_empty((batch, heads, rows))
+    block, num_warps = tile_of('decay', 'scan', torch.float32, dim)
+    with on_device(state):
+        scan[(batch * heads * rows,)](
+            p_state=state, p_decay=log_decay, p_other=other, p_partial=partial, C=chunks, H=heads,
+            D=dim, BD=padded_dim(dim), BN=block, L=chunk(qkv.dtype, dim),
+            PRECISION=precision(state), num_warps=num_warps, num_stages=NUM_STAGES,
+        )  # fmt: skip
+    return partial

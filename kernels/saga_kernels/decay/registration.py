@@ -1,0 +1,116 @@
+"""The Triton kernels as PyTorch ops: what autograd, compile, export and the FLOP counter see.
+
+Autocast leaves the ops alone: the input's dtype is kept, and sums are fp32 in every dtype, as in
+the reference.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ..dispatch import require_triton
+from ..launch import chunk
+
+
+@torch.library.custom_op(
+    'saga_kernels::decay_forward',
+    mutates_args=(),
+    schema='(Tensor qkv, Tensor log_decay, Tensor? mask, SymInt width, str feature_map, float eps)'
+    ' -> (Tensor, Tensor, Tensor)',
+)
+def decay_forward(
+    qkv: Tensor,
+    log_decay: Tensor,
+    mask: Tensor | None,
+    width: int,
+    feature_map: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: two states
+    a chunk (B, H, C, 2, D + 1, D), and one over the denominator (B, H, N)."""
+    require_triton(qkv)
+    from . import kernel
+
+    return kernel.forward(qkv, log_decay, mask, width, feature_map == 'elu', eps)
+
+
+@torch.library.custom_op(
+    'saga_kernels::decay_backward',
+    mutates_args=(),
+    schema='(Tensor grad, Tensor qkv, Tensor log_decay, Tensor out, Tensor state, Tensor r,'
+    ' Tensor? mask, SymInt width, str feature_map) -> (Tensor, Tensor)',
+)
+def decay_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    log_decay: Tensor,
+    out: Tensor,
+    state: Tensor,
+    r: Tensor,
+    mask: Tensor | None,
+    width: int,
+    feature_map: str,
+) -> tuple[Tensor, Tensor]:
+    """One gradient for the packed projection, for views of one buffer would alias each other, and
+    that of log_decay."""
+    require_triton(qkv)
+    from . import kernel
+
+    elu = feature_map == 'elu'
+    return kernel.backward(grad, qkv, log_decay, out, state, r, mask, width, elu)
+
+
+@decay_forward.register_fake
+def _forward_fake(qkv, log_decay, mask, width, feature_map, eps):
+    batch, tokens, _, heads, dim = qkv.shape
+    chunks = -(-tokens // chunk(qkv.dtype, dim))
+    shapes = (batch, heads, chunks, 2, dim + 1, dim), (batch, heads, tokens)
+    sums = (qkv.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return qkv.new_empty((batch, tokens, heads, dim)), *sums
+
+
+@decay_backward.register_fake
+def _backward_fake(grad, qkv, log_decay, out, state, r, mask, width, feature_map):
+    grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    return grad, torch.empty_like(log_decay, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output):
+    qkv, log_decay, mask, ctx.width, ctx.feature_map, _ = inputs
+    out, *sums = output
+    ctx.save_for_backward(qkv, log_decay, out, *sums, mask)
+    ctx.mark_non_differentiable(*sums)
+
+
+def _differentiate(ctx, grad, *_):
+    grads = decay_backward(grad, *ctx.saved_tensors, ctx.width, ctx.feature_map)
+    return *grads, None, None, None, None
+
+
+def _refuse(ctx, *grads):
+    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")
+
+
+decay_forward.register_autograd(_differentiate, setup_context=_save)
+decay_backward.register_autograd(_refuse)
+
+
+def _products(qkv: Tensor) -> tuple[int, int]:
+    """FLOPs of one product of tokens with a state, and of one among the tokens of each chunk."""
+    batch, tokens, _, heads, dim = qkv.shape
+    flops = 2 * batch * tokens * heads * dim
+    return flops * dim, flops * min(tokens, chunk(qkv.dtype, dim))
+
+
+# Two states are made, and both are read; tokens of a chunk: weights, and these with v.
+@register_flop_formula(torch.ops.saga_kernels.decay_forward, get_raw=True)
+def _forward_flops(qkv, *args, out_val=None, **kwargs) -> int:
+    with_state, among_tokens = _products(qkv)
+    return 4 * with_state + 2 * among_tokens
+
+
+# Two states are made; dq, dk and dv read two each; among tokens: e twice, weights, dq, dk and dv.
+@register_flop_formula(torch.ops.saga_kernels.decay_backward, get_raw=True)
+def _backward_flops(grad, qkv, *args, out_val=None, **kwargs) -> int:
+    with_state, among_tokens = _products(qkv)
+    return 8 * with_state + 6 * among_tokens

@@ -1,0 +1,146 @@
+"""tools/convert_checkpoint.py: what it takes, what it writes, and what it says."""
+
+import pytest
+import torch
+from published_ravlt import published
+
+from saga_mm.backbones import RAVLT, SAGA
+from saga_mm.engine.checkpoint import load_backbone_weights, load_file
+
+ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 2))
+
+
+@pytest.fixture
+def convert(tool, tmp_path):
+    """Run the tool with a backbone in a config; returns the weights that it wrote."""
+    converter = tool('convert_checkpoint')
+
+    def run(backbone, weights, *options):
+        config = tmp_path / 'config.py'
+        config.write_text(
+            "default_scope = 'mmseg'\n"
+            "custom_imports = dict(imports=['saga_mm'], allow_failed_imports=False)\n"
+            "head = dict(type='FCNHead', in_channels=8, in_index=0, channels=4, num_classes=2)\n"
+            f'model = dict(type="EncoderDecoder", backbone={backbone!r}, decode_head=head)\n'
+        )
+        torch.save(weights, tmp_path / 'published.pth')
+        out = tmp_path / 'new' / 'out.pth'
+        converter.main([str(config), str(tmp_path / 'published.pth'), str(out), *options])
+        assert [path.name for path in out.parent.iterdir()] == ['out.pth']
+        return out
+
+    return run
+
+
+def pvt(arch=ARCH):
+    """Names and shapes of PVT's checkpoints."""
+    weights = {'cls_token': torch.randn(1, 1, 32), 'head.weight': torch.randn(10, 32)}
+    channels = 3
+    for s, (dim, depth) in enumerate(zip(arch['embed_dims'], arch['depths'], strict=True), 1):
+        patch = 2 if channels > 3 else 4
+        weights[f'pos_embed{s}'] = torch.randn(1, 49, dim)
+        weights[f'patch_embed{s}.proj.weight'] = torch.randn(dim, channels, patch, patch)
+        weights[f'patch_embed{s}.proj.bias'] = torch.randn(dim)
+        weights[f'patch_embed{s}.norm.weight'] = torch.randn(dim)
+        weights[f'patch_embed{s}.norm.bias'] = torch.randn(dim)
+        for i in range(depth):
+            for name, shape in {
+                'norm1.weight': (dim,), 'norm1.bias': (dim,),
+                'norm2.weight': (dim,), 'norm2.bias': (dim,),
+                'attn.q.weight': (dim, dim), 'attn.q.bias': (dim,),
+                'attn.kv.weight': (2 * dim, dim), 'attn.kv.bias': (2 * dim,),
+                'attn.sr.weight': (dim, dim, 2, 2), 'attn.norm.weight': (dim,),
+                'attn.proj.weight': (dim, dim), 'attn.proj.bias': (dim,),
+                'mlp.fc1.weight': (4 * dim, dim), 'mlp.fc1.bias': (4 * dim,),
+                'mlp.fc2.weight': (dim, 4 * dim), 'mlp.fc2.bias': (dim,),
+            }.items():  # fmt: skip
+                weights[f'block{s}.{i}.{name}'] = torch.randn(shape)
+        channels = dim
+    return weights
+
+
+def test_classifier_of_ravlt(convert, capsys):
+    truth = published(ARCH, dense=False)
+    out = convert(dict(type='saga_mm.RAVLT', arch=ARCH), {'model': truth.state_dict()})
+    expected = RAVLT(ARCH)
+    expected.load_state_dict(truth.state_dict())
+    weights = load_file(out)
+    own = {name: w for name, w in expected.state_dict().items() if not name.startswith('norms.')}
+    assert weights.keys() == own.keys()
+    assert all(torch.equal(weights[name], own[name]) for name in own)
+    text = capsys.readouterr().out
+    assert f'| converted | {len(own)} |' in text
+    assert '| missing in the file | 8 | norms.0.bias, ' in text
+    assert '| left out | 9 | head.bias, head.weight, norm.bias, ' in text
+
+
+def test_whole_model_of_ravlt(convert):
+    truth = published(ARCH)
+    weights = {f'backbone.{name}': weight for name, weight in truth.state_dict().items()}
+    weights['decode_head.conv_seg.bias'] = torch.ones(2)
+    out = load_file(convert(dict(type='saga_mm.RAVLT', arch=ARCH), {'state_dict': weights}))
+    assert out['decode_head.conv_seg.bias'].tolist() == [1, 1]
+    assert torch.equal(out['backbone.norms.3.bias'], weights['backbone.extra_norms.3.norm.bias'])
+
+
+@pytest.mark.parametrize('patch_embed', ['conv', 'plain'])
+def test_pvt_for_saga(convert, capsys, patch_embed):
+    weights = pvt()
+    backbone = dict(type='saga_mm.SAGA', arch=ARCH, patch_embed='conv')
+    options = ('--cfg-options', f'model.backbone.patch_embed={patch_embed}')
+    out = convert(backbone, weights, *options)
+    text = capsys.readouterr().out
+    # the first patch embedding is another module than the stem
+    number = 16 + 4 * (patch_embed == 'conv')
+    assert f'| left out | {number} | block1.0.attn.norm.weight, block1.0.attn.sr.weight, ' in text
+
+    model = SAGA(ARCH, patch_embed=patch_embed)
+    match = load_backbone_weights(model, out)
+    assert match.unexpected == match.mismatched == []
+    # the rest is what PVT lacks: LePE, positions, output norms, and with 'conv' some embeddings
+    lacking = ('lepe', 'cpe', 'norms.', 'embed.')[: 4 if patch_embed == 'conv' else 3]
+    assert all(any(part in name for part in lacking) for name in match.missing), match.missing
+    attention = model.stages[1].blocks[1].attn
+    expected = torch.cat([weights['block2.1.attn.q.weight'], weights['block2.1.attn.kv.weight']])
+    assert torch.equal(attention.in_proj.weight[:48], expected)
+    assert not attention.in_proj.weight[48:].any()
+    assert (attention.in_proj.bias[48:] == 2).all()
+    fc2 = model.stages[3].blocks[0].ffn.fc2.weight
+    assert torch.equal(fc2, weights['block4.0.mlp.fc2.weight'])
+    if patch_embed == 'plain':
+        proj = model.stages[0].embed.proj.weight
+        assert torch.equal(proj, weights['patch_embed1.proj.weight'])
+
+
+@pytest.mark.parametrize('kind', ['foreign', 'absent', 'itself'])
+def test_errors_are_one_line_and_leave_no_file(kind, convert, tool, tmp_path):
+    main = tool('convert_checkpoint').main
+    if kind == 'foreign':
+        with pytest.raises(SystemExit, match=r'has no weight that fits RAVLT') as error:
+            convert(dict(type='saga_mm.RAVLT', arch=ARCH), {'some.weight': torch.ones(3)})
+    elif kind == 'absent':
+        with pytest.raises(SystemExit, match='does not exist') as error:
+            config = tmp_path / 'c.py'
+            config.write_text("default_scope = 'mmseg'\nmodel = dict(backbone=dict())\n")
+            main([str(config), str(tmp_path / 'no.pth'), str(tmp_path / 'out.pth')])
+    else:
+        with pytest.raises(SystemExit, match='out must not be the checkpoint itself') as error:
+            main(['c.py', str(tmp_path / 'a.pth'), str(tmp_path / 'a.pth')])
+    assert '\n' not in str(error.value)
+    assert not list(tmp_path.rglob('*out.pth*'))
+
+
+def test_a_failed_write_leaves_the_old_file(tool, tmp_path, monkeypatch):
+    converter = tool('convert_checkpoint')
+    out = tmp_path / 'out.pth'
+    out.write_bytes(b'old')
+
+    def fail(weights, file):
+        file.write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(OSError, match='No space'):
+        converter.write({}, out)
+    assert out.read_bytes() == b'old'
+    assert [path.name for path in tmp_path.iterdir()] == ['out.pth']
