@@ -4,11 +4,10 @@
     python tools/sweep_patterns.py CONFIG --linear gated plain decay --train 150
 
 A pattern is a preset of `layers`, or four strings of L and S with slashes between them. Parameters,
-multiply-adds (which papers call FLOPs; those of attention are counted), time and memory are the
-backbone's, for one forward pass; mIoU is the whole model's, after training. Each cell has processes
-of its own: one that fails costs its row, which says why. Time is a median over rounds in which the
-cells take turns. Memory on a GPU is the peak that torch allocated, on a CPU that of the process,
-libraries included.
+FLOPs (two per multiply-add, attention included), time and memory are the backbone's, for a forward
+pass; mIoU is the whole model's, after training. Every measurement has a process of its own: one
+that fails costs its row a cell, and the row says why. Times are medians over rounds in which the
+patterns take turns. Memory is the peak that the work adds to the loaded model and the input.
 
 Writes patterns.md, patterns.png and cells.jsonl to the output folder. The last keeps what is
 finished: a second run with the same settings does the rest.
@@ -21,41 +20,41 @@ import hashlib
 import itertools
 import json
 import os
-import resource
-import signal
 import statistics
-import subprocess
-import sys
-import textwrap
-import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
+import train  # tools/train.py
+from benchmark import DTYPES, memory, peak, reset_peak, timed
 from infer import pick_device
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from torch import nn
-from torch._subclasses import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from saga_mm.analysis.cells import run_cells
+from saga_mm.analysis.cost import measure_cost
 from saga_mm.backbones.sola_vision import LINEAR, PRESETS, SoLAVision, resolve_layers
 from saga_mm.engine.cli import ConfigOptions, command_line
 from saga_mm.engine.data import check_data
 from saga_mm.engine.launch import make_folder
 from saga_mm.registry import MODELS
 
-TRAIN = Path(__file__).with_name('train.py')
-DTYPES = ('float32', 'bfloat16', 'float16')
+# of a row: how much one unit is, digits, the unit
+COLUMNS = {
+    'parameters': (1e6, 2, 'M'),
+    'flops': (1e9, 2, 'G'),
+    'ms': (1e-3, 1, ''),
+    'peak MiB': (2**20, 0, ''),
+    'mIoU': (1, 2, ''),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config of a model on saga_mm.SoLAVision')
+    parser.add_argument('config', nargs='?', help='config of a model on saga_mm.SoLAVision')
     parser.add_argument(
         '--patterns',
         nargs='+',
@@ -72,11 +71,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--size', type=int, nargs=2, metavar=('H', 'W'), help="Defaults to the config's crops"
     )
-    parser.add_argument('--batch', type=int, default=1, help='Defaults to 1')
-    parser.add_argument(
-        '--dtype', choices=DTYPES, default='float32', help='half precision by autocast'
-    )
-    parser.add_argument('--repeats', type=int, default=5, help='rounds of timing. Defaults to 5')
+    parser.add_argument('--batch-size', type=int, default=1, help='Defaults to 1')
+    parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='Defaults to fp32')
+    parser.add_argument('--rounds', type=int, default=3, help='of timing. Defaults to 3')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -86,292 +83,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='config entries to change',
     )
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
-    return parser.parse_args(argv)
+    parser.add_argument('--cell', type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if not args.config and not args.cell:
+        parser.error('the following arguments are required: config')
+    return args
 
 
-class CellError(RuntimeError):
-    """The process of a cell has ended without a result. The message is one line."""
-
-
-class Cell:
-    """One row: a pattern and a kind of linear layer in the config of a model."""
-
-    def __init__(self, pattern: str, linear: str, cfg: Config) -> None:
-        self.pattern, self.linear = pattern, linear
-        self.name = f'{linear}_{pattern.replace("/", "-")}'
-        self.backbone = dict(
-            cfg.model.backbone,
-            type='saga_mm.SoLAVision',
-            layers=pattern if pattern in PRESETS else pattern.split('/'),
-            linear=linear,
-        )
-        arch = self.backbone.get('arch', 'tiny')
-        self.layers = resolve_layers(arch, self.backbone['layers'], SoLAVision.arch_settings)[1]
-        self.results: dict = {}
-        self.error: str | None = None
-
-    def training(self, cfg: Config, iterations: int) -> Config:
-        cfg = Config(cfg.to_dict())
-        cfg.model.backbone = self.backbone
-        cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
-        return cfg
-
-
-class Records:
-    """Results that outlive the process, one JSON line each, by everything they depend on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, dict] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                # a run was killed while it wrote
-                continue
-            self.known[self._key(record['settings'])] = record['results']
-
-    def get(self, settings: dict) -> dict | None:
-        return self.known.get(self._key(settings))
-
-    def add(self, settings: dict, results: dict) -> None:
-        with self.path.open('a') as file:
-            file.write(json.dumps(dict(settings=settings, results=results)) + '\n')
-
-    @staticmethod
-    def _key(settings: dict) -> str:
-        return json.dumps(settings, sort_keys=True)
-
-
-class Worker:
-    """A process with the model of one cell, which answers each request with a line of JSON."""
-
-    def __init__(self, cell: Cell, args: argparse.Namespace) -> None:
-        options = dict(backbone=cell.backbone, **cost_settings(args))
-        make_folder(args.out_dir / cell.name)
-        self.log = args.out_dir / cell.name / 'cost.log'
-        with self.log.open('w') as log:
-            self.process = subprocess.Popen(
-                [sys.executable, __file__, '--worker', json.dumps(options)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-
-    def answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            raise CellError(reason(self.process.wait(), self.log.read_text()))
-        return json.loads(line)
-
-    def ask(self) -> dict:
-        # a process that has ended is noticed where its answer is read
-        with suppress(BrokenPipeError):
-            self.process.stdin.write('\n')
-            self.process.stdin.flush()
-        return self.answer()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-
-
-def reason(status: int, log: str) -> str:
-    """Why a process failed, in one line, from its exit status and what it wrote."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    last = lines[-1].removeprefix('error: ') if lines else f'exit status {status}'
-    if status < 0:
-        last = f'killed by {signal.Signals(-status).name}'
-        return f'{last}, perhaps out of memory' if status == -signal.SIGKILL else last
-    if 'out of memory' in last.lower() or "can't allocate memory" in last:
-        return 'out of memory'
-    return textwrap.shorten(last, 160, placeholder=' ...')
-
-
-def cost_settings(args: argparse.Namespace) -> dict:
-    keys = ('size', 'batch', 'dtype', 'device', 'repeats')
-    return {key: getattr(args, key) for key in keys}
-
-
-def work(options: dict) -> None:
-    """What a worker does: tells the model's size, then times a forward pass per line of input."""
-    # whatever libraries print must not come between the answers
-    answers, sys.stdout = sys.stdout, sys.stderr
-    device = torch.device(options['device'])
-    dtype = getattr(torch, options['dtype'])
-    x = torch.randn(options['batch'], 3, *options['size'])
-    print(json.dumps(count(options['backbone'], x)), file=answers, flush=True)
-    model = MODELS.build(options['backbone']).to(device).eval()
-    x = x.to(device)
-    for _ in sys.stdin:
-        half = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
-        with torch.inference_mode(), half:
-            milliseconds = time_once(model, x)
-        print(json.dumps(dict(ms=milliseconds, mib=peak_mib(device))), file=answers, flush=True)
-
-
-def count(backbone: dict, x: torch.Tensor) -> dict:
-    """Parameters, and multiply-adds of a forward pass, which is not computed.
-
-    Linear attention is that of its reference; fused attention is taken apart, since the counter has
-    no formula for the CPU's.
-    """
-    model = MODELS.build({**backbone, 'impl': 'reference'}).eval()
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True) as shapes_only,
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-        torch.no_grad(),
-    ):
-        model(shapes_only.from_tensor(x))
-    parameters = sum(p.numel() for p in model.parameters())
-    return dict(parameters=parameters, multiply_adds=counter.get_total_flops() // 2)
-
-
-def time_once(model: nn.Module, x: torch.Tensor) -> float:
-    synchronize = torch.cuda.synchronize if x.is_cuda else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    model(x)
-    synchronize()
-    milliseconds = 1e3 * (time.perf_counter() - start)
-    if x.is_cuda:
-        # other cells live on this GPU
-        torch.cuda.empty_cache()
-    return milliseconds
-
-
-def peak_mib(device: torch.device) -> float:
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    # kibibytes, but bytes on macOS
-    unit = 2**20 if sys.platform == 'darwin' else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def measure(cells: list[Cell], args: argparse.Namespace, records: Records) -> None:
-    """Fill in parameters, multiply-adds, time and memory."""
-    settings = {
-        cell: dict(part='cost', backbone=cell.backbone, **cost_settings(args)) for cell in cells
-    }
-    for cell in cells:
-        cell.results.update(records.get(settings[cell]) or {})
-    workers = {cell: Worker(cell, args) for cell in cells if not cell.results}
-    times: dict[Cell, list[float]] = {cell: [] for cell in workers}
-    try:
-        for turn in range(-2, args.repeats):
-            for cell in [cell for cell in workers if not cell.error]:
-                try:
-                    answer = workers[cell].answer() if turn == -2 else workers[cell].ask()
-                except CellError as error:
-                    cell.error = str(error)
-                    continue
-                cell.results.update(answer)
-                if turn >= 0:
-                    times[cell].append(answer['ms'])
-    finally:
-        for worker in workers.values():
-            worker.close()
-    for cell in workers:
-        if cell.error:
-            # what was known before it failed
-            for name in ('ms', 'mib'):
-                cell.results.pop(name, None)
-        else:
-            cell.results['ms'] = statistics.median(times[cell])
-            records.add(settings[cell], cell.results)
-        print(f'{cell.name}: {cell.error or json.dumps(cell.results)}', flush=True)
-
-
-def train(cell: Cell, cfg: Config, args: argparse.Namespace, records: Records) -> None:
-    """Fill in the mIoU, by tools/train.py."""
-    cfg = cell.training(cfg, args.train)
-    digest = hashlib.sha256(cfg.pretty_text.encode()).hexdigest()
-    settings = dict(part='accuracy', pattern=cell.pattern, linear=cell.linear, config=digest)
-    if (known := records.get(settings)) is None:
-        folder = args.out_dir / cell.name
-        make_folder(folder)
-        cfg.dump(folder / 'config.py')
-        command = [sys.executable, TRAIN, folder / 'config.py', '--work-dir', folder]
-        hidden = dict(CUDA_VISIBLE_DEVICES='') if args.device == 'cpu' else {}
-        log = folder / 'train.log'
-        with log.open('w') as file:
-            status = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **hidden}
-            ).returncode
-        if status:
-            raise CellError(reason(status, log.read_text()))
-        known = dict(miou=last_miou(folder))
-        records.add(settings, known)
-        print(f'{cell.name}: mIoU {known["miou"]}', flush=True)
-    cell.results.update(known)
-
-
-def last_miou(folder: Path) -> float:
-    """The mIoU of the newest run in a work dir."""
-    scalars = sorted(folder.glob('*/vis_data/scalars.json'))
-    rows = map(json.loads, scalars[-1].read_text().splitlines()) if scalars else ()
-    found = [row['mIoU'] for row in rows if 'mIoU' in row]
-    if not found:
-        raise CellError('the training has not evaluated an mIoU')
-    return found[-1]
-
-
-def table(cells: list[Cell], args: argparse.Namespace) -> Iterator[str]:
-    height, width = args.size
-    where = torch.cuda.get_device_name(args.device) if args.device != 'cpu' else 'CPU'
-    yield (
-        f'{args.batch} x 3 x {height} x {width}, {args.dtype}, {where}, torch {torch.__version__}, '
-        f'{torch.get_num_threads()} threads, medians of {args.repeats}'
-    )
-    yield ''
-    accuracy = f' mIoU after {args.train} iterations |' if args.train else ''
-    head = '| pattern | linear | layers | parameters | multiply-adds | ms | peak MiB |'
-    yield f'{head}{accuracy} failed |'
-    yield '|---|---|---|---|---|---|---|---|' + ('---|' if args.train else '')
-    scales = dict(parameters=(1e6, '.2f', 'M'), multiply_adds=(1e9, '.2f', 'G'))
-    scales |= dict(ms=(1, '.1f', ''), mib=(1, '.0f', ''))
-    scales |= dict(miou=(1, '.2f', '')) if args.train else {}
-    for cell in cells:
-        shown = [
-            f'{cell.results[name] / scale:{form}}{unit}' if name in cell.results else '-'
-            for name, (scale, form, unit) in scales.items()
-        ]
-        failed = (cell.error or '').replace('|', '/')
-        row = (cell.pattern, cell.linear, ' '.join(cell.layers), *shown, failed)
-        yield f'| {" | ".join(row)} |'
-
-
-def draw(cells: list[Cell], with_accuracy: bool, path: Path) -> None:
-    """Accuracy, or without it time, against cost."""
-    labels = dict(ms='ms', mib='peak MiB', multiply_adds='multiply-adds', miou='mIoU')
-    pairs = [('ms', 'miou'), ('mib', 'miou')] if with_accuracy else [('multiply_adds', 'ms')]
-    figure = Figure(figsize=(6 * len(pairs), 4.5), layout='constrained')
-    for axes, (x, y) in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
-        for cell in cells:
-            point = [cell.results.get(name) for name in (x, y)]
-            if None in point:
-                continue
-            axes.plot(*point, 'o', color=f'C{list(LINEAR).index(cell.linear)}')
-            text = f'{cell.pattern}, {cell.linear}'
-            axes.annotate(
-                text, point, xytext=(4, 4), textcoords='offset points', fontsize='x-small'
-            )
-        axes.set(xlabel=labels[x], ylabel=labels[y])
-        axes.margins(0.15)
-    figure.savefig(path, dpi=120)
-
-
-def prepare(args: argparse.Namespace) -> tuple[Config, list[Cell]]:
-    """The config and the cells; ValueError for options that can't be met."""
-    for name in ('batch', 'repeats', 'train'):
+def prepare(args: argparse.Namespace) -> Config:
+    """The config, and defaults of the options; ValueError for those that can't be met."""
+    for name in ('batch_size', 'rounds', 'train'):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ValueError(f'{name} must be at least 1, got {value}')
+            raise ValueError(f'--{name.replace("_", "-")} must be at least 1, got {value}')
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     kind = cfg.model.backbone.type
@@ -380,43 +104,187 @@ def prepare(args: argparse.Namespace) -> tuple[Config, list[Cell]]:
     args.device = str(pick_device(args.device))
     args.size = list(args.size or cfg.model.data_preprocessor.get('size') or (512, 512))
     if min(args.size) < 1:
-        raise ValueError(f'size must be positive, got {args.size}')
+        raise ValueError(f'--size must be positive, got {args.size}')
     args.out_dir = args.out_dir or Path('work_dirs', f'sweep_{Path(args.config).stem}')
-    kinds = args.linear or [cfg.model.backbone.get('linear', 'gated')]
-    pairs = dict.fromkeys(itertools.product(args.patterns, kinds))
-    cells = [Cell(pattern, linear, cfg) for pattern, linear in pairs]
+    args.linear = args.linear or [cfg.model.backbone.get('linear', 'gated')]
     if args.train:
         if cfg.train_cfg.get('type') != 'IterBasedTrainLoop':
             raise ValueError('--train needs a config that trains by iterations (segmentation)')
         check_data(cfg, ('train', 'val'))
-    return cfg, cells
+    return cfg
+
+
+def make_rows(cfg: Config, args: argparse.Namespace) -> list[dict]:
+    """A row of the table for each pattern and kind of linear layer, as yet without results."""
+    rows = []
+    for pattern, linear in dict.fromkeys(itertools.product(args.patterns, args.linear)):
+        layers = pattern if pattern in PRESETS else pattern.split('/')
+        arch = cfg.model.backbone.get('arch', 'tiny')
+        resolved = resolve_layers(arch, layers, SoLAVision.arch_settings)[1]
+        backbone = {**cfg.model.backbone.to_dict(), 'layers': layers, 'linear': linear}
+        backbone['type'] = 'saga_mm.SoLAVision'
+        rows.append(dict(pattern=pattern, linear=linear, layers=resolved, backbone=backbone))
+    return rows
+
+
+def make_cells(rows: list[dict], cfg: Config, args: argparse.Namespace) -> list[dict]:
+    """Every measurement, so ordered that the patterns take turns."""
+    threads = torch.get_num_threads()
+    forward = dict(size=args.size, batch_size=args.batch_size, dtype=args.dtype)
+    cells = []
+    for row in rows:
+        cells.append(dict(part='count', name=name_of(row), backbone=row['backbone'], **forward))
+    for turn, row in itertools.product(range(args.rounds), rows):
+        place = dict(device=args.device, threads=threads, round=turn)
+        common = dict(name=name_of(row), backbone=row['backbone'], **forward)
+        cells.append(dict(part='time', **common, **place))
+    for row in rows if args.train else ():
+        folder = args.out_dir / name_of(row)
+        make_folder(folder)
+        text = write_training(cfg, row['backbone'], args.train, folder / 'config.py')
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        place = dict(folder=str(folder), device=args.device, threads=threads)
+        cells.append(dict(part='train', name=name_of(row), config=digest, **place))
+    return cells
+
+
+def name_of(row: dict) -> str:
+    return f'{row["linear"]}_{row["pattern"].replace("/", "-")}'
+
+
+def write_training(cfg: Config, backbone: dict, iterations: int, path: Path) -> str:
+    """Write the config of a training; return it as text."""
+    cfg = Config(cfg.to_dict())
+    cfg.model.backbone = backbone
+    cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
+    cfg.dump(path)
+    return cfg.pretty_text
+
+
+def measure(cell: dict) -> dict:
+    """The result of one cell, in this process."""
+    torch.manual_seed(0)
+    torch.set_num_threads(cell.get('threads', 1))
+    return dict(count=count, time=run_forward, train=evaluate)[cell['part']](cell)
+
+
+def run_forward(cell: dict) -> dict:
+    """Seconds of a forward pass, and the bytes that it adds."""
+    device, dtype = torch.device(cell['device']), DTYPES[cell['dtype']]
+    model = MODELS.build(cell['backbone']).to(device).eval()
+    x = torch.randn(cell['batch_size'], 3, *cell['size'], device=device)
+
+    def step() -> None:
+        half = dtype != torch.float32
+        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=half):
+            model(x)
+
+    if device.type == 'cuda':
+        # the first run needs more, to choose algorithms; on a CPU, it finds no memory to use again
+        step()
+    reset_peak(device)
+    before = memory(device)
+    step()
+    added = peak(device) - before
+    return {'ms': statistics.median(timed(step, device)), 'peak MiB': added}
+
+
+def count(cell: dict) -> dict:
+    """Parameters, and FLOPs of a pass of shapes alone, with linear attention as its reference."""
+    model = MODELS.build({**cell['backbone'], 'impl': 'reference'}).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(cell['batch_size'], 3, *cell['size'])
+        cost = measure_cost(model, lambda: model(x))['']
+    return dict(parameters=cost.parameters, flops=cost.flops)
+
+
+def evaluate(cell: dict) -> dict:
+    """The mIoU after a training by tools/train.py."""
+    if cell['device'] == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    folder = Path(cell['folder'])
+    train.main([str(folder / 'config.py'), '--work-dir', str(folder)])
+    newest = max(folder.glob('*/vis_data/scalars.json'))
+    entries = map(json.loads, newest.read_text().splitlines())
+    return dict(mIoU=[entry['mIoU'] for entry in entries if 'mIoU' in entry][-1])
+
+
+def fill(rows: list[dict], results: list[dict]) -> None:
+    """Put the results into their rows: medians over rounds, and the first error."""
+    for row in rows:
+        row.update(error='')
+        found: dict[str, list[float]] = {}
+        for result in results:
+            if result['name'] != name_of(row):
+                continue
+            if 'error' in result and not row['error']:
+                row['error'] = result['error'].removeprefix('error: ').replace('|', '/')
+            for name in COLUMNS.keys() & result.keys():
+                found.setdefault(name, []).append(result[name])
+        row.update({name: statistics.median(values) for name, values in found.items()})
+
+
+def table(rows: list[dict], args: argparse.Namespace) -> Iterator[str]:
+    height, width = args.size
+    place = 'CPU' if args.device == 'cpu' else torch.cuda.get_device_name(args.device)
+    yield (
+        f'{args.batch_size} x 3 x {height} x {width}, {args.dtype}, {place}, torch '
+        f'{torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds'
+        + (f'; mIoU after {args.train} iterations' if args.train else '')
+    )
+    columns = {name: how for name, how in COLUMNS.items() if name != 'mIoU' or args.train}
+    yield ''
+    yield f'| pattern | linear | layers | {" | ".join(columns)} | failed |'
+    yield '|---|---|---|' + '--:|' * len(columns) + '---|'
+    for row in rows:
+        cells = [
+            f'{row[name] / unit:.{digits}f}{suffix}' if name in row else '-'
+            for name, (unit, digits, suffix) in columns.items()
+        ]
+        cells = [row['pattern'], row['linear'], ' '.join(row['layers']), *cells, row['error']]
+        yield f'| {" | ".join(cells)} |'
+
+
+def draw(rows: list[dict], args: argparse.Namespace) -> None:
+    """Accuracy, or without it time, against cost."""
+    pairs = [('ms', 'mIoU'), ('peak MiB', 'mIoU')] if args.train else [('flops', 'ms')]
+    figure = Figure(figsize=(6 * len(pairs), 4.5), layout='constrained')
+    for axes, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
+        for row in rows:
+            if not row.keys() >= set(pair):
+                continue
+            point = [row[name] / COLUMNS[name][0] for name in pair]
+            axes.plot(*point, 'o', color=f'C{list(LINEAR).index(row["linear"])}')
+            label = f'{row["pattern"]}, {row["linear"]}'
+            axes.annotate(
+                label, point, xytext=(4, 4), textcoords='offset points', fontsize='x-small'
+            )
+        units = [f'{name}, {COLUMNS[name][2]}'.rstrip(', ') for name in pair]
+        axes.set(xlabel=units[0], ylabel=units[1])
+        axes.margins(0.2)
+    figure.savefig(args.out_dir / 'patterns.png', dpi=120)
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg, cells = prepare(args)
+    cfg = prepare(args)
+    rows = make_rows(cfg, args)
     make_folder(args.out_dir)
-    records = Records(args.out_dir / 'cells.jsonl')
-    measure(cells, args, records)
-    for cell in cells if args.train else ():
-        try:
-            train(cell, cfg, args, records)
-        except CellError as error:
-            cell.error = '; '.join(filter(None, [cell.error, f'training: {error}']))
-            print(f'{cell.name}: {cell.error}', flush=True)
-    text = '\n'.join(table(cells, args)) + '\n'
-    (args.out_dir / 'patterns.md').write_text(text)
-    draw(cells, bool(args.train), args.out_dir / 'patterns.png')
-    print(f'\n{text}\n{args.out_dir}/patterns.md, {args.out_dir}/patterns.png')
+    cells = make_cells(rows, cfg, args)
+    fill(rows, run_cells(cells, __file__, args.out_dir / 'cells.jsonl'))
+    text = '\n'.join(table(rows, args))
+    (args.out_dir / 'patterns.md').write_text(f'{text}\n')
+    draw(rows, args)
+    print(f'{text}\n\n{args.out_dir}/patterns.md, {args.out_dir}/patterns.png')
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.cell:
+        print(json.dumps(measure(args.cell)))
+        return
     with command_line(args.debug):
         run(args)
 
 
 if __name__ == '__main__':
-    if sys.argv[1:2] == ['--worker']:
-        work(json.loads(sys.argv[2]))
-    else:
-        main()
+    main()

@@ -56,4 +56,6 @@ def _run(cell: dict, script: str | Path) -> dict:
     if process.returncode == -signal.SIGKILL:
         return dict(error='killed: out of memory')
     lines = process.stderr.strip().splitlines() or [f'exit status {process.returncode}']
-    return dict(error='out of memory' if 'OutOfMemoryError' in lines[-1] else lines[-1])
+    # on a GPU, and on a CPU
+    full = ('OutOfMemoryError', "can't allocate memory")
+    return dict(error='out of memory' if any(name in lines[-1] for name in full) else lines[-1])
