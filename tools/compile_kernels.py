@@ -26,7 +26,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saga_kernels.launch import NUM_STAGES, PHASES, padded_dim, tile
+from saga_kernels.launch import NUM_STAGES, PHASES, chunk, padded_dim, tile
 
 TARGETS = {
     'sm_80': GPUTarget('cuda', 80, 32),
@@ -37,7 +37,9 @@ TARGETS = {
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 KEY = ('op', 'dtype', 'D', 'kernel', 'block', 'warps')
 KERNELS = [(op, phase) for op, phases in PHASES.items() for phase in phases]
-FP32_POINTERS = ('p_partial', 'p_state', 'p_dstate')
+FP32_POINTERS = (
+    'p_partial', 'p_state', 'p_dstate', 'p_decay', 'p_other', 'p_r', 'p_delta',
+)  # fmt: skip
 
 HEADER = """# What the kernels take from a GPU
 
@@ -55,12 +57,12 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
     function = getattr(importlib.import_module(f'saga_kernels.{op}.kernel'), phase)
     block, num_warps = tile(op, phase, DTYPES[dtype], dim)
     constants = dict(
-        D=dim, BD=padded_dim(dim), BN=block, GATED=gated, PARTS=5 if gated else 3, ELU=elu,
+        D=dim, BD=padded_dim(dim), BN=block, L=chunk(DTYPES[dtype], dim), GATED=gated, PARTS=5 if gated else 3, ELU=elu,
         PRECISION='tf32x3' if target.startswith('sm') else 'ieee',
     )  # fmt: skip
-    constants = {name: value for name, value in constants.items() if name in function.arg_names}
     if not masked:
         constants['p_mask'] = None
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = {}
     for name in function.arg_names:
         if name in constants:

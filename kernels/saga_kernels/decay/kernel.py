@@ -68,6 +68,12 @@ def weight(rate, distance):
 
 
 @triton.jit
+def slope_at(y, ELU: tl.constexpr):
+    """Derivative of phi where it is y."""
+    return slope(y - 1.0 if ELU else y, 1.0, y, ELU)
+
+
+@triton.jit
 def product(a, b, PRECISION: tl.constexpr):
     """a b, the rows of a without their largest element while they are in half precision."""
     if b.dtype == tl.float16:
@@ -173,15 +179,15 @@ def out_forward(
     o_n = token(o_p, N, H, i_h, HEIGHT, WIDTH)
     m = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
     b_q = tl.where(m, phi(load(p_x + tile(o_n, o_d, x_n), m), ELU), 0.0)
-    b_s, b_z = load_state(p_state, o_d, D)
-    b_w = b_q * b_z[None, :] * weight(rate, o_p - first + 1)[:, None]
-    b_den = tl.sum(b_w, 1)
-    b_o = product(b_w, over(b_s, b_z[:, None]).to(T), PRECISION)
-    b_s, b_z = load_state(p_state + (D + 1) * D, o_d, D)
-    b_w = b_q * b_z[None, :] * weight(rate, first + L - o_p)[:, None]
-    b_den += tl.sum(b_w, 1)
-    b_o += product(b_w, over(b_s, b_z[:, None]).to(T), PRECISION)
-    b_q = b_q.to(T)
+    b_den = tl.zeros([BN], tl.float32)
+    b_o = tl.zeros([BN, BD], tl.float32)
+    for way in tl.range(2, num_stages=1):
+        b_s, b_z = load_state(p_state + way * (D + 1) * D, o_d, D)
+        o_out = tl.where(way == 0, o_p - first + 1, first + L - o_p)
+        b_w = b_q * b_z[None, :] * weight(rate, o_out)[:, None]
+        b_den += tl.sum(b_w, 1)
+        b_o += product(b_w, over(b_s, b_z[:, None]).to(T), PRECISION)
+    b_q_t = b_q.to(T)
     for n in range(first, tl.minimum(first + L, N), BN):
         o_j = n + tl.arange(0, BN)
         o_n = token(o_j, N, H, i_h, HEIGHT, WIDTH)
@@ -189,10 +195,10 @@ def out_forward(
         o = tile(o_n, o_d, x_n)
         b_k = tl.where(m_j, phi(load(p_x + x_p + o, m_j), ELU), 0.0).to(T)
         b_v = tl.load(p_x + x_p + x_p + o, mask=m_j, other=0.0)
-        b_w = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        b_w *= weight(rate, tl.abs(o_p[:, None] - o_j[None, :]))
-        b_den += tl.sum(b_w, 1)
-        b_o += product(b_w, b_v, PRECISION)
+        b_a = tl.dot(b_q_t, tl.trans(b_k), input_precision=PRECISION)
+        b_a *= weight(rate, tl.abs(o_p[:, None] - o_j[None, :]))
+        b_den += tl.sum(b_a, 1)
+        b_o += product(b_a, b_v, PRECISION)
     b_r = 1.0 / (b_den + eps)
     o_n = token(o_p, N, H, i_h, HEIGHT, WIDTH)
     m_inside = (o_p < N)[:, None] & m_d
@@ -240,25 +246,47 @@ def state_backward(
 
 
 @triton.jit
-def query_gradient(p_state, b_do, b_delta, b_weight, o_d, D: tl.constexpr, PRECISION: tl.constexpr):
-    """What a state adds to dphi(q) / r."""
-    b_s, b_z = load_state(p_state, o_d, D)
-    b_a = tl.trans(over(b_s, b_z[:, None]).to(b_do.dtype))
-    b_t = tl.dot(b_do, b_a, input_precision=PRECISION) - b_delta[:, None]
-    return b_t * b_z[None, :] * b_weight[:, None]
+def query_across(
+    p_state, b_phi, b_do, b_delta, rate, o_l, o_d,
+    D: tl.constexpr, L: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What keys of other chunks add to dphi(q) / r and dlog_decay / r, from F and B."""
+    b_dq = tl.zeros(b_phi.shape, tl.float32)
+    b_decay = tl.zeros(o_l.shape, tl.float32)
+    for way in tl.range(2, num_stages=1):
+        b_s, b_z = load_state(p_state + way * (D + 1) * D, o_d, D)
+        b_s = tl.trans(over(b_s, b_z[:, None]).to(b_do.dtype))
+        o_out = tl.where(way == 0, o_l + 1, L - o_l)
+        b_x = tl.dot(b_do, b_s, input_precision=PRECISION) - b_delta[:, None]
+        b_x *= b_z[None, :] * weight(rate, o_out)[:, None]
+        b_dq += b_x
+        b_decay += tl.sum(b_x * b_phi, 1) * o_out
+    return b_dq, b_decay
 
 
 @triton.jit
-def key_gradient(p_state, b_k, b_v, b_weight, o_d, D: tl.constexpr, PRECISION: tl.constexpr):
-    """What a state adds to dk' and dv."""
-    b_s, b_g = load_state(p_state, o_d, D)
-    # G has the scale of the loss: as an operand it is at most one.
-    scale = tl.max(tl.max(tl.abs(b_s), 1), 0)
-    scale = tl.where(scale > 0, scale, 1.0)
-    b_s = (b_s / scale).to(b_v.dtype)
-    b_dk = tl.dot(b_v, tl.trans(b_s), input_precision=PRECISION) * scale + b_g[None, :]
-    b_dv = tl.dot(b_k.to(b_v.dtype), b_s, input_precision=PRECISION) * scale
-    return b_dk * b_weight[:, None], b_dv * b_weight[:, None]
+def key_across(
+    p_dstate, b_phi, b_v, rate, o_l, o_d,
+    D: tl.constexpr, L: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What queries of other chunks add to dk', dv and dlog_decay, from GF and GB."""
+    b_dk = tl.zeros(b_phi.shape, tl.float32)
+    b_dv = tl.zeros(b_phi.shape, tl.float32)
+    b_decay = tl.zeros(o_l.shape, tl.float32)
+    for way in tl.range(2, num_stages=1):
+        b_s, b_g = load_state(p_dstate + way * (D + 1) * D, o_d, D)
+        # G has the scale of the loss: as an operand it is at most one.
+        scale = tl.max(tl.max(tl.abs(b_s), 0), 0)
+        scale = tl.where(scale > 0, scale, 1.0)
+        b_s = (b_s / scale).to(b_v.dtype)
+        o_out = tl.where(way == 0, o_l + 1, L - o_l)
+        b_w = weight(rate, o_out)[:, None]
+        b_x = tl.dot(b_v, tl.trans(b_s), input_precision=PRECISION) * scale + b_g[None, :]
+        b_x *= b_w
+        b_dk += b_x
+        b_decay += tl.sum(b_x * b_phi, 1) * (o_out - 1)
+        b_dv += tl.dot(b_phi.to(b_v.dtype), b_s, input_precision=PRECISION) * (scale * b_w)
+    return b_dk, b_dv, b_decay
 
 
 @triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'HEIGHT', 'WIDTH'])
@@ -280,6 +308,7 @@ def token_backward(
     p_x += i_b * x_b + i_h * x_h
     p_do += i_b * do_b + i_h * do_h
     p_dx += (i_b * N * 3 * H + i_h) * D
+    p_k = p_x + x_p
     p_r += i_head * N
     p_delta += i_head * N
     o_d = tl.arange(0, BD)
@@ -290,64 +319,50 @@ def token_backward(
     m_inside = (o_p < N)[:, None] & m_d
     o = tile(o_n, o_d, x_n)
     p_dx += tile(o_n, o_d, 3 * H * D)
-    o_l = (o_p - first).to(tl.float32)
-    b_before, b_after = weight(rate, o_l + 1), weight(rate, L - o_l)
+    o_l = o_p - first
 
-    b_q = load(p_x + o, m)
-    b_phi = tl.where(m, phi(b_q, ELU), 0.0)
+    b_phi = tl.where(m, phi(load(p_x + o, m), ELU), 0.0)
     b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
-    b_r = load(p_r + o_p, o_p < N)[:, None]
+    b_r = load(p_r + o_p, o_p < N)
     b_delta = load(p_delta + o_p, o_p < N)
-    b_dq = query_gradient(p_state + i_state, b_do, b_delta, b_before, o_d, D, PRECISION)
-    b_far = b_dq * (o_l + 1)[:, None]
-    b_x = query_gradient(
-        p_state + i_state + (D + 1) * D, b_do, b_delta, b_after, o_d, D, PRECISION
+    b_dq, b_decay = query_across(
+        p_state + i_state, b_phi, b_do, b_delta, rate, o_l, o_d, D, L, PRECISION
     )
-    b_dq += b_x
-    b_far += b_x * (L - o_l)[:, None]
-    b_decay = tl.sum(b_phi * b_r * b_far, 1)
+    decay = tl.sum(b_decay * b_r, 0)
     for n in range(first, end, BN):
         o_j = n + tl.arange(0, BN)
         o_n = token(o_j, N, H, i_h, HEIGHT, WIDTH)
         m_j = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
-        p_k = p_x + x_p + tile(o_n, o_d, x_n)
-        b_k = tl.where(m_j, phi(load(p_k, m_j), ELU), 0.0).to(T)
-        b_v = tl.load(p_k + x_p, mask=m_j, other=0.0)
-        b_e = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION) - b_delta[:, None]
+        p_j = p_k + tile(o_n, o_d, x_n)
+        b_k = tl.where(m_j, phi(load(p_j, m_j), ELU), 0.0).to(T)
+        b_vj = tl.load(p_j + x_p, mask=m_j, other=0.0)
+        b_e = tl.dot(b_do, tl.trans(b_vj), input_precision=PRECISION) - b_delta[:, None]
         b_e *= weight(rate, tl.abs(o_p[:, None] - o_j[None, :]))
         b_dq += product(b_e, b_k, PRECISION)
-    store(p_dx, b_dq * b_r * slope(b_q, 1.0, b_phi, ELU), m, m_inside)
+    store(p_dx, b_dq * b_r[:, None] * slope_at(b_phi, ELU), m, m_inside)
 
-    b_k = load(p_x + x_p + o, m)
-    b_phi = tl.where(m, phi(b_k, ELU), 0.0)
-    b_v = tl.load(p_x + x_p + x_p + o, mask=m, other=0.0)
-    b_dk, b_dv = key_gradient(p_dstate + i_state, b_phi, b_v, b_before, o_d, D, PRECISION)
-    b_far = b_dk * o_l[:, None]
-    b_x, b_y = key_gradient(
-        p_dstate + i_state + (D + 1) * D, b_phi, b_v, b_after, o_d, D, PRECISION
+    b_phi = tl.where(m, phi(load(p_k + o, m), ELU), 0.0)
+    b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
+    b_dk, b_dv, b_decay = key_across(
+        p_dstate + i_state, b_phi, b_v, rate, o_l, o_d, D, L, PRECISION
     )
-    b_dk += b_x
-    b_dv += b_y
-    b_far += b_x * (L - 1 - o_l)[:, None]
-    b_decay += tl.sum(b_phi * b_far, 1)
-    b_phi_t = b_phi.to(T)
     for n in range(first, end, BN):
         o_i = n + tl.arange(0, BN)
         o_n = token(o_i, N, H, i_h, HEIGHT, WIDTH)
         m_i = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
         b_q = tl.where(m_i, phi(load(p_x + tile(o_n, o_d, x_n), m_i), ELU), 0.0).to(T)
-        b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m_i, other=0.0)
-        distance = tl.abs(o_p[:, None] - o_i[None, :])
-        b_w = weight(rate, distance) * load(p_r + o_i, o_i < N)[None, :]
-        b_e = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
-        b_e = (b_e - load(p_delta + o_i, o_i < N)[None, :]) * b_w
+        b_di = tl.load(p_do + tile(o_n, o_d, do_n), mask=m_i, other=0.0)
+        distance = tl.abs(o_p[:, None] - o_i[None, :]).to(tl.float32)
+        b_a = weight(rate, distance) * load(p_r + o_i, o_i < N)[None, :]
+        b_e = tl.dot(b_v, tl.trans(b_di), input_precision=PRECISION)
+        b_e = (b_e - load(p_delta + o_i, o_i < N)[None, :]) * b_a
         b_dk += product(b_e, b_q, PRECISION)
-        b_a = tl.dot(b_phi_t, tl.trans(b_q), input_precision=PRECISION)
-        b_decay += tl.sum(b_a * b_e * distance, 1)
-        b_dv += product(b_a * b_w, b_do, PRECISION)
-    store(p_dx + H * D, b_dk * slope(b_k, 1.0, b_phi, ELU), m, m_inside)
+        b_s = tl.dot(b_phi.to(T), tl.trans(b_q), input_precision=PRECISION)
+        b_decay += tl.sum(b_s * (b_e * distance), 1)
+        b_dv += product(b_s * b_a, b_di, PRECISION)
+    store(p_dx + H * D, b_dk * slope_at(b_phi, ELU), m, m_inside)
     store(p_dx + 2 * H * D, b_dv, m, m_inside)
-    tl.store(p_partial + i_tile, tl.sum(b_decay, 0))
+    tl.store(p_partial + i_tile, decay + tl.sum(b_decay, 0))
 
 
 def forward(
