@@ -19,7 +19,13 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-from saga_mm.engine.checkpoint import CheckpointError, load_file, match_weights, state_dict
+from saga_mm.engine.checkpoint import (
+    CheckpointError,
+    load_file,
+    match_weights,
+    state_dict,
+    translate,
+)
 from saga_mm.engine.cli import ConfigOptions, command_line
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
@@ -122,7 +128,7 @@ def load_weights(model: nn.Module, path: str) -> dict:
         CheckpointError: The file can't be read, or lacks a weight that predictions need.
     """
     checkpoint = load_file(path)
-    weights = state_dict(checkpoint)
+    weights = translate(model, state_dict(checkpoint))
     match = match_weights(model, weights)
     needed = [name for name in match.missing if not name.startswith(TRAINING_ONLY)]
     if needed or match.mismatched:

@@ -28,5 +28,7 @@ model = dict(
         rcnn=dict(max_per_img=300),
     ),
 )
+# fully connected layers over 6,272 features: at the rate of the convolutions their units die
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'bbox_head': dict(lr_mult=0.1)}))
 train_cfg = dict(max_epochs=6, val_interval=6)
 default_hooks = dict(logger=dict(interval=10))

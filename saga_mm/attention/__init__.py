@@ -1,5 +1,13 @@
 """Attention over the tokens of a map (B, H, W, C): plain torch modules, one mechanism per file."""
 
+from .decay import DecayLinearAttention
 from .gated import GatedLinearAttention
+from .rank_augmented import RankAugmentedAttention
+from .softmax import SoftmaxAttention
 
-__all__ = ['GatedLinearAttention']
+__all__ = [
+    'DecayLinearAttention',
+    'GatedLinearAttention',
+    'RankAugmentedAttention',
+    'SoftmaxAttention',
+]

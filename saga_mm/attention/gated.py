@@ -3,22 +3,19 @@
 Legend: B batch, H height, W width, N = H * W tokens, C channels.
 """
 
-from functools import partial
-
 from torch import Tensor, nn
 
 from saga_kernels import gated_linear_attention, linear_attention
 from saga_kernels.validation import check_feature_map, check_impl
 
-from ..layers import DepthwiseConv2d, init_linear
+from .base import PackedAttention
 
 
-class GatedLinearAttention(nn.Module):
+class GatedLinearAttention(PackedAttention):
     """Multi-head linear attention over all tokens of a map, gated as SAGA does, plus LePE.
 
-    One projection writes q, k, v and the two gate logits; `saga_kernels.gated_linear_attention`
-    mixes the tokens in O(N); LePE, a depthwise convolution of v, is added; then the output
-    projection.
+    One projection writes q, k, v and the two gate logits, and
+    `saga_kernels.gated_linear_attention` mixes the tokens in O(N).
 
     Args:
         dim: C, a multiple of `num_heads`.
@@ -30,8 +27,7 @@ class GatedLinearAttention(nn.Module):
         lepe_kernel_size: Kernel of the depthwise convolution, odd; 0 for none.
         impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`.
 
-    Source: gates from arXiv 2509.12817, in the project's reconstruction; LePE from
-    arXiv 2107.00652.
+    Source: gates from arXiv 2509.12817, in the project's reconstruction.
     """
 
     def __init__(
@@ -45,34 +41,14 @@ class GatedLinearAttention(nn.Module):
         lepe_kernel_size: int = 3,
         impl: str = 'auto',
     ) -> None:
-        super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f'dim must be a multiple of num_heads, got {dim} and {num_heads}')
+        super().__init__(dim, num_heads, parts=5 if gated else 3, lepe_kernel_size=lepe_kernel_size)
         check_feature_map(feature_map)
         check_impl(impl)
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.parts = 5 if gated else 3
-        self.attend = partial(
-            gated_linear_attention if gated else linear_attention,
-            feature_map=feature_map,
-            impl=impl,
-        )
-        self.in_proj = init_linear(nn.Linear(dim, self.parts * dim))
+        self.op = gated_linear_attention if gated else linear_attention
+        self.feature_map = feature_map
+        self.impl = impl
         if gated:
             nn.init.constant_(self.in_proj.bias[3 * dim :], gate_bias)
-        self.lepe = DepthwiseConv2d(dim, lepe_kernel_size) if lepe_kernel_size else None
-        self.proj = init_linear(nn.Linear(dim, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C)."""
-        # (B, H, W, parts * C)
-        projected = self.in_proj(x)
-        packed = projected.reshape(
-            x.shape[0], x.shape[1] * x.shape[2], self.parts, self.num_heads, self.head_dim
-        )
-        out = self.attend(packed).reshape(x.shape)
-        if self.lepe is not None:
-            dim = x.shape[-1]
-            out = out + self.lepe(projected[..., 2 * dim : 3 * dim])
-        return self.proj(out)
+    def attend(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.op(packed, feature_map=self.feature_map, impl=self.impl)

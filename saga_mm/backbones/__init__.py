@@ -1,5 +1,7 @@
 """Backbones, registered in `saga_mm.registry.MODELS`."""
 
+from .ravlt import RAVLT
 from .saga import SAGA
+from .sola_vision import SoLAVision
 
-__all__ = ['SAGA']
+__all__ = ['RAVLT', 'SAGA', 'SoLAVision']

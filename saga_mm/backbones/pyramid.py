@@ -1,7 +1,8 @@
 """What every backbone shares: stages, outputs, freezing, checkpointing, weights, any-size input.
 
 Legend: B batch, H height, W width, C channels. Maps travel channels-last, (B, H, W, C), which
-linear layers and norms read as it is and convolutions through a free view. Users get (B, C, H, W).
+linear layers and norms read as it is and convolutions through a free view. Users get (B, C, H, W),
+contiguous: mmcv's RoIAlign takes that for granted, and misreads a channels-last map.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Arch:
     mlp_ratios: Sequence[float]
 
     def __post_init__(self) -> None:
-        for field in fields(self):
+        for field in fields(Arch):
             values = getattr(self, field.name)
             number = (int, float) if field.name == 'mlp_ratios' else int
             if not isinstance(values, Sequence) or not all(
@@ -38,7 +39,7 @@ class Arch:
                 raise ValueError(
                     f'arch[{field.name!r}] must be a sequence of positive {kind}, got {values!r}'
                 )
-        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(Arch)}
         if len(set(lengths.values())) != 1 or not self.depths:
             raise ValueError(
                 f'arch must have one entry per stage in each list, got lengths {lengths}'
@@ -50,8 +51,14 @@ class Arch:
                 )
 
 
-def resolve_arch(arch: str | Mapping, known: Mapping[str, Arch]) -> Arch:
-    """An `Arch` from its name, its first letter, or a dict of its fields (`mlp_ratios`: 4)."""
+def resolve_arch(arch: str | Mapping, known: Mapping[str, Arch], mlp_ratio: float = 4) -> Arch:
+    """An `Arch` from its name, its first letter, or a dict of its fields.
+
+    Args:
+        arch: One of the names in `known`, its first letter, or a dict.
+        known: What the names stand for; a dict makes one of the same class.
+        mlp_ratio: `mlp_ratios` of a dict without them.
+    """
     if isinstance(arch, str):
         names = {name[0]: name for name in known} | {name: name for name in known}
         if arch not in names:
@@ -66,7 +73,8 @@ def resolve_arch(arch: str | Mapping, known: Mapping[str, Arch]) -> Arch:
             f'got {sorted(arch)}'
         )
     stages = len(arch['depths']) if isinstance(arch['depths'], Sequence) else 0
-    return Arch(**{'mlp_ratios': (4,) * stages, **arch})
+    kind = type(next(iter(known.values())))
+    return kind(**{'mlp_ratios': (mlp_ratio,) * stages, **arch})
 
 
 class Stage(nn.Module):
@@ -79,6 +87,10 @@ class Stage(nn.Module):
         super().__init__()
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
+
+    def enter(self, maps: Sequence[Tensor]) -> Tensor:
+        """What the blocks get, from the image and the outputs of all earlier stages."""
+        return self.embed(maps[-1])
 
 
 class PyramidBackbone(BaseModule):
@@ -150,22 +162,22 @@ class PyramidBackbone(BaseModule):
 
         Returns:
             tuple[Tensor]: (B, C_i, ceil(H / 4), ceil(W / 4)), then halved per stage, rounded up.
-            The memory format is channels-last.
+            Contiguous, as mmcv's ops expect.
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
             raise ValueError(
                 f'the input must have shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
             )
-        x = x.permute(0, 2, 3, 1).contiguous()
+        maps = [x.permute(0, 2, 3, 1).contiguous()]
         outs = []
         for i, stage in enumerate(self.stages):
-            x = self.forward_stage(stage, x)
+            maps.append(self.forward_stage(stage, maps))
             if i in self.out_indices:
-                outs.append(self.norms[str(i)](x).permute(0, 3, 1, 2))
+                outs.append(self.norms[str(i)](maps[-1]).permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 
-    def forward_stage(self, stage: Stage, x: Tensor) -> Tensor:
-        x = stage.embed(x)
+    def forward_stage(self, stage: Stage, maps: Sequence[Tensor]) -> Tensor:
+        x = stage.enter(maps)
         for block in stage.blocks:
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)

@@ -140,7 +140,8 @@ def load_backbone_weights(
     """Load pretrained weights into a module and log how many fit.
 
     Args:
-        module (nn.Module): Takes the weights that have its names and shapes.
+        module (nn.Module): Takes the weights that have its names and shapes, or those of a
+            publication that it knows (see `translate`).
         checkpoint (str | Path): As in `load_file`. Weights may lie under 'state_dict' or 'model',
             and their names may start with 'module.'.
         prefix (str, optional): Take the weights whose names start with this, without it, such as
@@ -162,6 +163,7 @@ def load_backbone_weights(
             for name, weight in weights.items()
             if name.startswith(prefix)
         }
+    weights = translate(module, weights)
     match = match_weights(module, weights)
     if not match.loaded:
         raise CheckpointError(
@@ -185,6 +187,22 @@ def state_dict(checkpoint: Mapping) -> dict[str, Tensor]:
         for name, weight in checkpoint.items()
         if isinstance(weight, Tensor)
     }
+
+
+def translate(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with published names and shapes as the parts of a module have them, others as is.
+
+    A part that knows such names has a method `translate_weights(weights) -> weights`.
+    """
+    weights = dict(weights)
+    for name, part in module.named_modules():
+        if not hasattr(part, 'translate_weights'):
+            continue
+        prefix = f'{name}.' if name else ''
+        own = [key for key in weights if key.startswith(prefix)]
+        translated = part.translate_weights({key[len(prefix) :]: weights.pop(key) for key in own})
+        weights |= {prefix + key: weight for key, weight in translated.items()}
+    return weights
 
 
 def match_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> Match:

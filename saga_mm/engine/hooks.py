@@ -14,7 +14,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import Sampler
 
 from ..registry import HOOKS
-from .checkpoint import CheckpointError, match_weights, state_dict
+from .checkpoint import CheckpointError, match_weights, state_dict, translate
 
 
 @HOOKS.register_module()
@@ -100,7 +100,7 @@ class CheckpointCheckHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        match = match_weights(model, state_dict(checkpoint))
+        match = match_weights(model, translate(model, state_dict(checkpoint)))
         if not match.loaded or (self.complete and (match.missing or match.mismatched)):
             raise CheckpointError(f'{file} does not fit the model of the config, weights: {match}')
         print_log(f'{file}, weights: {match}', 'current')

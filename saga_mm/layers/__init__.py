@@ -4,17 +4,23 @@ from .block import Block
 from .conv import Conv2d, DepthwiseConv2d
 from .drop_path import DropPath, drop_path_schedule
 from .ffn import FFN
+from .hsb import HSB
 from .init import init_linear
-from .patch_embed import ConvStem, PatchEmbed
+from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
+from .rotary import rotary_frequencies, rotate
 
 __all__ = [
     'FFN',
+    'HSB',
     'Block',
     'Conv2d',
+    'ConvNormEmbed',
     'ConvStem',
     'DepthwiseConv2d',
     'DropPath',
     'PatchEmbed',
     'drop_path_schedule',
     'init_linear',
+    'rotary_frequencies',
+    'rotate',
 ]

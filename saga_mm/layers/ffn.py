@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv import DepthwiseConv2d
 from .init import init_linear
 
 
@@ -12,12 +13,18 @@ class FFN(nn.Module):
     Args:
         dim: Channels of input and output.
         hidden_dim: Channels in between.
+        conv_kernel_size: Depthwise convolution after the GELU, with a residual, on maps
+            (B, H, W, C); 0 for none.
     """
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, conv_kernel_size: int = 0) -> None:
         super().__init__()
         self.fc1 = init_linear(nn.Linear(dim, hidden_dim))
+        self.dwconv = DepthwiseConv2d(hidden_dim, conv_kernel_size) if conv_kernel_size else None
         self.fc2 = init_linear(nn.Linear(hidden_dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = F.gelu(self.fc1(x))
+        if self.dwconv is not None:
+            x = x + self.dwconv(x)
+        return self.fc2(x)

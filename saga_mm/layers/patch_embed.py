@@ -1,6 +1,6 @@
 """Patch embedding. Legend: B batch, H height, W width, C channels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,3 +65,31 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.embed2(F.gelu(self.embed1(x)))
+
+
+class ConvNormEmbed(nn.Sequential):
+    """3x3 convolutions with a norm after each and a GELU between them.
+
+    (B, H, W, C_in) -> (B, ceil(H / stride), ceil(W / stride), C_out), rounded up per convolution.
+
+    Args:
+        in_channels: C_in.
+        dims: Channels after each convolution; the last is C_out.
+        strides: Stride of each convolution; their product is that of the whole.
+        norm_layer: Makes a norm of maps (B, C, H, W), such as batch norm, from a channel number.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dims: Sequence[int],
+        strides: Sequence[int],
+        norm_layer: Callable[[int], nn.Module],
+    ) -> None:
+        layers = []
+        for before, dim, stride in zip((in_channels, *dims[:-1]), dims, strides, strict=True):
+            layers += [nn.Conv2d(before, dim, 3, stride, padding=1), norm_layer(dim), nn.GELU()]
+        super().__init__(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -73,6 +73,7 @@ def test_each_option_changes_the_model_and_works(options):
         (dict(patch_embed='linear'), "patch_embed must be .* got 'linear'"),
         (dict(impl='cuda'), "impl must be one of .* got 'cuda'"),
         (dict(cpe_kernel_size=2), 'kernel_size must be odd, got 2'),
+        (dict(norm_cfg=dict(type='BN')), 'norm_cfg must name a norm over channels'),
     ],
 )
 def test_wrong_options_name_the_argument(options, message):

@@ -45,12 +45,23 @@ def load_config():
     return load
 
 
+def make_shallow(backbone: dict) -> None:
+    arch = getattr(MODELS.get(backbone.type), 'arch_settings', {}).get(backbone.get('arch'))
+    if arch is not None:
+        fields = {name: getattr(arch, name) for name in ('embed_dims', 'num_heads', 'mlp_ratios')}
+        backbone.arch = dict(fields, depths=(1,) * len(arch.depths))
+
+
 @pytest.fixture
 def build_model():
-    """Build `cfg.model` for one process, padding images to 32 rather than to the crop size."""
+    """Build `cfg.model` for one process, padding images to 32 rather than to the crop size.
+
+    A backbone of this project gets its widths and one block per stage: the rest is more of those.
+    """
 
     def build(cfg: Config) -> torch.nn.Module:
         init_default_scope(cfg.default_scope)
+        make_shallow(cfg.model.backbone)
         if cfg.default_scope == 'mmseg':
             cfg.model.data_preprocessor.update(size=None, size_divisor=32)
         model = revert_sync_batchnorm(MODELS.build(cfg.model))

@@ -1,22 +1,8 @@
-"""Where Triton kernels run in tests: on the GPU if there is one, else in the interpreter."""
+"""bfloat16 in Triton's interpreter."""
 
 import importlib.util
 
-import pytest
 import torch
-
-
-@pytest.fixture
-def triton_device(monkeypatch):
-    """'cuda', or 'cpu' with the kernels interpreted; every `torch.empty` is full of NaN."""
-    pytest.importorskip('triton')
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if torch.cuda.is_available():
-        yield 'cuda'
-    else:
-        monkeypatch.setenv('TRITON_INTERPRET', '1')
-        yield 'cpu'
-    torch.use_deterministic_algorithms(False)
 
 
 def _repair_bfloat16():

@@ -1,31 +1,32 @@
 """Decay linear attention in Triton: states of chunks, a scan over chunks, then tile by tile.
 
 Legend: B batch, N tokens, H heads, D head dim, C chunks of L tokens. Everything is per head, tokens
-in the order of its scan; y = exp(log_decay), l the place of a token in its chunk, c, b chunks; `.`
+in the order of its scan; y = exp(log_decay), l the place of a token in its chunk, b, c chunks; `.`
 is a product over channels; fp32 but for the operands of a matrix product, which have the input's
-dtype. A state holds S (D x D) and z (D): of keys k and values v the sums of k^T v and of k.
+dtype. A state is S (D x D) and z (D), weighted sums of k'^T v and of k', k' = phi(k).
 
-Forward     P_c: weights y^(L-1-l),  R_c: weights y^l,  of keys k' = phi(k) and values v
+Forward     P_c: weights y^(L-1-l),  R_c: weights y^l,  of the tokens of a chunk
             F_c = sum over b < c of y^(L(c-1-b)) P_b,  B_c = sum over b > c of y^(L(b-c-1)) R_b
-            S_i = y^(l+1) F_c + y^(L-l) B_c + sum_j y^|i-j| k'_j^T v_j,  z_i likewise; j: of chunk c
+            S_i = y^(l+1) F_c + y^(L-l) B_c + sum of y^|i-j| k'_j^T v_j over j in c,  z_i likewise
             r = 1 / (phi(q) . z + eps),  o = r phi(q) S
 Backward    w = r phi(q),  delta = do . o
-            GF, GB: as F, B, but of keys w and values do, with -delta in the sum beside
-            dphi(q) = r (S do^T - delta z)
-            dk' = v G^T + g,  dv = k' G,  G, g: from GF, GB as S, z from F, B
+            GF, GB with G, g: as F, B with S, z, from sums of w^T do and of -delta w
+            dphi(q) = r (do S^T - delta z),  dk' = v G^T + g,  dv = k' G
             dlog_decay = sum_ij |i-j| e_ij,  e_ij = y^|i-j| (w_i . k'_j) (do_i . v_j - delta_i)
 
-Where i and j are of one chunk, e is at hand with dk'. Otherwise |i-j| has three parts: from i to the
-edge of its chunk (summed with dphi(q)), the same for j (with dk'), and L for each chunk c in between
-(with the scan: y^(L+1) times F_c . GB_c and B_c . GF_c). No sum cancels, and no exponent is positive.
+Where i and j are of one chunk, e is at hand with dk'. Otherwise |i-j| has three parts: between i and
+the edge of its chunk (summed with dphi(q)), the same for j (with dk'), and L for each chunk c between
+them (with the scan: y^(L+1) times F_c . GB_c and B_c . GF_c). All distances are positive: sums don't
+cancel one another, and no exponent is positive.
 
-Traffic, in token tensors T: q, k, v read once, k, v once more for the states, o written: 6 T. The
-backward keeps o: q, o, do for the states, then q, k, v, do, and dq, dk, dv: 10 T. Tiles of one chunk
-read each other's tokens, from L2. States are written, scanned in place and read: 4 times one pass
-over them forward, 6 times backward; such a pass is (D + 1) * 8 bytes per L channels of a token.
+Traffic, in token tensors T. Forward 6: k, v for the states; q, k, v, o. Backward 10, as o is kept:
+q, o, do for the states; q, k, v, do, dq, dk, dv. The tiles of a chunk read each other's k, v, q, do
+again, from L2. One pass over all states is 4 (D + 1) / L of a token tensor in fp32, 8 in half
+precision, which `launch.chunk` holds near T; the forward makes 4 (written, scanned in place, read),
+the backward 6.
 
-Neither sums nor operands of half precision overflow or fade: a state's operand is S / z, an average
-of v, and rows of the other operand have their largest element taken out.
+Half precision neither overflows nor fades: the operand of a state is S / z, an average of v, or G
+over its largest element; rows of other operands that grow with N or the loss have theirs taken out.
 """
 
 import torch
@@ -296,8 +297,8 @@ def token_backward(
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, L: tl.constexpr,
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk, dv and a partial sum of dlog_decay of one tile, from q, k, v, do, r, delta of its chunk
-    and the states F, B, GF, GB."""
+    """dq, dk, dv and a partial sum of dlog_decay, of one tile, from q, k, v, do, r, delta of its
+    chunk and the states F, B, GF, GB."""
     i_b, i_h, i_tile, begin, _ = program(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     rate = tl.load(p_decay + i_h)
@@ -397,7 +398,7 @@ def backward(
     elu: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the packed projection, contiguous, and of log_decay, in their dtypes."""
-    batch, tokens, _, heads, dim = qkv.shape
+    batch, _, _, heads, dim = qkv.shape
     grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     if grad.numel() == 0:
         return grad, torch.zeros_like(log_decay)
@@ -426,7 +427,7 @@ def _options(qkv: Tensor, log_decay: Tensor, width: int, elu: bool) -> dict:
         HEIGHT=qkv.shape[1] // width,
         WIDTH=width,
         ELU=elu,
-        PRECISION=precision(qkv.device),
+        PRECISION=precision(qkv),
     )
 
 
@@ -452,6 +453,6 @@ def _scan(
         scan[(batch * heads * rows,)](
             p_state=state, p_decay=log_decay, p_other=other, p_partial=partial, C=chunks, H=heads,
             D=dim, BD=padded_dim(dim), BN=block, L=chunk(qkv.dtype, dim),
-            PRECISION=precision(state.device), num_warps=num_warps, num_stages=NUM_STAGES,
+            PRECISION=precision(state), num_warps=num_warps, num_stages=NUM_STAGES,
         )  # fmt: skip
     return partial

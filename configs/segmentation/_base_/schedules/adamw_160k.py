@@ -6,7 +6,7 @@
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    # one-dimensional parameters (norms, biases) do not decay
+    # one-dimensional parameters (norms, biases, layer scales) do not decay; convolutions do
     paramwise_cfg=dict(flat_decay_mult=0.0),
 )
 param_scheduler = [

@@ -1,0 +1,5 @@
+"""Mask R-CNN, RAVLT-L: batch 2 x 8 GPUs, 1x (12 epochs), COCO."""
+
+_base_ = './mask_rcnn_ravlt_t.py'
+
+model = dict(backbone=dict(arch='large'), neck=dict(in_channels=[96, 192, 448, 640]))

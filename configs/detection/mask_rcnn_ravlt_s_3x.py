@@ -1,0 +1,5 @@
+"""Mask R-CNN, RAVLT-S: batch 2 x 8 GPUs, 3x (36 epochs) at multiple scales, COCO."""
+
+_base_ = './mask_rcnn_ravlt_t_3x.py'
+
+model = dict(backbone=dict(arch='small'), neck=dict(in_channels=[64, 128, 320, 512]))

@@ -1,0 +1,8 @@
+"""Mask R-CNN, RAVLT-T: batch 2 x 8 GPUs, 3x (36 epochs) at multiple scales, COCO."""
+
+_base_ = './mask_rcnn_saga_t_3x.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='saga_mm.RAVLT', arch='tiny', norm_cfg=dict(type='SyncBN')),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

@@ -1,0 +1,7 @@
+"""Mask R-CNN, SoLA-Vision-S: batch 2 x 8 GPUs, 1x (12 epochs), COCO."""
+
+_base_ = './mask_rcnn_saga_t.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='small', drop_path_rate=0.2)
+)

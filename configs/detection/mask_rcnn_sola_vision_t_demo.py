@@ -1,0 +1,7 @@
+"""Mask R-CNN, SoLA-Vision-T, on the embedded scenes, like `mask_rcnn_saga_t_demo.py`."""
+
+_base_ = './mask_rcnn_saga_t_demo.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='tiny', drop_path_rate=0.05)
+)

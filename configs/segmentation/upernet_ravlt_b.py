@@ -1,0 +1,9 @@
+"""UperNet, RAVLT-B: batch 2 x 8 GPUs, 160k iterations, ADE20K 512x512."""
+
+_base_ = './upernet_ravlt_t.py'
+
+model = dict(
+    backbone=dict(arch='base'),
+    decode_head=dict(in_channels=[96, 192, 384, 512]),
+    auxiliary_head=dict(in_channels=384),
+)

@@ -1,0 +1,9 @@
+"""UperNet, RAVLT-T, from scratch on the embedded scenes, like `upernet_saga_t_demo.py`."""
+
+_base_ = './upernet_saga_t_demo.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='saga_mm.RAVLT', arch='tiny', drop_path_rate=0.0),
+    decode_head=dict(in_channels=[64, 128, 256, 512]),
+    auxiliary_head=dict(in_channels=256),
+)

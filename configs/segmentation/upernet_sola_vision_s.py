@@ -1,0 +1,7 @@
+"""UperNet, SoLA-Vision-S: batch 2 x 8 GPUs, 160k iterations, ADE20K 512x512."""
+
+_base_ = './upernet_saga_t.py'
+
+model = dict(
+    backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='small', drop_path_rate=0.2)
+)

@@ -1,0 +1,9 @@
+"""CamVid with softmax layers at the start of stages 3 and 4, like `upernet_saga_t_camvid.py`."""
+
+_base_ = './upernet_saga_t_camvid.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True, type='saga_mm.SoLAVision', arch='tiny', layers='front', drop_path_rate=0.0
+    )
+)

@@ -1,0 +1,51 @@
+"""What the attention modules share.
+
+Legend: B batch, H height, W width, N = H * W tokens, C channels.
+"""
+
+from torch import Tensor, nn
+
+from ..layers import DepthwiseConv2d, init_linear
+
+
+class PackedAttention(nn.Module):
+    """Multi-head attention over all tokens of a map from one projection, plus LePE.
+
+    One projection writes q, k, v and whatever else a mechanism needs; `attend`, which a subclass
+    provides, mixes the tokens; LePE, a depthwise convolution of v, is added; then the output
+    projection.
+
+    Args:
+        dim: C, a multiple of `num_heads`.
+        num_heads: Heads.
+        parts: What the projection writes, C channels each: q, k, v, then the rest.
+        lepe_kernel_size: Kernel of the depthwise convolution, odd; 0 for none.
+
+    Source: LePE from arXiv 2107.00652.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, parts: int, lepe_kernel_size: int) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f'dim must be a multiple of num_heads, got {dim} and {num_heads}')
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.parts = parts
+        self.in_proj = init_linear(nn.Linear(dim, parts * dim))
+        self.lepe = DepthwiseConv2d(dim, lepe_kernel_size) if lepe_kernel_size else None
+        self.proj = init_linear(nn.Linear(dim, dim))
+
+    def attend(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mix the tokens of a map of `size` (H, W): (B, N, parts, heads, D) -> (B, N, heads, D)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C)."""
+        batch, height, width, dim = x.shape
+        # (B, H, W, parts * C)
+        projected = self.in_proj(x)
+        packed = projected.reshape(batch, height * width, self.parts, self.num_heads, self.head_dim)
+        out = self.attend(packed, (height, width)).reshape(x.shape)
+        if self.lepe is not None:
+            out = out + self.lepe(projected[..., 2 * dim : 3 * dim])
+        return self.proj(out)

@@ -1,0 +1,84 @@
+"""The attention of RAVLT as a module.
+
+Legend: B batch, H height, W width, N = H * W tokens, C channels.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saga_kernels import rank_augmented_linear_attention
+from saga_kernels.validation import check_impl
+
+from ..layers import DepthwiseConv2d, init_linear, rotary_frequencies, rotate
+
+MIXERS = ('linear', 'softmax')
+
+
+class RankAugmentedAttention(nn.Module):
+    """Multi-head attention over all tokens of a map, plus LePE, times an output gate.
+
+    One projection writes q, k, v and the gate; the mixer is rank-augmented linear attention in
+    O(N), or softmax attention, both with rotary position encoding; LePE, a depthwise convolution of
+    v, is added; the gate, without an activation, multiplies the sum; then the output projection.
+
+    Args:
+        dim: C, a multiple of 4 * `num_heads`.
+        num_heads: Heads.
+        mixer: `'linear'` or `'softmax'`. The latter costs O(N^2) time and, through torch's fused
+            attention, O(N) memory.
+        eps: Added to the denominator of the linear mixer.
+        lepe_kernel_size: Kernel of the depthwise convolution, odd; 0 for none.
+        impl: `'auto'`, `'reference'` or `'triton'` for the linear mixer; see
+            `saga_kernels.dispatch`.
+
+    Source: arXiv 2411.07635 and its code; LePE from arXiv 2107.00652.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mixer: str = 'linear',
+        eps: float = 1e-6,
+        lepe_kernel_size: int = 5,
+        impl: str = 'auto',
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % (4 * num_heads):
+            raise ValueError(f'dim must be a multiple of 4 * num_heads, got {dim} and {num_heads}')
+        if mixer not in MIXERS:
+            raise ValueError(f'mixer must be one of {MIXERS}, got {mixer!r}')
+        check_impl(impl)
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.mixer = mixer
+        self.eps = eps
+        self.impl = impl
+        self.in_proj = init_linear(nn.Linear(dim, 4 * dim))
+        self.lepe = DepthwiseConv2d(dim, lepe_kernel_size) if lepe_kernel_size else None
+        self.proj = init_linear(nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C)."""
+        batch, height, width, dim = x.shape
+        # (B, H, W, 3 * C), (B, H, W, C)
+        qkv, gate = self.in_proj(x).split((3 * dim, dim), dim=-1)
+        packed = qkv.reshape(batch, height * width, 3, self.num_heads, self.head_dim)
+        out = self.mix(packed, (height, width)).reshape(x.shape)
+        if self.lepe is not None:
+            out = out + self.lepe(qkv[..., 2 * dim :])
+        return self.proj(out * gate)
+
+    def mix(self, qkv: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.mixer == 'linear':
+            # made anew: as a buffer they would lose digits when the model is cast to fp16
+            frequencies = rotary_frequencies(self.head_dim, qkv.device)
+            return rank_augmented_linear_attention(
+                qkv, size, frequencies, eps=self.eps, impl=self.impl
+            )
+        # (B, N, heads, C / heads)
+        query, key = rotate(qkv[:, :, :2], size).unbind(2)
+        # (B, heads, N, C / heads)
+        q, k, v = (part.transpose(1, 2) for part in (query, key, qkv[:, :, 2]))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)

@@ -1,0 +1,32 @@
+"""Softmax attention as a module.
+
+Legend: B batch, H height, W width, N = H * W tokens, C channels, D = C / heads.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import PackedAttention
+
+
+class SoftmaxAttention(PackedAttention):
+    """Multi-head softmax attention over all tokens of a map, plus LePE.
+
+    Time is O(N^2); memory is O(N), because torch's fused attention (flash attention in half
+    precision on a GPU) never writes the N x N scores.
+
+    Args:
+        dim: C, a multiple of `num_heads`.
+        num_heads: Heads.
+        lepe_kernel_size: Kernel of the depthwise convolution, odd; 0 for none.
+
+    Source: arXiv 1706.03762.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, lepe_kernel_size: int = 3) -> None:
+        super().__init__(dim, num_heads, parts=3, lepe_kernel_size=lepe_kernel_size)
+
+    def attend(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
+        # (B, heads, N, D)
+        q, k, v = (part.transpose(1, 2) for part in packed.unbind(2))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)

@@ -1,0 +1,212 @@
+"""SoLA-Vision: linear and softmax attention layer by layer, arXiv 2601.11164 (Li et al., 2026).
+
+Stated by the paper: hybrids of linear and softmax attention whose unit is the layer; a small number
+of global softmax layers among linear ones. Chosen by this project: widths, depths and the default
+places of the softmax layers, gated linear attention as the linear layer, the block (that of SAGA),
+and the form of HSB, which hands early features to stage 3. Linear attention with distance decay and
+HSB are known to us as parts of the paper, not in their exact form.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ..attention import DecayLinearAttention, GatedLinearAttention, SoftmaxAttention
+from ..layers import FFN, HSB, Block, ConvStem, PatchEmbed, drop_path_schedule
+from ..registry import MODELS
+from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
+
+LINEAR = {
+    'gated': GatedLinearAttention,
+    'plain': partial(GatedLinearAttention, gated=False),
+    'decay': DecayLinearAttention,
+}
+# Softmax (S) among linear (L) layers of a stage of some depth. All but the first and the last have
+# the same number of softmax layers, in stages 3 and 4 only.
+PRESETS = {
+    'linear': lambda depth: 'L' * depth,
+    'every_3rd': lambda depth: ('LLS' * depth)[-depth:],
+    'last': lambda depth: 'L' * (depth * 2 // 3) + 'S' * -(-depth // 3),
+    'front': lambda depth: 'S' * -(-depth // 3) + 'L' * (depth * 2 // 3),
+    'softmax': lambda depth: 'S' * depth,
+}
+STAGES = 4
+
+
+def resolve_layers(
+    arch: str | Mapping, layers: str | Sequence[str], known: Mapping[str, Arch]
+) -> tuple[Arch, tuple[str, ...]]:
+    """The architecture, and the pattern of each stage, which sets its depth.
+
+    Raises:
+        ValueError: `layers` is neither a preset nor four strings of L and S, or see `resolve_arch`.
+    """
+    preset = PRESETS.get(layers) if isinstance(layers, str) else None
+    if preset is None:
+        check_patterns(layers)
+        if isinstance(arch, Mapping):
+            arch = {'depths': tuple(len(pattern) for pattern in layers), **arch}
+    arch = resolve_arch(arch, known)
+    if len(arch.depths) != STAGES:
+        raise ValueError(f'arch must have {STAGES} stages, got {len(arch.depths)}')
+    if preset is None:
+        return replace(arch, depths=tuple(len(pattern) for pattern in layers)), tuple(layers)
+    early = PRESETS['softmax' if layers == 'softmax' else 'linear']
+    return arch, tuple((early if i < 2 else preset)(n) for i, n in enumerate(arch.depths))
+
+
+def check_patterns(layers: Sequence[str]) -> None:
+    if (
+        not isinstance(layers, list | tuple)
+        or len(layers) != STAGES
+        or not all(isinstance(p, str) and re.fullmatch('[LS]+', p) for p in layers)
+    ):
+        raise ValueError(
+            f"layers must be {STAGES} strings of L and S, such as ('LL', 'LL', 'LLSLLS', 'LS'), or "
+            f'one of {tuple(PRESETS)}, got {layers!r}'
+        )
+
+
+def warn_of_early_softmax(layers: Sequence[str], side: int = 1024) -> None:
+    """Tell what softmax attention in stage 1 or 2 means for an image of side x side pixels."""
+    scores = [
+        f'{(side // stride) ** 2:,} x {(side // stride) ** 2:,} scores per head in stage {i + 1}'
+        for i, (pattern, stride) in enumerate(zip(layers[:2], (4, 8), strict=True))
+        if 'S' in pattern
+    ]
+    if scores:
+        warnings.warn(
+            f'layers={tuple(layers)} has softmax attention at high resolution: at {side}x{side} '
+            f'pixels each such layer computes {" and ".join(scores)}',
+            stacklevel=3,
+        )
+
+
+class BridgedStage(Stage):
+    """A stage whose input also gets features of the stages before it.
+
+    Args:
+        hsb: Adds the outputs of the stages before this one to what `embed` makes.
+    """
+
+    def __init__(self, embed: nn.Module, blocks: Sequence[nn.Module], hsb: HSB) -> None:
+        super().__init__(embed, blocks)
+        self.hsb = hsb
+
+    def enter(self, maps: Sequence[Tensor]) -> Tensor:
+        # maps[0] is the image
+        return self.hsb(super().enter(maps), maps[1:])
+
+
+@MODELS.register_module()
+class SoLAVision(PyramidBackbone):
+    """SoLA-Vision backbone: a pattern says which layers have linear, and which softmax attention.
+
+    Args:
+        arch (str | dict): 'tiny', 'small', 'base' (or 't', 's', 'b'); or a dict with `embed_dims`,
+            `num_heads`, `depths` and optionally `mlp_ratios` (4), one entry per stage. Defaults to
+            'tiny'.
+        layers (str | Sequence[str]): Four strings, one per stage, of one letter per layer: L for
+            linear, S for global softmax attention, as in ('LL', 'LL', 'LLSLLS', 'LS'). They set the
+            depths, whatever those of `arch`, which may then lack them. Or a preset for the depths
+            of `arch`: 'every_3rd', counted back from the last layer of stages 3 and 4; 'last' and
+            'front', as many there at the end and at the start; 'linear', none; 'softmax', all
+            layers of all stages. Defaults to 'every_3rd'.
+        linear (str): 'gated', as in SAGA; 'plain'; or 'decay', with the distance in a scan of the
+            map. Defaults to 'gated'.
+        hsb (bool): Add the outputs of stages 1 and 2 to the input of stage 3, see
+            `saga_mm.layers.HSB`. Defaults to True.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (int | Sequence[int]): Stages to return. Later stages are not built. Defaults to
+            (0, 1, 2, 3).
+        frozen_stages (int): -1: nothing; 0: the stem; n: the first n stages. Defaults to -1.
+        drop_path_rate (float): Stochastic depth, growing linearly with depth to this. Defaults to
+            0.1.
+        cpe_kernel_size (int): Depthwise convolution that encodes position at the start of each
+            block; 0 for none. Defaults to 3.
+        lepe_kernel_size (int): Depthwise convolution of v, added to the attention; 0 for none.
+            Defaults to 3.
+        feature_map (str): Of the linear layers, 'elu' (ELU + 1) or 'relu'. Defaults to 'elu'.
+        impl (str): Of the linear layers, 'auto', 'reference' or 'triton', see
+            `saga_kernels.dispatch`. Defaults to 'auto'.
+        norm_cfg (dict): Norm over channels. Defaults to dict(type='LN', eps=1e-6).
+        with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
+        init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH,
+            prefix='backbone.'). Defaults to None.
+    """
+
+    arch_settings: ClassVar[dict[str, Arch]] = {
+        'tiny': Arch((64, 128, 320, 512), (2, 2, 6, 2), (2, 4, 10, 16), (3, 3, 3, 3)),
+        'small': Arch((64, 128, 320, 512), (3, 5, 12, 3), (2, 4, 10, 16), (3, 3, 3, 3)),
+        'base': Arch((96, 192, 384, 512), (4, 6, 15, 6), (3, 6, 12, 16), (3, 3, 3, 3)),
+    }
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        layers: str | Sequence[str] = 'every_3rd',
+        linear: str = 'gated',
+        hsb: bool = True,
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        drop_path_rate: float = 0.1,
+        cpe_kernel_size: int = 3,
+        lepe_kernel_size: int = 3,
+        feature_map: str = 'elu',
+        impl: str = 'auto',
+        norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        arch, layers = resolve_layers(arch, layers, self.arch_settings)
+        if linear not in LINEAR:
+            raise ValueError(f'linear must be one of {tuple(LINEAR)}, got {linear!r}')
+        warn_of_early_softmax(layers)
+        dims = arch.embed_dims
+        norm_layer = channel_norm(norm_cfg)
+        drop_paths = drop_path_schedule(drop_path_rate, arch.depths)
+        mixers = {
+            'L': partial(LINEAR[linear], feature_map=feature_map, impl=impl),
+            'S': SoftmaxAttention,
+        }
+
+        def make_block(i: int, kind: str, drop_path: float) -> Block:
+            attention = mixers[kind](dims[i], arch.num_heads[i], lepe_kernel_size=lepe_kernel_size)
+            return Block(
+                attention,
+                FFN(dims[i], round(dims[i] * arch.mlp_ratios[i])),
+                dims[i],
+                cpe_kernel_size=cpe_kernel_size,
+                drop_path=drop_path,
+                norm_layer=norm_layer,
+            )
+
+        def make_stage(i: int) -> Stage:
+            if i == 0:
+                embed = ConvStem(in_channels, dims[0], norm_layer)
+            else:
+                embed = PatchEmbed(dims[i - 1], dims[i], 2, True, norm_layer)
+            blocks = [make_block(i, *layer) for layer in zip(layers[i], drop_paths[i], strict=True)]
+            if i == 2 and hsb:
+                return BridgedStage(embed, blocks, HSB(dims[:2], dims[2], strides=(4, 2)))
+            return Stage(embed, blocks)
+
+        super().__init__(
+            make_stage,
+            lambda i: norm_layer(dims[i]),
+            num_stages=STAGES,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
+        self.layers = layers

@@ -1,0 +1,43 @@
+"""Early features for a later stage. Legend: B batch, H height, W width, C channels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .conv import Conv2d
+from .init import init_linear
+
+
+class HSB(nn.Module):
+    """Adds maps of earlier stages to that of a later one, through a learned factor per channel.
+
+    Each earlier map is brought to the later one's grid by a strided depthwise convolution, and to
+    its width by a linear layer. The factor starts at zero: untrained, the later map stays what it
+    is.
+
+    Args:
+        in_dims: C of each earlier map.
+        dim: C of the later map.
+        strides: Tokens of each earlier map, along one side, per token of the later one.
+
+    Source: arXiv 2601.11164 has a module of this name for this purpose; its form here is the
+    project's choice.
+    """
+
+    def __init__(self, in_dims: Sequence[int], dim: int, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.paths = nn.ModuleList(
+            nn.Sequential(
+                # windows that overlap: (H, W) -> (ceil(H / stride), ceil(W / stride))
+                Conv2d(in_dim, in_dim, 2 * stride - 1, stride, stride - 1, groups=in_dim),
+                init_linear(nn.Linear(in_dim, dim)),
+            )
+            for in_dim, stride in zip(in_dims, strides, strict=True)
+        )
+        self.scale = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+        """(B, H, W, C), and maps (B, stride * H, stride * W, C_in) or a little smaller."""
+        maps = [path(early) for path, early in zip(self.paths, earlier, strict=True)]
+        return x + self.scale * sum(maps[1:], maps[0])

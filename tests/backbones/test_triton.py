@@ -1,0 +1,77 @@
+"""Every backbone on the Triton ops, on a GPU or in the interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from saga_mm.backbones.pyramid import PyramidBackbone
+from saga_mm.registry import MODELS
+
+BACKBONES = [name for name, cls in MODELS.module_dict.items() if issubclass(cls, PyramidBackbone)]
+OPTIONS = {
+    'SAGA': dict(arch=dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2)))
+}
+
+pytestmark = pytest.mark.parametrize('name', BACKBONES)
+
+
+def build(name, impl):
+    torch.manual_seed(0)
+    return MODELS.build(dict(type=name, impl=impl, drop_path_rate=0, **OPTIONS[name]))
+
+
+def outputs_and_gradients(model, call, x):
+    model.zero_grad()
+    outs = call(x)
+    sum(out.square().sum() for out in outs).backward()
+    return [*(out.detach() for out in outs), *(p.grad.clone() for p in model.parameters())]
+
+
+def test_whole_backbone_compiles_without_a_graph_break(name, triton_device):
+    model = build(name, 'triton').to(triton_device)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager', dynamic=True)
+    reference = build(name, 'reference').to(triton_device)
+    for size in (40, 44), (48, 36):
+        x = torch.randn(1, 3, *size, device=triton_device)
+        expected = outputs_and_gradients(reference, reference, x)
+        for call in (model, compiled):
+            for value, truth in zip(outputs_and_gradients(model, call, x), expected, strict=True):
+                torch.testing.assert_close(value, truth, rtol=1e-3, atol=1e-4)
+
+
+DISTRIBUTED = """
+import os
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+import saga_mm
+from saga_mm.registry import MODELS
+
+def gradients(model, images):
+    model.zero_grad()
+    sum(out.square().sum() for image in images for out in model(image[None])).backward()
+    return [p.grad / len(images) for p in model.parameters()]
+
+dist.init_process_group('gloo')
+rank, cfg = dist.get_rank(), {cfg}
+torch.manual_seed(0)
+model = MODELS.build(cfg)
+images = torch.randn(2, 3, 32, 40)
+expected = gradients(model, images)
+found = gradients(DistributedDataParallel(model), images[rank : rank + 1])
+for value, truth in zip(found, expected, strict=True):
+    torch.testing.assert_close(value, truth, rtol=1e-3, atol=1e-4)
+"""
+
+
+def test_two_processes_get_the_mean_gradient(name, triton_device, tmp_path):
+    if triton_device != 'cpu':
+        pytest.skip('two processes on one GPU need another backend than the interpreter')
+    script = tmp_path / 'distributed.py'
+    cfg = dict(type=name, impl='triton', drop_path_rate=0, **OPTIONS[name])
+    script.write_text(DISTRIBUTED.format(cfg=cfg))
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+    subprocess.run([*command, str(script)], check=True)

@@ -1,0 +1,50 @@
+"""tools/get_flops.py on tiny models."""
+
+import json
+
+import pytest
+
+
+def test_detector_part_by_part(tool, tiny_det, tmp_path, capsys):
+    path = tmp_path / 'new' / 'cost.json'
+    tool('get_flops').main([str(tiny_det), '--size', '48', '64', '--json', str(path)])
+    rows = capsys.readouterr().out.splitlines()
+    names = [row.split('|')[1].strip() for row in rows[2:]]
+    assert names == [
+        'backbone',
+        'backbone.stages.0',
+        'backbone.stages.1',
+        'neck',
+        'bbox_head',
+        'all',
+    ]
+    costs = json.loads(path.read_text())
+    parts = [costs[name]['flops'] for name in ('backbone', 'neck', 'bbox_head')]
+    assert all(parts)
+    assert costs['']['flops'] == sum(parts)
+    stages = [costs[f'backbone.stages.{i}']['flops'] for i in range(2)]
+    assert all(stages)
+    assert sum(stages) == costs['backbone']['flops']
+
+
+def test_cost_is_linear_in_the_pixels(tool, tiny_seg, tmp_path, capsys):
+    flops = []
+    for side in (64, 128):
+        path = tmp_path / f'{side}.json'
+        tool('get_flops').main([str(tiny_seg), '--size', f'{side}', f'{side}', '--json', str(path)])
+        flops.append(json.loads(path.read_text())['backbone']['flops'])
+    assert flops[1] == 4 * flops[0]
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--size', '0', '64'], 'error: --size must be two positive numbers, got [0, 64]'),
+        (['--cfg-options', 'model.backbone.arch=huge'], 'arch must be one of'),
+    ],
+)
+def test_errors_are_one_line(tool, tiny_seg, options, message):
+    with pytest.raises(SystemExit) as error:
+        tool('get_flops').main([str(tiny_seg), *options])
+    assert message in str(error.value)
+    assert '\n' not in str(error.value)

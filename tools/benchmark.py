@@ -1,0 +1,337 @@
+"""Compare backbones, or whole models, in speed and memory, at several image sizes.
+
+    python tools/benchmark.py --models saga_t pvt_t pvt_t_sdpa --baseline pvt_t \
+        --sizes 512 1024 --mode infer train --out work_dirs/benchmark
+
+Each cell of the table is measured in a fresh process, several times, in rounds in which the models
+take turns. Time is the median over rounds; its spread is the range over rounds. Memory is the peak
+that the work adds to the loaded model and the input. Writes benchmark.md, benchmark.png, and
+results.jsonl, from which an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+import saga_mm  # noqa: F401
+from saga_mm.analysis.cells import run_cells
+from saga_mm.engine.cli import command_line
+from saga_mm.engine.launch import make_folder
+from saga_mm.stack import check_stack
+
+PVT_T = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
+KNOWN = {
+    **{f'saga_{arch}': dict(type='saga_mm.SAGA', arch=arch) for arch in 'tsml'},
+    **{f'sola_vision_{arch}': dict(type='saga_mm.SoLAVision', arch=arch) for arch in 'tsb'},
+    **{f'ravlt_{arch}': dict(type='saga_mm.RAVLT', arch=arch) for arch in 'tsbl'},
+    'pvt_t': PVT_T,
+    'pvt_t_sdpa': PVT_T,
+    'swin_t': dict(type='mmdet.SwinTransformer'),
+}
+DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
+# Seconds of work that a round times, and the fewest and most repeats of it.
+SECONDS, FEWEST, MOST = 4, 2, 200
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--models',
+        nargs='+',
+        default=['saga_t', 'pvt_t', 'pvt_t_sdpa'],
+        help=f'{", ".join(KNOWN)}; the name of a registered backbone, such as mmdet.ResNet; or the '
+        'config file of a detector or segmentor',
+    )
+    parser.add_argument('--baseline', help='the model that ratios refer to. Defaults to the first')
+    parser.add_argument('--sizes', nargs='+', type=int, default=[512, 768, 1024, 1280])
+    parser.add_argument('--mode', nargs='+', choices=['infer', 'train'], default=['infer'])
+    parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'])
+    parser.add_argument('--batch-size', type=int, default=1)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--rounds', type=int, default=3, help='measurements of each cell')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    parser.add_argument('--cell', type=json.loads, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> None:
+    args.baseline = args.baseline or args.models[0]
+    if args.baseline not in args.models:
+        raise ValueError(f'--baseline must be one of {args.models}, got {args.baseline!r}')
+    for name in ('batch_size', 'rounds'):
+        if getattr(args, name) < 1:
+            raise ValueError(
+                f'--{name.replace("_", "-")} must be positive, got {getattr(args, name)}'
+            )
+    if min(args.sizes) < 32:
+        raise ValueError(f'--sizes must be at least 32 pixels, got {min(args.sizes)}')
+    torch.device(args.device)
+    for name in args.models:
+        if name not in KNOWN and not Path(name).is_file() and '.' not in name:
+            raise ValueError(
+                f'--models: {name!r} is none of {tuple(KNOWN)}, no file, no scope.Name'
+            )
+
+
+def build(name: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], object]]:
+    """A model, and how to call it on images (B, 3, H, W)."""
+    if Path(name).is_file():
+        cfg = Config.fromfile(name)
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        return MODELS.build(cfg.model), call_whole
+    model = MODELS.build(KNOWN.get(name, dict(type=name)))
+    if name.endswith('_sdpa'):
+        for module in model.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                # the weights, which nobody reads, keep it from scaled_dot_product_attention
+                module.forward = partial(module.forward, need_weights=False)
+    return model, nn.Module.__call__
+
+
+def call_whole(model: nn.Module, images: Tensor) -> object:
+    size = tuple(images.shape[-2:])
+    info = dict(img_shape=size, ori_shape=size, batch_input_shape=size, scale_factor=(1, 1))
+    samples = [BaseDataElement(metainfo=info) for _ in images]
+    return model(images, samples, mode='tensor')
+
+
+def tensors(outputs: object) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, dict):
+        outputs = outputs.values()
+    return (
+        [x for output in outputs for x in tensors(output)] if hasattr(outputs, '__iter__') else []
+    )
+
+
+def measure(cell: dict) -> dict:
+    """Seconds per image, and the bytes that the work adds, in this process."""
+    device, dtype = torch.device(cell['device']), DTYPES[cell['dtype']]
+    torch.manual_seed(0)
+    model, call = build(cell['model'])
+    train = cell['mode'] == 'train'
+    # Batch norms keep their statistics, which need more than one value.
+    model.to(device).eval().requires_grad_(train)
+    images = torch.randn(cell['batch_size'], 3, cell['size'], cell['size'], device=device)
+
+    def step() -> None:
+        model.zero_grad()
+        with (
+            torch.set_grad_enabled(train),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+        ):
+            outputs = tensors(call(model, images))
+        if train:
+            sum(x.float().mean() for x in outputs if x.requires_grad).backward()
+
+    if device.type == 'cuda':
+        # the first run needs more, to choose algorithms; on a CPU, it finds no memory to use again
+        step()
+    reset_peak(device)
+    before = memory(device)
+    step()
+    added = peak(device) - before
+    times = timed(step, device)
+    return dict(
+        seconds=statistics.median(times) / cell['batch_size'],
+        bytes=added,
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def timed(step: Callable[[], None], device: torch.device) -> list[float]:
+    times: list[float] = []
+    while len(times) < FEWEST or (sum(times) < SECONDS and len(times) < MOST):
+        synchronize(device)
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def memory(device: torch.device, kind: str = 'VmRSS') -> int:
+    if device.type == 'cuda':
+        return torch.cuda.memory_allocated(device)
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(f'{kind}:'):
+            return 1024 * int(line.split()[1])
+    raise OSError('/proc/self/status tells no resident memory: Linux is needed')
+
+
+def peak(device: torch.device) -> int:
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    return memory(device, 'VmHWM')
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path('/proc/self/clear_refs').write_text('5')
+
+
+def make_cells(args: argparse.Namespace) -> list[dict]:
+    """Every measurement, so ordered that the models take turns."""
+    settings = product(args.mode, args.dtype, args.sizes, range(args.rounds), args.models)
+    names = ('mode', 'dtype', 'size', 'round', 'model')
+    common = dict(device=args.device, batch_size=args.batch_size, threads=torch.get_num_threads())
+    return [dict(zip(names, values, strict=True), **common) for values in settings]
+
+
+def summarize(results: list[dict], baseline: str) -> list[dict]:
+    """One row for each model, mode, dtype and size: medians over rounds, ratios to the baseline."""
+    rows = {}
+    for result in results:
+        key = tuple(result[name] for name in ('mode', 'dtype', 'size', 'model'))
+        rows.setdefault(key, []).append(result)
+    summary = {}
+    for (mode, dtype, size, model), rounds in rows.items():
+        row = dict(mode=mode, dtype=dtype, size=size, model=model)
+        errors = [result['error'] for result in rounds if 'error' in result]
+        if errors:
+            row['error'] = errors[0]
+        else:
+            seconds = [result['seconds'] for result in rounds]
+            row.update(
+                seconds=statistics.median(seconds),
+                spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
+                bytes=statistics.median(result['bytes'] for result in rounds),
+                parameters=rounds[0]['parameters'],
+            )
+        summary[mode, dtype, size, model] = row
+    for (mode, dtype, size, _), row in summary.items():
+        base = summary[mode, dtype, size, baseline]
+        if 'error' not in row and 'error' not in base:
+            row['speedup'] = base['seconds'] / row['seconds']
+            row['memory'] = row['bytes'] / base['bytes']
+    return list(summary.values())
+
+
+def describe_machine(args: argparse.Namespace) -> str:
+    if torch.device(args.device).type == 'cuda':
+        processor = torch.cuda.get_device_name(args.device)
+    else:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+        processor = (
+            f'{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads'
+        )
+    return f'{processor}, torch {torch.__version__}, batch {args.batch_size}'
+
+
+def table(rows: list[dict], args: argparse.Namespace) -> str:
+    lines = [
+        f'{describe_machine(args)}; medians of {args.rounds} rounds, spread: their range.',
+        f'Speed-up and memory ratio: against {Path(args.baseline).stem}.',
+        '',
+        '| mode | dtype | side | model | parameters, M | images/s | spread | ns/token | speed-up '
+        '| peak memory, MiB | memory ratio |',
+        '|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|',
+    ]
+    for row in rows:
+        cells = [row['mode'], row['dtype'], row['size'], Path(row['model']).stem]
+        if 'error' in row:
+            lines.append('| ' + ' | '.join(map(str, cells)) + f' | {row["error"]} |||||||')
+            continue
+        cells += [
+            f'{row["parameters"] / 1e6:.1f}',
+            f'{1 / row["seconds"]:.3g}',
+            f'{row["spread"]:.0%}',
+            f'{per_token(row):.0f}',
+            f'{row["speedup"]:.2f}' if 'speedup' in row else '',
+            f'{row["bytes"] / 2**20:.0f}',
+            f'{row["memory"]:.2f}' if 'memory' in row else '',
+        ]
+        lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
+    return '\n'.join(lines)
+
+
+def per_token(row: dict) -> float:
+    """Nanoseconds per token of the finest map, of stride 4."""
+    return 1e9 * row['seconds'] / (row['size'] / 4) ** 2
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    groups = sorted({(row['mode'], row['dtype']) for row in rows})
+    values = {
+        'images per second': lambda row: 1 / row['seconds'],
+        'peak memory, MiB': lambda row: row['bytes'] / 2**20,
+        'ns per token': per_token,
+    }
+    figure, axes = plt.subplots(
+        len(groups), 3, figsize=(13, 3.6 * len(groups)), squeeze=False, layout='constrained'
+    )
+    models = list(dict.fromkeys(row['model'] for row in rows))
+    for line, (mode, dtype) in zip(axes, groups, strict=True):
+        for axis, (name, value) in zip(line, values.items(), strict=True):
+            for model in models:
+                points = [
+                    (row['size'], value(row))
+                    for row in rows
+                    if (row['mode'], row['dtype'], row['model']) == (mode, dtype, model)
+                    and 'error' not in row
+                ]
+                if points:
+                    axis.plot(*zip(*points, strict=True), marker='o', label=Path(model).stem)
+            axis.set(xlabel='side of the image, pixels', ylabel=name, title=f'{mode}, {dtype}')
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+        line[0].legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def run(args: argparse.Namespace) -> None:
+    check_stack()
+    check(args)
+    make_folder(args.out)
+    results = run_cells(make_cells(args), __file__, args.out / 'results.jsonl')
+    rows = summarize(results, args.baseline)
+    text = table(rows, args)
+    print(text)
+    (args.out / 'benchmark.md').write_text(text + '\n')
+    plot(rows, args.out / 'benchmark.png')
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.cell:
+        torch.set_num_threads(args.cell['threads'])
+        print(json.dumps(measure(args.cell)))
+        return
+    with command_line(args.debug):
+        run(args)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,163 @@
+"""Write the weights of a published checkpoint under the names of this project, as a plain file.
+
+python tools/convert_checkpoint.py configs/detection/mask_rcnn_ravlt_t.py RAVLT_T.pth ravlt_t.pth
+python tools/convert_checkpoint.py configs/segmentation/upernet_saga_t.py pvt_tiny.pth start.pth
+
+- RAVLT, a classifier, or a detector or segmentor that the config describes: complete. Such files
+  also load without a conversion.
+- PVT, https://github.com/whai362/PVT, for a SAGA of the same size: a warm start, of what has a
+  counterpart: projections of q, k and v, output projections, FFN, norms, and with
+  `--cfg-options model.backbone.patch_embed=plain` patch embeddings. Gates start constant.
+
+The result names what `model.backbone.init_cfg` or, for a whole model, `load_from` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor
+
+from saga_mm.backbones import SAGA
+from saga_mm.engine.checkpoint import (
+    CheckpointError,
+    Match,
+    load_file,
+    match_weights,
+    state_dict,
+    translate,
+)
+from saga_mm.engine.cli import ConfigOptions, command_line
+
+PVT_BLOCK = r'block(\d)\.(\d+)\.'
+# what is replaced in the names of PVT, by what; stages count from 1 there
+PVT_TRANSLATION = (
+    (r'^patch_embed(\d)\.', lambda m: f'stages.{int(m[1]) - 1}.embed.'),
+    (f'^{PVT_BLOCK}', lambda m: f'stages.{int(m[1]) - 1}.blocks.{m[2]}.'),
+    (r'\.mlp\.', r'.ffn.'),
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of the model that is to have the weights')
+    parser.add_argument('checkpoint', help='published weights, a file or a URL')
+    parser.add_argument('out', type=Path, help='file to write')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='config entries to change',
+    )
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    return parser.parse_args(argv)
+
+
+def convert(cfg: Config, checkpoint: str) -> tuple[dict[str, Tensor], Match]:
+    """The weights that fit the config's backbone, or, from a whole model, its model.
+
+    Raises:
+        CheckpointError: The file can't be read, or none of its weights fits.
+    """
+    weights = state_dict(load_file(checkpoint))
+    whole = any(name.startswith('backbone.') for name in weights)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model if whole else cfg.model.backbone)
+    if isinstance(model.backbone if whole else model, SAGA):
+        weights = from_pvt(weights, model.state_dict(), 'backbone.' if whole else '')
+    weights = translate(model, weights)
+    match = match_weights(model, weights)
+    if not match.loaded:
+        raise CheckpointError(
+            f'{checkpoint} has no weight that fits {type(model).__name__} of the config: {match}'
+        )
+    # a view would be saved with all that it is a view of
+    return {name: weights[name].clone() for name in match.loaded}, match
+
+
+def from_pvt(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str
+) -> dict[str, Tensor]:
+    """Weights of PVT under the names of SAGA, `own`; others as they are."""
+    translated = {}
+    for name, weight in weights.items():
+        pvt = name.removeprefix(prefix)
+        if pvt.endswith(('attn.kv.weight', 'attn.kv.bias')):
+            continue
+        if match := re.fullmatch(PVT_BLOCK + r'attn\.q\.(weight|bias)', pvt):
+            # both order the rows as (head, channel), and kv as k, then v
+            weight = torch.cat([weight, weights[name.replace('.q.', '.kv.')]])
+            pvt = f'block{match[1]}.{match[2]}.attn.in_proj.{match[3]}'
+        for pattern, replacement in PVT_TRANSLATION:
+            pvt = re.sub(pattern, replacement, pvt)
+        if pvt.endswith(('in_proj.weight', 'in_proj.bias')):
+            weight = with_gates(weight, own.get(prefix + pvt))
+        translated[prefix + pvt if name.startswith(prefix) else name] = weight
+    return translated
+
+
+def with_gates(qkv: Tensor, own: Tensor | None) -> Tensor:
+    """Rows for q, k and v, followed by those of gates, if any, that do not depend on the token."""
+    if own is None or len(own) <= len(qkv) or own.shape[1:] != qkv.shape[1:]:
+        return qkv
+    gates = own[len(qkv) :]
+    return torch.cat([qkv, gates if own.ndim == 1 else torch.zeros_like(gates)])
+
+
+def write(weights: dict[str, Tensor], out: Path) -> None:
+    """Save to a temporary file beside `out`, which then takes its place."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f'.{out.name}.{os.getpid()}')
+    try:
+        with temporary.open('wb') as file:
+            torch.save(weights, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def table(match: Match) -> str:
+    """How many weights there are of each kind, and which, but for those that are converted."""
+    kinds = dict(
+        loaded='converted',
+        missing='missing in the file',
+        unexpected='left out',
+        mismatched='of another shape',
+    )
+    lines = ['| weights | number | names |', '|---|---|---|']
+    for kind, names in match._asdict().items():
+        shown = '' if kind == 'loaded' else ', '.join(names)
+        lines.append(f'| {kinds[kind]} | {len(names)} | {shown} |')
+    return '\n'.join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with command_line(args.debug):
+        if args.out.resolve() == Path(args.checkpoint).resolve():
+            raise ValueError(f'out must not be the checkpoint itself, got {args.out}')
+        if args.out.is_dir():
+            raise ValueError(f'out must be a file, got the folder {args.out}')
+        cfg = Config.fromfile(args.config)
+        cfg.merge_from_dict(args.cfg_options)
+        weights, match = convert(cfg, args.checkpoint)
+        write(weights, args.out)
+        print(table(match))
+        print(f'{args.out}: {sum(weight.numel() for weight in weights.values()) / 1e6:.2f}M values')
+
+
+if __name__ == '__main__':
+    main()
