@@ -14,10 +14,10 @@ Backward    w = r phi(q),  delta = do . o
             dphi(q) = r (do S^T - delta z),  dk' = v G^T + g,  dv = k' G
             dlog_decay = sum_ij |i-j| e_ij,  e_ij = y^|i-j| (w_i . k'_j) (do_i . v_j - delta_i)
 
-Where i and j are of one chunk, e is at hand with dk'. Otherwise |i-j| has three parts: between i and
-the edge of its chunk (summed with dphi(q)), the same for j (with dk'), and L for each chunk c between
-them (with the scan: y^(L+1) times F_c . GB_c and B_c . GF_c). All distances are positive: sums don't
-cancel one another, and no exponent is positive.
+Where i and j are of one chunk, e is at hand with dk'. Otherwise |i-j| has three parts: between i
+and the edge of its chunk (summed with dphi(q)), the same for j (with dk'), and L for each chunk c
+between them (with the scan: y^(L+1) times F_c . GB_c and B_c . GF_c). All distances are positive:
+sums don't cancel one another, and no exponent is positive.
 
 Traffic, in token tensors T. Forward 6: k, v for the states; q, k, v, o. Backward 10, as o is kept:
 q, o, do for the states; q, k, v, do, dq, dk, dv. The tiles of a chunk read each other's k, v, q, do
