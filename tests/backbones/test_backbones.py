@@ -13,7 +13,7 @@ from saga_mm.registry import MODELS
 BACKBONES = [name for name, cls in MODELS.module_dict.items() if issubclass(cls, PyramidBackbone)]
 WIDTHS = (8, 16, 24, 32)
 ARCH = dict(embed_dims=WIDTHS, depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4))
-SMALL = {'RAVLT': dict(arch=ARCH), 'SAGA': dict(arch=ARCH)}
+SMALL = {name: dict(arch=ARCH) for name in BACKBONES}
 
 pytestmark = pytest.mark.parametrize('name', BACKBONES)
 
