@@ -1,11 +1,13 @@
-"""Time gated linear attention: the eager formula, torch.compile of it, this project, and others.
+"""Time linear attention: the eager formula, torch.compile of it, this project, and others.
 
     python tools/benchmark_ops.py --out-dir work_dirs/benchmark_ops
+    python tools/benchmark_ops.py --op rank_augmented
     python tools/benchmark_ops.py --tokens 3136 --shapes 1,1,32    on a CPU
 
 Medians, on random data; on a GPU with the L2 cache flushed before each run. A share is bytes over
 time against a copy measured in the same run; bytes are the least an op can move, with T one token
-tensor: 6 T forward, 11 T backward. SDPA is softmax attention, another function of the same tokens.
+tensor: gated 6 T forward and 11 T backward, rank-augmented 5 T and 9 T, since the mean of the
+queries makes it read q twice. SDPA is softmax attention, another function of the same tokens.
 Writes ops.json and ops.md.
 """
 
@@ -14,20 +16,21 @@ import gc
 import importlib.metadata
 import importlib.util
 import json
+import math
 import platform
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from saga_kernels import gated_linear_attention
+from saga_kernels import gated_linear_attention, rank_augmented_linear_attention
 
 TOKENS = (3136, 25600, 102400, 409600)
 SHAPES = ((1, 1, 32), (1, 2, 64), (1, 8, 64), (2, 16, 64), (32, 8, 32))
-# Token tensors that the op has to move.
-FORWARD, BACKWARD = 6, 11
 # SDPA grows with the square of the tokens: beyond this, a cell says 'too long'.
 MOST_FLOPS = {'cuda': 2e13, 'cpu': 2e10}
 
@@ -45,6 +48,38 @@ def eager(packed):
     return torch.einsum('bnhd,bhde->bnhe', q, state) / denominator[..., None]
 
 
+def image_of(packed):
+    """Size, as square as can be, and frequencies."""
+    tokens, dim = packed.shape[1], packed.shape[-1]
+    height = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
+    frequencies = 10000 ** -torch.linspace(0, 1, dim // 4, device=packed.device)
+    return (height, tokens // height), frequencies
+
+
+def rank_augmented(packed, impl):
+    return rank_augmented_linear_attention(packed, *image_of(packed), impl=impl)
+
+
+def eager_rank_augmented(packed):
+    """As `eager`, with tables of the rotation that are rebuilt each time."""
+    (height, width), frequencies = image_of(packed)
+    q, k, v = packed.unbind(2)
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    scores = torch.einsum('bhd,bnhd->bnh', q.mean(1), k) * packed.shape[-1] ** -0.5
+    k = k * scores.softmax(1)[..., None]
+    rows, columns = (torch.arange(n, device=packed.device) for n in (height, width))
+    angles = rows[:, None, None] * frequencies, columns[:, None] * frequencies
+    angles = torch.cat(torch.broadcast_tensors(*angles), -1).flatten(0, 1)[:, None]
+    cos, sin = (x.repeat_interleave(2, -1).to(packed.dtype) for x in (angles.cos(), angles.sin()))
+
+    def rotate(x):
+        return x * cos + torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2) * sin
+
+    state = torch.einsum('bnhd,bnhe->bhde', rotate(k), v)
+    denominator = torch.einsum('bnhd,bhd->bnh', q, k.sum(1)) + 1e-6
+    return torch.einsum('bnhd,bhde->bnhe', rotate(q), state) / denominator[..., None]
+
+
 def sdpa(packed):
     q, k, v = (packed[:, :, part].transpose(1, 2) for part in range(3))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -57,15 +92,38 @@ def flash_bla(packed):
     return linear_attention(*(x.transpose(1, 2) for x in gates_applied(packed))).transpose(1, 2)
 
 
-def implementations(device):
-    found = dict(eager=eager)
+@dataclass(frozen=True)
+class Op:
+    """An op to time.
+
+    Attributes:
+        parts: Of the packed projection.
+        eager: The formula.
+        this: The project's op, of a packed projection and `impl`.
+        forward, backward: Token tensors that it has to move.
+    """
+
+    parts: int
+    eager: Callable
+    this: Callable
+    forward: int
+    backward: int
+
+
+OPS = {
+    'gated': Op(5, eager, lambda packed, impl: gated_linear_attention(packed, impl=impl), 6, 11),
+    'rank_augmented': Op(3, eager_rank_augmented, rank_augmented, 5, 9),
+}
+
+
+def implementations(op, device):
+    found = dict(eager=op.eager)
     if device == 'cuda':
-        found['torch.compile'] = torch.compile(eager, dynamic=False)
-        found['this'] = lambda packed: gated_linear_attention(packed, impl='triton')
-    else:
-        found['this'] = lambda packed: gated_linear_attention(packed, impl='reference')
+        found['torch.compile'] = torch.compile(op.eager, dynamic=False)
+    impl = 'triton' if device == 'cuda' else 'reference'
+    found['this'] = lambda packed: op.this(packed, impl)
     found['SDPA'] = sdpa
-    if device == 'cuda' and importlib.util.find_spec('flash_bla'):
+    if op is OPS['gated'] and device == 'cuda' and importlib.util.find_spec('flash_bla'):
         found['flash_bla'] = flash_bla
     return found
 
@@ -123,13 +181,13 @@ def cell(name, function, packed, device, seconds):
 
 
 def run(args):
-    dtype = getattr(torch, args.dtype)
+    dtype, op = getattr(torch, args.dtype), OPS[args.op]
     copy = copy_bandwidth(args.device, args.seconds)
     rows = []
     for batch, heads, dim in args.shapes:
         for tokens in args.tokens:
             torch.compiler.reset()
-            shape = (batch, tokens, 5, heads, dim)
+            shape = (batch, tokens, op.parts, heads, dim)
             row = dict(batch=batch, heads=heads, dim=dim, tokens=tokens, cells={})
             rows.append(row)
             try:
@@ -137,21 +195,21 @@ def run(args):
             except torch.OutOfMemoryError:
                 row['cells']['this'] = dict(error='out of memory')
                 continue
-            row['token_tensor_bytes'] = packed.numel() // 5 * packed.element_size()
-            for name, function in implementations(args.device).items():
+            row['token_tensor_bytes'] = packed[:, :, 0].numel() * packed.element_size()
+            for name, function in implementations(op, args.device).items():
                 row['cells'][name] = cell(name, function, packed, args.device, args.seconds)
-            row['share'] = shares(row, copy)
+            row['share'] = shares(op, row, copy)
             print(json.dumps(row), flush=True)
     return dict(environment=environment(args), copy_gb_per_s=copy / 1e6, rows=rows)
 
 
-def shares(row, copy):
+def shares(op, row, copy):
     """Forward and backward of this project's op: GB/s, and share of the copy bandwidth."""
     this = row['cells']['this']
     if 'error' in this:
         return {}
     times = dict(forward=this['forward'], backward=this['both'] - this['forward'])
-    tensors = dict(forward=FORWARD, backward=BACKWARD)
+    tensors = dict(forward=op.forward, backward=op.backward)
     result = {}
     for name, ms in times.items():
         speed = tensors[name] * row['token_tensor_bytes'] / ms
@@ -162,6 +220,7 @@ def shares(row, copy):
 def environment(args):
     cuda = args.device == 'cuda'
     return dict(
+        op=args.op,
         device=torch.cuda.get_device_name() if cuda else platform.processor() or 'CPU',
         driver_runtime=torch.version.cuda or torch.version.hip,
         threads=torch.get_num_threads(),
@@ -202,6 +261,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     default = 'cuda' if torch.cuda.is_available() else 'cpu'
+    parser.add_argument('--op', choices=OPS, default='gated')
     parser.add_argument('--device', choices=('cuda', 'cpu'), default=default)
     parser.add_argument('--dtype', choices=('bfloat16', 'float16', 'float32'))
     parser.add_argument('--tokens', type=int, nargs='+', default=TOKENS, metavar='N')

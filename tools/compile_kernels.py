@@ -26,7 +26,15 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saga_kernels.launch import NUM_STAGES, PHASES, padded_dim, tile
+from saga_kernels.launch import (
+    MERGED,
+    NUM_STAGES,
+    PHASES,
+    chunk,
+    padded_dim,
+    product_precision,
+    tile,
+)
 
 TARGETS = {
     'sm_80': GPUTarget('cuda', 80, 32),
@@ -37,7 +45,10 @@ TARGETS = {
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 KEY = ('op', 'dtype', 'D', 'kernel', 'block', 'warps')
 KERNELS = [(op, phase) for op, phases in PHASES.items() for phase in phases]
-FP32_POINTERS = ('p_partial', 'p_state', 'p_dstate')
+FP32_POINTERS = (
+    'p_partial', 'p_state', 'p_dstate', 'p_frequencies', 'p_query', 'p_dquery', 'p_weight',
+    'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta',
+)  # fmt: skip
 
 HEADER = """# What the kernels take from a GPU
 
@@ -46,7 +57,7 @@ says how fast a kernel is.
 
 Each cell: registers per thread; bytes of stack per thread, where there is one (nearly always
 spilled registers: right, and slower than it could be); shared memory of a program. Tile: tokens.
-Gated, ELU, without a mask.
+Gated is with gates and ELU; all without a mask. Of `merge`: partial states in place of tokens.
 """
 
 
@@ -55,12 +66,13 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
     function = getattr(importlib.import_module(f'saga_kernels.{op}.kernel'), phase)
     block, num_warps = tile(op, phase, DTYPES[dtype], dim)
     constants = dict(
-        D=dim, BD=padded_dim(dim), BN=block, GATED=gated, PARTS=5 if gated else 3, ELU=elu,
-        PRECISION='tf32x3' if target.startswith('sm') else 'ieee',
+        D=dim, BD=padded_dim(dim), BN=block, BE=MERGED, L=chunk(DTYPES[dtype], dim),
+        GATED=gated, PARTS=5 if gated else 3, ELU=elu,
+        PRECISION=product_precision(dim, nvidia=target.startswith('sm')),
     )  # fmt: skip
-    constants = {name: value for name, value in constants.items() if name in function.arg_names}
     if not masked:
         constants['p_mask'] = None
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = {}
     for name in function.arg_names:
         if name in constants:
@@ -104,16 +116,15 @@ def resources(compiled, target):
 
 
 def quick_cases():
-    """At most 64: every kernel in half precision at D = 32 and 64 for the GPUs that must not spill,
-    and a few that differ in everything else."""
-    for target, (op, phase), dim in itertools.product(('sm_80', 'sm_90'), KERNELS, (32, 64)):
-        yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=dim)
-    others = itertools.product(TARGETS, KERNELS)
-    for index, (target, (op, phase)) in enumerate(others):
+    """At most 64: every kernel in half precision at D = 64 for the GPUs that must not spill, and
+    once more with everything else different, for one GPU after the other."""
+    for (op, phase), target in itertools.product(KERNELS, ('sm_80', 'sm_90')):
+        yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=64)
+    for index, (op, phase) in enumerate(KERNELS):
         yield dict(
-            target=target, op=op, phase=phase,
-            dtype=('fp16', 'fp32')[index % 2], dim=(16, 24, 64, 48, 17)[index % 5],
-            gated=index % 3 > 0, elu=index % 4 > 1, masked=index % 3 < 2,
+            target=list(TARGETS)[index % 4], op=op, phase=phase,
+            dtype=('fp16', 'fp32')[index // 2 % 2], dim=(16, 24, 32, 48, 80)[index % 5],
+            gated=index % 3 > 0, elu=index % 2 > 0, masked=index % 3 < 2,
         )  # fmt: skip
 
 
@@ -125,7 +136,7 @@ def table_cases(dtypes=('bf16', 'fp32'), dims=(32, 64, 128)):
 def all_cases():
     flags = ('gated', 'elu', 'masked')
     for values in itertools.product((False, True), repeat=len(flags)):
-        for case in table_cases(DTYPES, (8, 17, 24, 32, 48, 64, 80, 128)):
+        for case in table_cases(DTYPES, (8, 20, 24, 32, 48, 64, 80, 128)):
             yield case | dict(zip(flags, values, strict=True))
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, on one GPU, in under eight minutes:
 #     tools/gpu_check.sh OUT_DIR
-# writes OUT_DIR/{gpu.txt,tests.txt,ops.json,ops.md} and, if the tool is there, the backbones' table.
+# writes OUT_DIR/{gpu.txt,tests.txt,*/ops.json,*/ops.md} and, if the tool is there, the backbones' table.
 # Exits with an error if a test failed; the benchmarks run all the same.
 set -euo pipefail
 
@@ -34,10 +34,14 @@ cat "$out_dir/gpu.txt"
 
 failed=0
 timeout 180 "$python" -m pytest -q -x --durations=5 tests/kernels/test_triton_gpu.py \
-    tests/kernels/test_triton_gated.py tests/kernels/test_triton_registration.py \
+    tests/kernels/test_triton_gated.py tests/kernels/test_triton_rank_augmented.py \
+    tests/kernels/test_triton_registration.py \
     2>&1 | tee "$out_dir/tests.txt" || failed=1
 
-timeout 200 "$python" tools/benchmark_ops.py --tokens 25600 102400 --out-dir "$out_dir" || failed=1
+for op in gated rank_augmented; do
+    timeout 100 "$python" tools/benchmark_ops.py --op $op --tokens 25600 102400 \
+        --out-dir "$out_dir/$op" || failed=1
+done
 if [ -f tools/benchmark.py ]; then
     timeout 100 "$python" tools/benchmark.py --out-dir "$out_dir" || failed=1
 fi

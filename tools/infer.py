@@ -27,6 +27,7 @@ from saga_mm.engine.checkpoint import (
     translate,
 )
 from saga_mm.engine.cli import ConfigOptions, command_line
+from saga_mm.engine.launch import load_config, make_folder
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 # weights that predictions do without
@@ -221,14 +222,13 @@ def run(args: argparse.Namespace) -> None:
     images = find_images(args.images)
     out_files = name_outputs(images, args.out_dir)
     device = pick_device(args.device)
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
     scope = cfg.get('default_scope')
     if scope not in ('mmdet', 'mmseg'):
         raise ValueError(f"default_scope of the config must be 'mmdet' or 'mmseg', got {scope!r}")
     model = load_model(cfg, args.checkpoint, device)
     draw = make_detector(model, args.score_thr) if scope == 'mmdet' else make_segmentor(model)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out_dir)
     broken = []
     for path, out_file in zip(images, out_files, strict=True):
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)

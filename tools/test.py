@@ -12,6 +12,8 @@ from saga_mm.engine.cli import add_common_arguments, command_line
 from saga_mm.engine.data import check_data
 from saga_mm.engine.launch import make_folder, prepare
 
+TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -61,7 +63,7 @@ def augment_tests(cfg: Config) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
-    cfg = prepare(args)
+    cfg = prepare(args, TESTING)
     cfg.load_from = args.checkpoint
     cfg.resume = False
     if args.out:
@@ -70,8 +72,11 @@ def run(args: argparse.Namespace) -> dict:
         draw_predictions(cfg, args.show_dir)
     if args.tta:
         augment_tests(cfg)
-    check = dict(type='saga_mm.CheckpointCheckHook', complete=True)
-    cfg.custom_hooks = [*cfg.get('custom_hooks', []), check]
+    cfg.custom_hooks = [
+        *cfg.get('custom_hooks', []),
+        dict(type='saga_mm.CheckpointCheckHook', complete=True),
+        dict(type='saga_mm.DataCheckHook'),
+    ]
     check_data(cfg, ['test'])
     make_folder(cfg.work_dir)
     return Runner.from_cfg(cfg).test()

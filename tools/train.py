@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-from saga_mm.engine.checkpoint import CheckpointError
 from saga_mm.engine.cli import add_common_arguments, command_line
 from saga_mm.engine.data import check_data
 from saga_mm.engine.launch import make_folder, prepare
+from saga_mm.engine.saving import latest_checkpoint
+
+TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,24 +47,29 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True
-        cfg.load_from = latest(cfg.work_dir) if args.resume == 'latest' else args.resume
+        cfg.load_from = args.resume
+        if args.resume == 'latest':
+            cfg.load_from = latest_checkpoint(cfg.work_dir)
+    save_atomically(cfg)
     complete = bool(cfg.get('resume'))
     cfg.custom_hooks = [
         *cfg.get('custom_hooks', []),
         dict(type='saga_mm.CheckpointCheckHook', complete=complete, resume=complete),
+        dict(type='saga_mm.DataCheckHook'),
         dict(type='saga_mm.ExactResumeHook'),
     ]
 
 
-def latest(work_dir: str) -> str:
-    """The newest checkpoint of a work dir."""
-    if not Path(work_dir, 'last_checkpoint').is_file():
-        raise CheckpointError(f'nothing to resume: {work_dir} has no checkpoint of an earlier run')
-    return find_latest_checkpoint(work_dir)
+def save_atomically(cfg: Config) -> None:
+    """Put the project's checkpoint hook in the place of mmengine's, also in configs of others."""
+    hook = cfg.get('default_hooks', {}).get('checkpoint', dict(type='CheckpointHook', interval=1))
+    if hook and hook['type'] == 'CheckpointHook':
+        hook = dict(hook, type='saga_mm.AtomicCheckpointHook')
+        cfg.merge_from_dict({'default_hooks.checkpoint': hook})
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = prepare(args)
+    cfg = prepare(args, TRAINING)
     apply_options(cfg, args)
     check_data(cfg, ('train', 'val'))
     make_folder(cfg.work_dir)

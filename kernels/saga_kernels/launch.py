@@ -36,11 +36,11 @@ _SUMMING = {
 # Tokens per tile and warps, phase by phase, by bytes per element and edge of the matrix tile.
 # Chosen by what the compiler reports (docs/benchmarks/kernels.md), not by a measurement: no spilled
 # registers in half precision up to D = 64. With D = 128, or in fp32 with D = 64, some kernels spill
-# on sm_80.
+# on sm_80; in fp32 with D = 128 on every GPU.
 _TILES = {
     'gated': {
         (2, 32): ((64, 4), (64, 4), (64, 4), (64, 4)),
-        (2, 64): ((64, 4), (64, 4), (64, 8), (32, 4)),
+        (2, 64): ((64, 4), (64, 4), (64, 8), (16, 4)),
         (2, 128): ((32, 8), (64, 8), (32, 8), (32, 8)),
         (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4)),
         (4, 64): ((16, 4), (32, 4), (16, 4), (16, 4)),
@@ -48,12 +48,12 @@ _TILES = {
     },
     # Of `merge`: partial states per tile.
     'rank_augmented': {
-        (2, 32): ((64, 4), (64, 4), (128, 4), (64, 4), (64, 4), (64, 4), (64, 4)),
-        (2, 64): ((64, 4), (64, 4), (128, 4), (64, 4), (64, 8), (32, 4), (64, 8)),
-        (2, 128): ((64, 4), (32, 8), (128, 4), (64, 8), (32, 8), (32, 8), (32, 8)),
-        (4, 32): ((64, 4), (32, 4), (128, 4), (32, 4), (32, 4), (32, 4), (32, 4)),
-        (4, 64): ((64, 4), (16, 4), (128, 4), (32, 4), (16, 4), (16, 4), (16, 4)),
-        (4, 128): ((32, 4), (16, 8), (128, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
+        (2, 32): ((64, 4), (64, 4), (64, 4), (64, 4), (64, 4), (16, 4), (64, 4)),
+        (2, 64): ((64, 4), (64, 8), (64, 4), (64, 8), (64, 8), (16, 4), (32, 8)),
+        (2, 128): ((32, 4), (32, 8), (64, 4), (32, 8), (16, 8), (16, 8), (16, 8)),
+        (4, 32): ((64, 4), (32, 4), (64, 4), (32, 4), (32, 4), (16, 4), (32, 4)),
+        (4, 64): ((32, 4), (16, 8), (64, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
+        (4, 128): ((16, 4), (16, 8), (64, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
     },
     # Of `scan`: chunks per tile.
     'decay': {
@@ -67,6 +67,8 @@ _TILES = {
 }
 # One tile is loaded while another is worked on.
 NUM_STAGES = 2
+# Elements of a state that one program of `merge` takes.
+MERGED = 32
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,14 @@ def processors(device: torch.device) -> int:
     """Streaming multiprocessors (compute units) of a GPU; the interpreter plans for a large one."""
     cuda = device.type == 'cuda'
     return torch.cuda.get_device_properties(device).multi_processor_count if cuda else 132
+
+
+def product_precision(dim: int, nvidia: bool) -> str:
+    """Of fp32 matrix products. Three in tf32 are as exact as one in fp32, on the tensor cores.
+
+    They keep two parts of each operand in shared memory: with D > 64 more than a GPU has.
+    """
+    return 'tf32x3' if nvidia and dim <= 64 else 'ieee'
 
 
 def tile(op: str, phase: str, dtype: torch.dtype, dim: int) -> tuple[int, int]:
@@ -143,7 +153,7 @@ def _shortest(op: str, phase: str, dim: int) -> int:
     """Fewest tokens for which one program pays."""
     if phase in _SUMMING[op]:
         # Each program writes a partial state, D + 1 rows of fp32, and it is read again.
-        return 256 if dim <= 32 else 512
+        return 256 if dim <= 32 else 512 if dim <= 64 else 640
     # Each program reads the state, from L2.
     return 256
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import NUM_STAGES, Launch, padded_dim, plan, processors
+from .launch import NUM_STAGES, Launch, padded_dim, plan, processors, product_precision
 
 
 @triton.jit
@@ -102,11 +102,6 @@ def total(partial: Tensor) -> Tensor:
     return partial[:, :, 0] if partial.shape[2] == 1 else partial.sum(2)
 
 
-def precision(device: torch.device) -> str:
-    """Of fp32 matrix products: three in tf32 are as exact as one in fp32, on the tensor cores."""
-    return 'tf32x3' if device.type == 'cuda' and torch.version.hip is None else 'ieee'
-
-
 def on_device(x: Tensor) -> contextlib.AbstractContextManager:
     """Makes the GPU of a tensor the one that kernels are launched on."""
     return torch.cuda.device(x.device) if x.device.type == 'cuda' else contextlib.nullcontext()
@@ -116,6 +111,12 @@ def launch_of(op: str, phase: str, packed: Tensor) -> Launch:
     """Parameters of one launch over the tokens of a packed projection."""
     batch, tokens, _, heads, dim = packed.shape
     return plan(op, phase, packed.dtype, dim, batch * heads, tokens, processors(packed.device))
+
+
+def precision(packed: Tensor) -> str:
+    """Of fp32 matrix products over a packed projection."""
+    nvidia = packed.device.type == 'cuda' and torch.version.hip is None
+    return product_precision(packed.shape[-1], nvidia)
 
 
 def run(kernel, launch: Launch, packed: Tensor, mask: Tensor | None, **arguments) -> None:

@@ -1,3 +1,13 @@
-from .hooks import CheckpointCheckHook, ExactResumeHook
+"""What training needs: hooks, an optimizer constructor, safe checkpoints, tools' common parts."""
 
-__all__ = ['CheckpointCheckHook', 'ExactResumeHook']
+from .hooks import CheckpointCheckHook, DataCheckHook, ExactResumeHook
+from .layer_decay import LayerDecayOptimWrapperConstructor
+from .saving import AtomicCheckpointHook
+
+__all__ = [
+    'AtomicCheckpointHook',
+    'CheckpointCheckHook',
+    'DataCheckHook',
+    'ExactResumeHook',
+    'LayerDecayOptimWrapperConstructor',
+]

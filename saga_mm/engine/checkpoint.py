@@ -205,6 +205,11 @@ def translate(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Ten
     return weights
 
 
+def missing_for_resume(checkpoint: Mapping) -> list[str]:
+    """What a training can't go on without, and this checkpoint doesn't hold."""
+    return sorted({'meta', 'message_hub', 'optimizer'} - checkpoint.keys())
+
+
 def match_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> Match:
     """Compare weights with those of a module; counters of batch norms may be missing."""
     own = {name: w for name, w in module.state_dict().items() if isinstance(w, Tensor)}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
+from torch.utils.data import Dataset
 
 SPLITS = ('train', 'val', 'test')
 SUFFIXES = {'img_path': ('img_suffix', '.jpg'), 'seg_map_path': ('seg_map_suffix', '.png')}
@@ -29,6 +30,18 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         for dataset in _datasets(cfg, split):
             if missing := _missing(dataset):
                 raise FileNotFoundError(_advice(cfg, split, dataset, missing))
+
+
+def describe_empty(dataset: Dataset) -> str:
+    """What to say about a data set without an image."""
+    names = ('ann_file', 'data_prefix', 'filter_cfg')
+    given = ((name, getattr(dataset, name, None)) for name in names)
+    told = ', '.join(f'{name}={value!r}' for name, value in given if value)
+    classes = getattr(dataset, 'metainfo', {}).get('classes')
+    return (
+        'the data set must have at least one image with labels of its classes, got none from '
+        f'{type(dataset).__name__}({told}) for classes={classes!r}'
+    )
 
 
 def _datasets(cfg: Config, split: str) -> Iterator[dict]:
@@ -61,12 +74,16 @@ def _missing(dataset: dict) -> str | None:
     entries = _entries(dataset)
     if root and entries and not Path(root).is_dir():
         return f'the folder {root} is missing'
-    for name, _ in entries:
+    for name, suffix in entries:
         path = Path(root, name)
         if not path.exists():
             return f'{path} is missing'
         if path.is_dir() and not any(os.scandir(path)):
             return f'the folder {path} is empty'
+        if path.is_file() and path.stat().st_size == 0:
+            return f'{path} is empty'
+        if suffix and path.is_dir() and not any(path.rglob(f'*{suffix}')):
+            return f'the folder {path} has no *{suffix}'
     return None
 
 

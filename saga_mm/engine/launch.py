@@ -3,37 +3,80 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from ..stack import check_stack
 from .checkpoint import use_safe_loading
 
+# entries of a config that not the Runner's arguments but its methods read, or the tools
+READ_ELSEWHERE = (
+    'activation_checkpointing',
+    'compile',
+    'custom_imports',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'test_pipeline',
+    'tta_model',
+    'tta_pipeline',
+)
 
-def prepare(args: argparse.Namespace) -> Config:
+
+def prepare(args: argparse.Namespace, needed: Sequence[str]) -> Config:
     """The config of a run, from the arguments of `add_common_arguments` and `config`.
 
-    Checkpoints are loaded safely from here on, and the work dir exists.
+    Checkpoints are loaded safely from here on.
+
+    Args:
+        args (argparse.Namespace): What the command line says.
+        needed (Sequence[str]): Entries that the config must have.
 
     Raises:
         StackError: Two distributions have overwritten each other.
-        OSError: There is no such config, or the work dir can't be written.
+        OSError: There is no such config.
+        ValueError: The config lacks an entry, or an option changes one that nobody reads.
     """
     check_stack()
     use_safe_loading()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, needed)
     cfg.launcher = args.launcher
     name = Path(args.config).stem
     cfg.work_dir = str(args.work_dir or cfg.get('work_dir') or Path('work_dirs', name))
     if args.launcher == 'pytorch' and get_device() == 'cpu':
         use_cpu_processes(cfg)
+    return cfg
+
+
+def load_config(path: str, options: Mapping[str, object], needed: Sequence[str]) -> Config:
+    """A config with the `--cfg-options` in it; the errors are those of `prepare`."""
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        where = error.filename if os.path.exists(error.filename or '') else path
+        raise ValueError(f'{where} is no Python: {error.msg} (line {error.lineno})') from error
+    read = {*cfg, *inspect.signature(Runner.__init__).parameters, *READ_ELSEWHERE}
+    for key in options:
+        if key.partition('.')[0] not in read:
+            raise ValueError(f'--cfg-options: {path} has no entry {key.partition(".")[0]!r}')
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (AssertionError, KeyError, IndexError, TypeError, ValueError) as error:
+        given = ', '.join(f'{key}={value!r}' for key, value in options.items())
+        raise ValueError(f'--cfg-options: {given} does not fit {path}: {error}') from error
+    for key in needed:
+        if not cfg.get(key):
+            raise ValueError(f'{path} must have an entry {key!r}, got {cfg.get(key)!r}')
+    if not isinstance(cfg.model, Mapping):
+        raise ValueError(f'model in {path} must be a dict, got {cfg.model!r}')
     return cfg
 
 

@@ -10,16 +10,14 @@ from saga_mm.backbones.pyramid import PyramidBackbone
 from saga_mm.registry import MODELS
 
 BACKBONES = [name for name, cls in MODELS.module_dict.items() if issubclass(cls, PyramidBackbone)]
-OPTIONS = {
-    'SAGA': dict(arch=dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2)))
-}
+SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 2))
 
 pytestmark = pytest.mark.parametrize('name', BACKBONES)
 
 
 def build(name, impl):
     torch.manual_seed(0)
-    return MODELS.build(dict(type=name, impl=impl, drop_path_rate=0, **OPTIONS[name]))
+    return MODELS.build(dict(type=name, arch=SMALL, impl=impl, drop_path_rate=0))
 
 
 def outputs_and_gradients(model, call, x):
@@ -71,7 +69,7 @@ def test_two_processes_get_the_mean_gradient(name, triton_device, tmp_path):
     if triton_device != 'cpu':
         pytest.skip('two processes on one GPU need another backend than the interpreter')
     script = tmp_path / 'distributed.py'
-    cfg = dict(type=name, impl='triton', drop_path_rate=0, **OPTIONS[name])
+    cfg = dict(type=name, arch=SMALL, impl='triton', drop_path_rate=0)
     script.write_text(DISTRIBUTED.format(cfg=cfg))
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     subprocess.run([*command, str(script)], check=True)

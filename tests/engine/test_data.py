@@ -9,8 +9,8 @@ def root(tmp_path):
     for split in ('train', 'val'):
         for folder in ('images', 'labels'):
             (tmp_path / folder / split).mkdir(parents=True)
-            (tmp_path / folder / split / 'a').touch()
-        (tmp_path / f'{split}.json').touch()
+            (tmp_path / folder / split / 'a.png').touch()
+        (tmp_path / f'{split}.json').write_text('{}')
     return tmp_path
 
 
@@ -19,7 +19,7 @@ def segmentation(root, split):
         type='BaseSegDataset',
         data_root=str(root),
         data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'labels/{split}'),
-        img_suffix='.tif',
+        img_suffix='.png',
     )
 
 
@@ -55,7 +55,7 @@ def test_layout_is_told(tmp_path):
     text = message(config(segmentation(root, 'train'), segmentation(root, 'val')))
     assert text == (
         f'no data for BaseSegDataset: the folder {root} is missing. {root} must hold '
-        'images/train/*.tif, labels/train/*.png, images/val/*.tif, labels/val/*.png: put the data '
+        'images/train/*.png, labels/train/*.png, images/val/*.png, labels/val/*.png: put the data '
         'set there, or name its folder by --cfg-options '
         'train_dataloader.dataset.data_root=FOLDER. The demo needs no data: make demo'
     )
@@ -79,9 +79,13 @@ def test_parts_that_are_missing(root):
     cfg = config(segmentation(root, 'train'), detection(root, 'val'))
     (root / 'val.json').unlink()
     assert f'no data for CocoDataset: {root}/val.json is missing' in message(cfg)
+    (root / 'val.json').touch()
+    assert f'{root}/val.json is empty' in message(cfg)
     check_data(cfg, ['train'])
-    (root / 'labels/train/a').unlink()
+    (root / 'labels/train/a.png').unlink()
     assert f'the folder {root}/labels/train is empty' in message(cfg)
+    (root / 'labels/train/a.jpg').touch()
+    assert f'the folder {root}/labels/train has no *.png' in message(cfg)
 
 
 @pytest.mark.parametrize(

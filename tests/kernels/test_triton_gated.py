@@ -167,14 +167,6 @@ def test_flops_are_counted(triton_device):
     assert counter.get_total_flops() == 12 * 2 * 50 * 2 * 16**2
 
 
-def test_no_double_backward(triton_device):
-    packed = packed_of(10, 8, device=triton_device).requires_grad_()
-    out = gated_linear_attention(packed, impl='triton')
-    (grad,) = torch.autograd.grad(out.square().sum(), packed, create_graph=True)
-    with pytest.raises(RuntimeError, match='no double backward'):
-        grad.sum().backward()
-
-
 @pytest.mark.parametrize(
     ('packed', 'reason'),
     [

@@ -1,17 +1,39 @@
 """What only a GPU can show. The other Triton tests run on one too, if it is there."""
 
+import math
+
 import pytest
 import torch
 
 from harness import BOUNDS, rms_ratio
-from saga_kernels import gated_linear_attention, linear_attention
+from saga_kernels import (
+    gated_linear_attention,
+    linear_attention,
+    rank_augmented_linear_attention,
+)
 from saga_kernels.gated.reference import attend
+from saga_kernels.rank_augmented.reference import attend as attend_rank_augmented
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
 
 def packed_of(tokens, dim, dtype=torch.bfloat16, heads=2, parts=5):
     return torch.randn(1, tokens, parts, heads, dim, device='cuda').to(dtype)
+
+
+def image_of(packed):
+    """Size, as square as can be, and frequencies."""
+    tokens, dim = packed.shape[1], packed.shape[-1]
+    height = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
+    frequencies = 10000 ** -torch.linspace(0, 1, dim // 4, device=packed.device)
+    return (height, tokens // height), frequencies
+
+
+def rank_augmented(packed, impl='auto'):
+    return rank_augmented_linear_attention(packed, *image_of(packed), impl=impl)
+
+
+OPS = [(gated_linear_attention, 5), (rank_augmented, 3)]
 
 
 def forward_backward(op, packed, grad_out):
@@ -36,33 +58,47 @@ def test_a_large_image_against_float64(dtype, dim, parts):
         assert rms_ratio(value, truth) <= BOUNDS[dtype]
 
 
-def test_auto_takes_the_kernel():
-    packed = packed_of(1000, 64)
-    assert torch.equal(
-        gated_linear_attention(packed), gated_linear_attention(packed, impl='triton')
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize('dim', [20, 32, 64, 128])
+def test_rank_augmented_over_a_large_image_against_float64(dtype, dim):
+    packed = packed_of(102400, dim, dtype, parts=3)
+    grad_out = torch.randn(1, 102400, 2, dim, device='cuda').to(dtype)
+    values = forward_backward(rank_augmented, packed, grad_out)
+    exact = forward_backward(
+        lambda x: attend_rank_augmented(x, *image_of(x), 1e-6, None),
+        packed.double(),
+        grad_out.double(),
     )
+    for value, truth in zip(values, exact, strict=True):
+        assert rms_ratio(value, truth) <= BOUNDS[dtype]
 
 
-def test_a_hundred_runs_are_bitwise_equal():
-    packed, grad_out = (
-        packed_of(50_000, 64),
-        torch.randn(1, 50_000, 2, 64, device='cuda').bfloat16(),
-    )
-    first = forward_backward(gated_linear_attention, packed, grad_out)
+@pytest.mark.parametrize(('op', 'parts'), OPS)
+def test_auto_takes_the_kernel(op, parts):
+    packed = packed_of(1000, 64, parts=parts)
+    assert torch.equal(op(packed), op(packed, impl='triton'))
+
+
+@pytest.mark.parametrize(('op', 'parts'), OPS)
+def test_a_hundred_runs_are_bitwise_equal(op, parts):
+    packed = packed_of(50_000, 64, parts=parts)
+    grad_out = torch.randn(1, 50_000, 2, 64, device='cuda').bfloat16()
+    first = forward_backward(op, packed, grad_out)
     for _ in range(100):
-        again = forward_backward(gated_linear_attention, packed, grad_out)
+        again = forward_backward(op, packed, grad_out)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_mixed_precision_training_step(dtype):
-    projection = torch.nn.Linear(64, 5 * 64, device='cuda')
+@pytest.mark.parametrize(('op', 'parts'), OPS)
+def test_mixed_precision_training_step(dtype, op, parts):
+    projection = torch.nn.Linear(64, parts * 64, device='cuda')
     optimizer = torch.optim.SGD(projection.parameters(), lr=1e-2)
     scaler = torch.amp.GradScaler('cuda', enabled=dtype == torch.float16)
     x = torch.randn(2, 3136, 64, device='cuda')
     before = projection.weight.detach().clone()
     with torch.autocast('cuda', dtype=dtype):
-        out = gated_linear_attention(projection(x).unflatten(-1, (5, 2, 32)))
+        out = op(projection(x).unflatten(-1, (parts, 2, 32)))
     assert out.dtype == dtype
     scaler.scale(out.float().square().mean()).backward()
     scaler.step(optimizer)
@@ -71,12 +107,13 @@ def test_mixed_precision_training_step(dtype):
     assert not torch.equal(projection.weight, before)
 
 
-def test_cuda_graph():
-    packed = packed_of(3136, 64).requires_grad_()
+@pytest.mark.parametrize(('op', 'parts'), OPS)
+def test_cuda_graph(op, parts):
+    packed = packed_of(3136, 64, parts=parts).requires_grad_()
     grad_out = torch.randn(1, 3136, 2, 64, device='cuda').bfloat16()
 
     def step():
-        out = gated_linear_attention(packed)
+        out = op(packed)
         return out, *torch.autograd.grad(out, packed, grad_out)
 
     stream = torch.cuda.Stream()
@@ -95,11 +132,12 @@ def test_cuda_graph():
         assert torch.equal(value, expected)
 
 
-def test_inductor_without_a_graph_break():
-    projection = torch.nn.Linear(64, 5 * 64, device='cuda', dtype=torch.bfloat16)
+@pytest.mark.parametrize(('op', 'parts'), OPS)
+def test_inductor_without_a_graph_break(op, parts):
+    projection = torch.nn.Linear(64, parts * 64, device='cuda', dtype=torch.bfloat16)
 
     def block(x):
-        return gated_linear_attention(projection(x).unflatten(-1, (5, 1, 64))).flatten(-2)
+        return op(projection(x).unflatten(-1, (parts, 1, 64))).flatten(-2)
 
     x = torch.randn(1, 3136, 64, device='cuda', dtype=torch.bfloat16)
     compiled = torch.compile(block, fullgraph=True)
@@ -109,7 +147,8 @@ def test_inductor_without_a_graph_break():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
-def test_a_tensor_on_another_gpu():
-    packed = packed_of(100, 32).to('cuda:1')
-    out = gated_linear_attention(packed)
-    torch.testing.assert_close(out, attend(packed, 'elu', 1e-6, None), rtol=2e-2, atol=2e-2)
+@pytest.mark.parametrize(('op', 'parts'), OPS)
+def test_a_tensor_on_another_gpu(op, parts):
+    packed = packed_of(100, 32, parts=parts)
+    out = op(packed.to('cuda:1'))
+    assert torch.equal(out.to('cuda:0'), op(packed))

@@ -1,51 +1,90 @@
-"""The Triton op as PyTorch sees it: opcheck, compile, export. On a GPU, or in the interpreter."""
+"""The Triton ops as PyTorch sees them: opcheck, compile, export. On a GPU or in the interpreter."""
 
 import pytest
 import torch
 
-from saga_kernels import gated_linear_attention, linear_attention
+from saga_kernels import (
+    gated_linear_attention,
+    linear_attention,
+    rank_augmented_linear_attention,
+)
 
-forward_op = torch.ops.saga_kernels.gated_forward.default
-backward_op = torch.ops.saga_kernels.gated_backward.default
+ops = torch.ops.saga_kernels
 
 
-@pytest.mark.parametrize('parts', [3, 5])
+def check_gated(packed, mask, *options):
+    arguments = (mask, *options)
+    out, state = ops.gated_forward(packed, *arguments)
+    torch.library.opcheck(ops.gated_forward.default, (packed.clone().requires_grad_(), *arguments))
+    grad = torch.randn_like(out)
+    torch.library.opcheck(ops.gated_backward.default, (grad, packed, state, *arguments))
+
+
+def check_rank_augmented(qkv, mask, width, eps):
+    frequencies = torch.rand(qkv.shape[-1] // 4, device=qkv.device)
+    arguments = (mask, width, eps)
+    out, *sums = ops.rank_augmented_forward(qkv, frequencies, *arguments)
+    forward = (qkv.clone().requires_grad_(), frequencies, *arguments)
+    torch.library.opcheck(ops.rank_augmented_forward.default, forward)
+    backward = (torch.randn_like(out), qkv, frequencies, *sums, *arguments)
+    torch.library.opcheck(ops.rank_augmented_backward.default, backward)
+
+
+@pytest.mark.parametrize(
+    ('check', 'parts', 'options'),
+    [
+        (check_gated, 3, ('elu', 1e-6)),
+        (check_gated, 5, ('elu', 1e-6)),
+        (check_rank_augmented, 3, (4, 1e-6)),
+    ],
+)
 @pytest.mark.parametrize('masked', [False, True])
-def test_opcheck(parts, masked, triton_device):
+def test_opcheck(check, parts, options, masked, triton_device):
     # opcheck compares values that come from torch.empty too.
     packed = torch.randn(2, 12, parts, 1, 8, device=triton_device)
     mask = torch.rand(2, 12, device=triton_device) > 0.3 if masked else None
-    out, state = forward_op(packed, mask, 'elu', 1e-6)
-    torch.library.opcheck(forward_op, (packed.clone().requires_grad_(), mask, 'elu', 1e-6))
-    torch.library.opcheck(backward_op, (torch.randn_like(out), packed, state, mask, 'elu', 1e-6))
+    check(packed, mask, *options)
 
 
-def test_opcheck_of_a_strided_view(triton_device):
-    packed = torch.randn(2, 12, 7, 2, 8, device=triton_device)[:, ::2, 1:6]
-    torch.library.opcheck(forward_op, (packed.requires_grad_(), None, 'relu', 1e-3))
+@pytest.mark.parametrize(
+    ('check', 'parts', 'options'),
+    [(check_gated, 5, ('relu', 1e-3)), (check_rank_augmented, 3, (2, 1e-3))],
+)
+def test_opcheck_of_a_strided_view(check, parts, options, triton_device):
+    packed = torch.randn(2, 12, 7, 2, 8, device=triton_device)[:, ::2, 1 : 1 + parts]
+    check(packed, None, *options)
 
 
 class Block(torch.nn.Module):
-    """Projection, attention, projection: the shape of an attention block."""
+    """Projection, attention, projection over (B, height, width, C): an attention block's shape."""
 
-    def __init__(self, parts, impl):
+    def __init__(self, op, parts, impl):
         super().__init__()
-        self.parts, self.impl = parts, impl
+        self.op, self.parts, self.impl = op, parts, impl
         self.inputs = torch.nn.Linear(16, parts * 16)
         self.outputs = torch.nn.Linear(16, 16)
+        self.register_buffer('frequencies', torch.tensor([1.0, 0.1]))
 
     def forward(self, x):
-        op = gated_linear_attention if self.parts == 5 else linear_attention
-        packed = self.inputs(x).unflatten(-1, (self.parts, 2, 8))
-        return x + self.outputs(op(packed, impl=self.impl).flatten(-2))
+        packed = self.inputs(x).flatten(1, 2).unflatten(-1, (self.parts, 2, 8))
+        image = ()
+        if self.op is rank_augmented_linear_attention:
+            image = x.shape[1:3], self.frequencies
+        return x + self.outputs(self.op(packed, *image, impl=self.impl).flatten(-2)).view(x.shape)
 
 
-@pytest.mark.parametrize('parts', [3, 5])
-def test_compiles_without_a_graph_break(parts, triton_device):
-    block = Block(parts, 'triton').to(triton_device)
+OPS = {
+    'gated_forward': (gated_linear_attention, 5),
+    'rank_augmented_forward': (rank_augmented_linear_attention, 3),
+}
+
+
+@pytest.mark.parametrize(('op', 'parts'), [*OPS.values(), (linear_attention, 3)])
+def test_compiles_without_a_graph_break(op, parts, triton_device):
+    block = Block(op, parts, 'triton').to(triton_device)
     compiled = torch.compile(block, fullgraph=True, backend='aot_eager', dynamic=True)
-    for tokens in (20, 33):
-        x = torch.randn(1, tokens, 16, device=triton_device)
+    for height, width in ((4, 5), (11, 3)):
+        x = torch.randn(1, height, width, 16, device=triton_device)
         grads = []
         for model in (block, compiled):
             block.zero_grad()
@@ -56,23 +95,38 @@ def test_compiles_without_a_graph_break(parts, triton_device):
             torch.testing.assert_close(value, expected)
 
 
-def test_exports_with_dynamic_tokens(triton_device):
-    block = Block(5, 'triton').to(triton_device)
-    x = torch.randn(2, 20, 16, device=triton_device)
-    dynamic = {'x': {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
+@pytest.mark.parametrize('name', OPS)
+def test_exports_with_dynamic_height_and_width(name, triton_device):
+    block = Block(*OPS[name], 'triton').to(triton_device)
+    x = torch.randn(2, 4, 5, 16, device=triton_device)
+    dynamic = {'x': dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)}
     program = torch.export.export(block, (x,), dynamic_shapes=dynamic)
-    assert any(node.target == forward_op for node in program.graph.nodes)
-    longer = torch.randn(3, 33, 16, device=triton_device)
-    torch.testing.assert_close(program.module()(longer), block(longer))
+    target = getattr(ops, name).default
+    assert any(node.target == target for node in program.graph.nodes)
+    larger = torch.randn(3, 11, 3, 16, device=triton_device)
+    torch.testing.assert_close(program.module()(larger), block(larger))
 
 
-def test_the_reference_goes_through_no_custom_op(triton_device):
-    block = Block(5, 'reference').to(triton_device)
-    program = torch.export.export(block, (torch.randn(2, 20, 16, device=triton_device),))
+@pytest.mark.parametrize('name', OPS)
+def test_the_reference_goes_through_no_custom_op(name, triton_device):
+    block = Block(*OPS[name], 'reference').to(triton_device)
+    program = torch.export.export(block, (torch.randn(2, 4, 5, 16, device=triton_device),))
     names = [str(node.target) for node in program.graph.nodes]
     assert not any('saga_kernels' in name for name in names)
 
 
+@pytest.mark.parametrize('name', OPS)
+def test_no_double_backward(name, triton_device):
+    block = Block(*OPS[name], 'triton').to(triton_device)
+    x = torch.randn(1, 2, 5, 16, device=triton_device, requires_grad=True)
+    (grad,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='no double backward'):
+        grad.sum().backward()
+
+
 def test_the_op_itself_refuses_a_cpu():
-    with pytest.raises(RuntimeError, match='it needs a GPU, and the input is on the CPU'):
-        forward_op(torch.zeros(1, 4, 5, 1, 8), None, 'elu', 1e-6)
+    refused = pytest.raises(RuntimeError, match='it needs a GPU, and the input is on the CPU')
+    with refused:
+        ops.gated_forward(torch.zeros(1, 4, 5, 1, 8), None, 'elu', 1e-6)
+    with refused:
+        ops.rank_augmented_forward(torch.zeros(1, 4, 3, 1, 8), torch.ones(2), None, 2, 1e-6)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saga_kernels.launch import plan
+from saga_kernels.launch import MERGED, plan
 
 interpreter = pytest.importorskip('triton.runtime.interpreter')
 # The interpreter's plan.
@@ -62,3 +62,37 @@ def test_each_token_tensor_is_read_once_and_written_once(parts, forward, backwar
     row_z = heads * dim
     by_kv = splits('kv_backward') * (state + row_z)
     assert count['load', 4] == splits('q_backward') * state + by_kv
+
+
+def test_rank_augmented_reads_q_twice_and_the_rest_once(count):
+    from saga_kernels.rank_augmented import kernel
+
+    heads, tokens, dim = 2, 1100, 24
+    qkv = torch.randn(1, tokens, 3, heads, dim).half()
+    frequencies = torch.rand(dim // 4)
+    tensor, state, row = heads * tokens * dim, heads * (dim + 1) * dim, heads * dim
+    # Of the rotation, for each program: half turns of each pair of channels.
+    turns = row // 2
+
+    def splits(phase):
+        return plan('rank_augmented', phase, qkv.dtype, dim, heads, tokens, PROCESSORS).splits
+
+    out, *sums = kernel.forward(qkv, frequencies, None, 50, 1e-6)
+    # q; k and v; q. The rows of z come once more, for the scale of the channels.
+    assert (count['load', 2], count['store', 2]) == (4 * tensor, tensor)
+    by_kv = splits('kv_forward')
+    assert by_kv > 1
+    assert count['store', 4] == splits('mean_forward') * row + (by_kv + 1) * (state + heads)
+    by_merge = by_kv * (state + heads * -(-(dim + 1) * dim // MERGED))
+    by_out = splits('out_forward') * (state + 2 * row + turns)
+    assert count['load', 4] == by_kv * (row + turns) + by_merge + by_out
+
+    count.update(dict.fromkeys(count, 0))
+    kernel.backward(torch.randn_like(out), qkv, frequencies, *sums, None, 50, 1e-6)
+    # q and do; k and v; q and do.
+    assert (count['load', 2], count['store', 2]) == (6 * tensor, 3 * tensor)
+    by_state = splits('state_backward')
+    assert count['store', 4] == by_state * state + splits('kv_backward') * row
+    one = state + 2 * row + turns
+    by_kv = splits('kv_backward') * (one + state + row + heads)
+    assert count['load', 4] == by_state * one + by_kv + splits('q_backward') * (one + row)

@@ -5,11 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark_ops.py'
 
 
-def test_a_small_case_on_a_cpu(tmp_path):
+@pytest.mark.parametrize('op', ['gated', 'rank_augmented'])
+def test_a_small_case_on_a_cpu(op, tmp_path):
     options = [
+        '--op',
+        op,
         '--device',
         'cpu',
         '--tokens',
@@ -24,6 +29,7 @@ def test_a_small_case_on_a_cpu(tmp_path):
     command = [sys.executable, str(TOOL), *options, '--out-dir', str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
     report = json.loads((tmp_path / 'ops.json').read_text())
+    assert report['environment']['op'] == op
     assert report['environment']['dtype'] == 'float32'
     assert report['copy_gb_per_s'] > 0
     assert len(report['rows']) == 4

@@ -409,7 +409,7 @@ def _options(qkv: Tensor, log_decay: Tensor, width: int, elu: bool) -> dict:
         HEIGHT=qkv.shape[1] // width,
         WIDTH=width,
         ELU=elu,
-        PRECISION=precision(qkv.device),
+        PRECISION=precision(qkv),
     )
 
 
@@ -435,6 +435,6 @@ def _scan(
         scan[(batch * heads * rows,)](
             p_state=state, p_decay=log_decay, p_other=other, p_partial=partial, C=chunks, H=heads,
             D=dim, BD=padded_dim(dim), BN=block, L=chunk(qkv.dtype, dim),
-            PRECISION=precision(state.device), num_warps=num_warps, num_stages=NUM_STAGES,
+            PRECISION=precision(state), num_warps=num_warps, num_stages=NUM_STAGES,
         )  # fmt: skip
     return partial

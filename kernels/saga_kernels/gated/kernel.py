@@ -190,7 +190,7 @@ def forward(packed: Tensor, mask: Tensor | None, elu: bool, eps: float) -> tuple
     out = packed.new_empty((batch, tokens, heads, dim))
     if out.numel() == 0:
         return out, new_states(packed)[:, :, 0].zero_()
-    options = dict(ELU=elu, PRECISION=precision(packed.device))
+    options = dict(ELU=elu, PRECISION=precision(packed))
     launch = launch_of('gated', 'kv_forward', packed)
     partial = new_states(packed, launch.splits)
     run(
@@ -216,7 +216,7 @@ def backward(
         grad_out = grad_out.contiguous()
     state = state.contiguous()
     do_b, do_n, do_h, _ = grad_out.stride()
-    options = dict(ELU=elu, PRECISION=precision(packed.device))
+    options = dict(ELU=elu, PRECISION=precision(packed))
     launch = launch_of('gated', 'q_backward', packed)
     partial = new_states(packed, launch.splits)
     run(

@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import NUM_STAGES
+from ..launch import MERGED, NUM_STAGES
 from ..launch import tile as tile_of
 from ..tiles import (
     launch_of,
@@ -53,15 +53,13 @@ from ..tiles import (
     total,
 )
 
-# log of the least k' that weights are kept relative to, and of the largest operand.
+# log of the least k' that weights are kept relative to, and of the largest of their products.
 FLOOR = tl.constexpr(-40 * math.log(2))
 ROOM = tl.constexpr(14 * math.log(2))
 # log of the weight of no tokens: finite, for the difference of two of them is one.
 NOTHING = tl.constexpr(-1e38)
 # Adding it to a float32 rounds that to an integer, in the lowest bits.
 ROUND = tl.constexpr(1.5 * 2**23)
-# Elements of a state that one program of `merge` takes.
-MERGED = 32
 
 
 @triton.jit
@@ -86,10 +84,10 @@ def rotation(o_n, WIDTH, b_first, b_second, D: tl.constexpr, BD: tl.constexpr):
     m_row = (tl.arange(0, BD // 2) < D // 4)[None, :]
     b_p = tl.where(m_row, i_row[:, None], i_column[:, None]).to(tl.float32)
     # Half turns, less the nearest integer; an odd one changes both signs.
-    b_x = b_p * b_first
-    b_i = b_x + ROUND
+    b_x, b_y = b_p * b_first, b_p * b_second
+    b_i = (b_x + b_y) + ROUND
     m_sign = b_i.to(tl.int32, bitcast=True) << 31
-    b_x = (b_x - (b_i - ROUND)) + b_p * b_second
+    b_x = (b_x - (b_i - ROUND)) + b_y
     # Polynomials for sin(pi x) and cos(pi x), |x| <= 1/2, to 4e-9 and 2e-10.
     b_y = b_x * b_x
     b_sin = -0.598097986 + b_y * 0.0773087384
@@ -119,6 +117,13 @@ def row_sum(x):
 
 
 @triton.jit
+def logits(b_k, b_g):
+    """k' . g less the sum of g, which the softmax does not see: features are near one, and small
+    logits are exact."""
+    return row_sum((b_k - 1.0) * b_g)
+
+
+@triton.jit
 def load_scale(p_state, o_d, D: tl.constexpr):
     """c: z summed over each pair of channels."""
     p_z = p_state + D * D
@@ -135,13 +140,13 @@ def mean_forward(
     i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
     p_q = p_x + i_b * x_b + i_h * x_h
     o_d = tl.arange(0, BD)
-    b_sum = tl.zeros([BD], tl.float32)
+    b_sum = tl.zeros([BN, BD], tl.float32)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & (o_d < D)[None, :]
         b_q = phi(load(p_q + tile(o_n, o_d, x_n), m), True)
-        b_sum += tl.sum(tl.where(m, b_q, 0.0), 0)
-    tl.store(p_partial + i_partial * D + o_d, b_sum, o_d < D)
+        b_sum += tl.where(m, b_q, 0.0)
+    tl.store(p_partial + i_partial * D + o_d, tl.sum(b_sum, 0), o_d < D)
 
 
 @triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
@@ -160,7 +165,7 @@ def kv_forward(
     b_s = tl.zeros([BD, BD], tl.float32)
     b_z = tl.zeros([BD], tl.float32)
     # Largest log of a weight times a feature so far, and the sum of weights relative to it.
-    top = tl.full([], FLOOR, tl.float32)
+    top = FLOOR - tl.sum(tl.sum(b_g, 1), 0)
     weight = tl.zeros([], tl.float32)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
@@ -169,10 +174,10 @@ def kv_forward(
         o = tile(o_n, o_d, x_n)
         b_k = tl.where(m, phi(load(p_k + o, m), True), 0.0)
         b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
-        b_logit = row_sum(b_k * b_g)
+        b_logit = logits(b_k, b_g)
         b_peak = tl.log(tl.maximum(tl.max(b_k, 1)[:, None], 2.0**-40))
         before = top
-        top = tl.maximum(top, tl.max(tl.max(tl.where(m_n, b_logit + b_peak, FLOOR), 1), 0))
+        top = tl.maximum(top, tl.max(tl.max(tl.where(m_n, b_logit + b_peak, top), 1), 0))
         shrunk = tl.exp(before - top)
         b_a = tl.where(m_n, tl.exp(b_logit - top + ROOM), 0.0)
         b_k *= b_a
@@ -321,7 +326,7 @@ def kv_backward(
         b_k = load(p_k + o, m)
         b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
         b_phi = tl.where(m, phi(b_k, True), 0.0)
-        b_a = tl.where(m_n, tl.exp(row_sum(b_phi * b_g) - log_weight), 0.0)
+        b_a = tl.where(m_n, tl.exp(logits(b_phi, b_g) - log_weight), 0.0)
         b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
         b_h = tl.dot(b_v, b_dst, input_precision=PRECISION) * scale
         b_h = rotate(b_h, b_cos, -b_sin, BN, BD) * b_c + b_dz[None, :]
@@ -388,7 +393,7 @@ def forward(
     partial = qkv.new_empty((batch, heads, launch.splits, dim), dtype=torch.float32)
     run(mean_forward, launch, qkv, mask, p_partial=partial)
     query = total(partial) * _share(qkv, mask)
-    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv.device))
+    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv))
     launch = launch_of('rank_augmented', 'kv_forward', qkv)
     partial = new_states(qkv, launch.splits)
     weight = partial.new_empty((batch, heads, launch.splits))
@@ -423,9 +428,7 @@ def backward(
         grad_out = grad_out.contiguous()
     do_b, do_n, do_h, _ = grad_out.stride()
     state = state.contiguous()
-    image = dict(
-        p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv.device), p_state=state
-    )
+    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv), p_state=state)
     out = dict(p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h, eps=eps)
     launch = launch_of('rank_augmented', 'state_backward', qkv)
     partial = new_states(qkv, launch.splits)
