@@ -256,7 +256,7 @@ def test_unwritable_folder_is_found_before_training(tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(every=2), 'takes the options of CheckpointHook, got intervall'),
+        (dict(every=2), 'takes the options of CheckpointHook, got every'),
         (dict(file_client_args=dict(backend='disk')), 'got file_client_args'),
         (dict(interval='2'), "interval must be an int, got '2'"),
         (dict(max_keep_ckpts=1.5), r'max_keep_ckpts must be an int, got 1\.5'),
