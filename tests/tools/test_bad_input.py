@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 
 import cv2
@@ -454,6 +455,22 @@ def test_tools(tool, world, monkeypatch, name):
     # logs and the config that was run, at the most
     new = {path.suffix for path in after.keys() - before.keys()}
     assert new <= {'.log', '.json', '.py', '.pyc'}, new
+
+
+def test_full_disk(tool, world):
+    # the file system's limit on the size of a file stands for a full disk
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = world.snapshot()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            tool('train').main([*world.train('seg')[1:]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stop.value.code == f'error: File too large: {world.path("work/iter_2.pth")}'
+    after = world.snapshot()
+    assert all(after.get(path) == content for path, content in before.items())
+    assert {path.suffix for path in after.keys() - before.keys()} <= {'.log', '.json', '.py'}
 
 
 def test_debug_shows_the_traceback(tool, world):
