@@ -121,15 +121,19 @@ def test_decay_reads_k_and_v_for_the_states_and_again(count):
     # k and v; q, and from L2 for all tiles of a chunk but one, k and v.
     assert (count['load', 2], count['store', 2]) == (3 * tensor + 2 * again * dim, tensor)
     assert again < 3 * row
-    # P and R, which the scan turns into F and B; r.
+    # P and R, which the scan turns into F and B; r. Each program reads the decay of its head.
     assert count['store', 4] == 2 * states + row
-    assert count['load', 4] == states + number * 2 * state
+    scans = heads * 2 * (dim + 1)
+    programs = heads * (len(sizes) + number) + scans
+    assert count['load', 4] == states + number * 2 * state + programs
 
     count.update(dict.fromkeys(count, 0))
     kernel.backward(torch.randn_like(out), qkv, log_decay, out, *sums, None, 30, True)
     number, again = tiles('token_backward')
     # q, o and do; q, k, v and do, and these from L2.
     assert (count['load', 2], count['store', 2]) == (7 * tensor + 4 * again * dim, 3 * tensor)
-    assert count['store', 4] == 2 * states + row
-    # r; by the scan GF and GB, and F and B; r, delta and all four states, and r, delta from L2.
-    assert count['load', 4] == 3 * row + 2 * states + number * 4 * state + 2 * again
+    # GF and GB likewise; delta; what the scan and the tiles know of the gradient of the decay.
+    assert count['store', 4] == 2 * states + row + scans + heads * number
+    programs = heads * (len(sizes) + number) + scans
+    # r; by the scan all four states; by tiles too, and r, delta, and from L2 those of the chunk.
+    assert count['load', 4] == 3 * row + 2 * states + number * 4 * state + 2 * again + programs
