@@ -32,7 +32,7 @@ def attend(shape=(1, 4, 5, 1, 8), dtype=None, device=None, **options):
 
 
 def backbone(**options):
-    return MODELS.build(dict(type='SAGA') | TINY | options)
+    return MODELS.get('SAGA')(**TINY | options)
 
 
 def arch(**changes):
