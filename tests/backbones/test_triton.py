@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize('name', BACKBONES)
 
 def build(name, impl):
     torch.manual_seed(0)
-    return MODELS.build(dict(type=name, arch=SMALL, impl=impl, drop_path_rate=0))
+    return MODELS.get(name)(arch=SMALL, impl=impl, drop_path_rate=0)
 
 
 def outputs_and_gradients(model, call, x):
