@@ -1,14 +1,14 @@
 """Time linear attention: the eager formula, torch.compile of it, this project, and others.
 
     python tools/benchmark_ops.py --out-dir work_dirs/benchmark_ops
-    python tools/benchmark_ops.py --op rank_augmented
+    python tools/benchmark_ops.py --op rank_augmented    or decay
     python tools/benchmark_ops.py --tokens 3136 --shapes 1,1,32    on a CPU
 
 Medians, on random data; on a GPU with the L2 cache flushed before each run. A share is bytes over
 time against a copy measured in the same run; bytes are the least an op can move, with T one token
 tensor: gated 6 T forward and 11 T backward, rank-augmented 5 T and 9 T, since the mean of the
-queries makes it read q twice. SDPA is softmax attention, another function of the same tokens.
-Writes ops.json and ops.md.
+queries makes it read q twice, decay 6 T and 10 T, without the states of its chunks. SDPA is softmax
+attention, another function of the same tokens. Writes ops.json and ops.md.
 """
 
 import argparse
@@ -27,7 +27,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from saga_kernels import gated_linear_attention, rank_augmented_linear_attention
+from saga_kernels import (
+    decay_linear_attention,
+    gated_linear_attention,
+    rank_augmented_linear_attention,
+)
 
 TOKENS = (3136, 25600, 102400, 409600)
 SHAPES = ((1, 1, 32), (1, 2, 64), (1, 8, 64), (2, 16, 64), (32, 8, 32))
@@ -80,6 +84,17 @@ def eager_rank_augmented(packed):
     return torch.einsum('bnhd,bhde->bnhe', rotate(q), state) / denominator[..., None]
 
 
+def decay(packed, impl):
+    """Weights that fall to 1/e after 16 tokens."""
+    log_decay = torch.full(packed.shape[3:4], -1 / 16, device=packed.device)
+    return decay_linear_attention(packed, log_decay, image_of(packed)[0], impl=impl)
+
+
+def eager_decay(packed):
+    """The reference: written out, the formula would be N x N."""
+    return decay(packed, 'reference')
+
+
 def sdpa(packed):
     q, k, v = (packed[:, :, part].transpose(1, 2) for part in range(3))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -113,6 +128,7 @@ class Op:
 OPS = {
     'gated': Op(5, eager, lambda packed, impl: gated_linear_attention(packed, impl=impl), 6, 11),
     'rank_augmented': Op(3, eager_rank_augmented, rank_augmented, 5, 9),
+    'decay': Op(3, eager_decay, decay, 6, 10),
 }
 
 

@@ -15,7 +15,7 @@ The result names what `model.backbone.init_cfg` or, for a whole model, `load_fro
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +35,8 @@ from saga_mm.engine.checkpoint import (
     translate,
 )
 from saga_mm.engine.cli import ConfigOptions, command_line
+from saga_mm.engine.launch import make_folder
+from saga_mm.engine.saving import write_atomically
 
 # what is replaced in the names of PVT, by what; stages count from 1 there
 PVT_TRANSLATION = (
@@ -115,20 +117,6 @@ def with_gates(qkv: Tensor, own: Tensor) -> Tensor:
     return torch.cat([qkv, gates if own.ndim == 1 else torch.zeros_like(gates)])
 
 
-def write(weights: dict[str, Tensor], out: Path) -> None:
-    """Save to a temporary file beside `out`, which then takes its place."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f'.{out.name}.{os.getpid()}')
-    try:
-        with temporary.open('wb') as file:
-            torch.save(weights, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def table(match: Match) -> str:
     """How many weights there are of each kind, and which, but for those that are converted."""
     kinds = dict(
@@ -154,7 +142,10 @@ def main(argv: list[str] | None = None) -> None:
         cfg = Config.fromfile(args.config)
         cfg.merge_from_dict(args.cfg_options)
         weights, match = convert(cfg, args.checkpoint)
-        write(weights, args.out)
+        buffer = io.BytesIO()
+        torch.save(weights, buffer)
+        make_folder(args.out.parent)
+        write_atomically(args.out, buffer.getvalue())
         print(table(match))
         print(f'{args.out}: {sum(weight.numel() for weight in weights.values()) / 1e6:.2f}M values')
 

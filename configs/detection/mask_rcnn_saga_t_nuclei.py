@@ -28,7 +28,18 @@ model = dict(
         rcnn=dict(max_per_img=300),
     ),
 )
-# fully connected layers over 6,272 features: at the rate of the convolutions their units die
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'bbox_head': dict(lr_mult=0.1)}))
+# linear layers over 6,272 features: at the rate that detectors are usually trained with
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={
+            'bbox_head': dict(lr_mult=0.1),
+            # a custom key replaces flat_decay_mult
+            'bbox_head.shared_fcs.0.bias': dict(lr_mult=0.1, decay_mult=0.0),
+            'bbox_head.shared_fcs.1.bias': dict(lr_mult=0.1, decay_mult=0.0),
+            'bbox_head.fc_cls.bias': dict(lr_mult=0.1, decay_mult=0.0),
+            'bbox_head.fc_reg.bias': dict(lr_mult=0.1, decay_mult=0.0),
+        }
+    )
+)
 train_cfg = dict(max_epochs=6, val_interval=6)
 default_hooks = dict(logger=dict(interval=10))

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parametrize('name', BACKBONES)
 
 
 def build(name, **options):
-    model = MODELS.build(dict(type=f'saga_mm.{name}', **SMALL) | options)
+    model = MODELS.get(name)(**SMALL | options)
     for parameter in model.parameters():
         # A factor that starts at zero would hide what is behind it.
         if not parameter.any():

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from saga_mm.backbones import SAGA
-from saga_mm.registry import MODELS
 
 SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
 
@@ -54,7 +53,7 @@ def test_each_option_changes_the_model_and_works(options):
     torch.manual_seed(1)
     default = SAGA(SMALL).eval()
     torch.manual_seed(1)
-    model = MODELS.build(dict(type='SAGA', arch=SMALL) | options).eval()
+    model = SAGA(**dict(arch=SMALL) | options).eval()
     x = torch.randn(1, 3, 45, 61)
     outs = model(x)
     for i, out in enumerate(outs):

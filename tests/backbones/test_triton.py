@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize('name', BACKBONES)
 
 def build(name, impl):
     torch.manual_seed(0)
-    return MODELS.build(dict(type=f'saga_mm.{name}', arch=SMALL, impl=impl, drop_path_rate=0))
+    return MODELS.get(name)(arch=SMALL, impl=impl, drop_path_rate=0)
 
 
 def outputs_and_gradients(model, call, x):
@@ -69,7 +69,7 @@ def test_two_processes_get_the_mean_gradient(name, triton_device, tmp_path):
     if triton_device != 'cpu':
         pytest.skip('two processes on one GPU need another backend than the interpreter')
     script = tmp_path / 'distributed.py'
-    cfg = dict(type=f'saga_mm.{name}', arch=SMALL, impl='triton', drop_path_rate=0)
+    cfg = dict(type=name, arch=SMALL, impl='triton', drop_path_rate=0)
     script.write_text(DISTRIBUTED.format(cfg=cfg))
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     subprocess.run([*command, str(script)], check=True)

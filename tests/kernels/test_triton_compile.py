@@ -36,6 +36,16 @@ CEILINGS = {
     ('sm_90', 'rank_augmented', 'state_backward'): 176,
     ('sm_90', 'rank_augmented', 'kv_backward'): 184,
     ('sm_90', 'rank_augmented', 'q_backward'): 144,
+    ('sm_80', 'decay', 'state_forward'): 255,
+    ('sm_80', 'decay', 'scan'): 184,
+    ('sm_80', 'decay', 'out_forward'): 255,
+    ('sm_80', 'decay', 'state_backward'): 255,
+    ('sm_80', 'decay', 'token_backward'): 248,
+    ('sm_90', 'decay', 'state_forward'): 208,
+    ('sm_90', 'decay', 'scan'): 184,
+    ('sm_90', 'decay', 'out_forward'): 216,
+    ('sm_90', 'decay', 'state_backward'): 216,
+    ('sm_90', 'decay', 'token_backward'): 232,
 }
 
 

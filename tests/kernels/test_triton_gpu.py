@@ -7,10 +7,12 @@ import torch
 
 from harness import BOUNDS, rms_ratio
 from saga_kernels import (
+    decay_linear_attention,
     gated_linear_attention,
     linear_attention,
     rank_augmented_linear_attention,
 )
+from saga_kernels.decay.reference import attend as attend_decay
 from saga_kernels.gated.reference import attend
 from saga_kernels.rank_augmented.reference import attend as attend_rank_augmented
 
@@ -33,7 +35,17 @@ def rank_augmented(packed, impl='auto'):
     return rank_augmented_linear_attention(packed, *image_of(packed), impl=impl)
 
 
-OPS = [(gated_linear_attention, 5), (rank_augmented, 3)]
+def log_decay_of(packed):
+    """Weights that fall to 1/e after 4 and after 4,000 tokens, by turns."""
+    rates = -torch.tensor([1 / 4, 1 / 4000], device=packed.device)
+    return rates.repeat(packed.shape[3])[: packed.shape[3]]
+
+
+def decay(packed, impl='auto'):
+    return decay_linear_attention(packed, log_decay_of(packed), image_of(packed)[0], impl=impl)
+
+
+OPS = [(gated_linear_attention, 5), (rank_augmented, 3), (decay, 3)]
 
 
 def forward_backward(op, packed, grad_out):
@@ -71,6 +83,25 @@ def test_rank_augmented_over_a_large_image_against_float64(dtype, dim):
     )
     for value, truth in zip(values, exact, strict=True):
         assert rms_ratio(value, truth) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize('dim', [17, 32, 64, 128])
+def test_decay_over_a_large_image_against_float64(dtype, dim):
+    packed = packed_of(102400, dim, dtype, parts=3)
+    grad_out = torch.randn(1, 102400, 2, dim, device='cuda').to(dtype)
+    size, _ = image_of(packed)
+    values, exact = [], []
+    for results, x, attention in (
+        (values, packed, lambda *args: decay_linear_attention(*args, size, impl='triton')),
+        (exact, packed.double(), lambda *args: attend_decay(*args, size, 'elu', 1e-6, None)),
+    ):
+        leaves = x.requires_grad_(), log_decay_of(x).requires_grad_()
+        out = attention(*leaves)
+        results += out.detach(), *torch.autograd.grad(out, leaves, grad_out.to(out.dtype))
+    # The gradient of log_decay is one sum per head over terms of both signs.
+    for value, truth, factor in zip(values, exact, (1, 1, 5), strict=True):
+        assert rms_ratio(value, truth) <= factor * BOUNDS[dtype]
 
 
 @pytest.mark.parametrize(('op', 'parts'), OPS)

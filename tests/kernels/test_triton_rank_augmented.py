@@ -20,7 +20,9 @@ def packed_of(tokens, dim, *, dtype=torch.float32, device='cpu', batch=2, heads=
 
 
 def frequencies_of(qkv):
-    return 10000 ** -torch.linspace(0, 1, qkv.shape[-1] // 4, device=qkv.device)
+    """Strided, for the kernels are to take that too."""
+    frequencies = 10000 ** -torch.linspace(0, 1, qkv.shape[-1] // 4, device=qkv.device)
+    return torch.stack((frequencies, torch.full_like(frequencies, torch.nan)), -1)[:, 0]
 
 
 def run(qkv, size, grad_out, **options):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from saga_kernels import (
+    decay_linear_attention,
     gated_linear_attention,
     linear_attention,
     rank_augmented_linear_attention,
@@ -30,12 +31,23 @@ def check_rank_augmented(qkv, mask, width, eps):
     torch.library.opcheck(ops.rank_augmented_backward.default, backward)
 
 
+def check_decay(qkv, mask, width, feature_map, eps):
+    log_decay = -torch.rand(qkv.shape[3], device=qkv.device)
+    out, *sums = ops.decay_forward(qkv, log_decay, mask, width, feature_map, eps)
+    leaves = qkv.clone().requires_grad_(), log_decay.clone().requires_grad_()
+    forward = (*leaves, mask, width, feature_map, eps)
+    torch.library.opcheck(ops.decay_forward.default, forward)
+    backward = (torch.randn_like(out), qkv, log_decay, out, *sums, mask, width, feature_map)
+    torch.library.opcheck(ops.decay_backward.default, backward)
+
+
 @pytest.mark.parametrize(
     ('check', 'parts', 'options'),
     [
         (check_gated, 3, ('elu', 1e-6)),
         (check_gated, 5, ('elu', 1e-6)),
         (check_rank_augmented, 3, (4, 1e-6)),
+        (check_decay, 3, (4, 'elu', 1e-6)),
     ],
 )
 @pytest.mark.parametrize('masked', [False, True])
@@ -48,7 +60,11 @@ def test_opcheck(check, parts, options, masked, triton_device):
 
 @pytest.mark.parametrize(
     ('check', 'parts', 'options'),
-    [(check_gated, 5, ('relu', 1e-3)), (check_rank_augmented, 3, (2, 1e-3))],
+    [
+        (check_gated, 5, ('relu', 1e-3)),
+        (check_rank_augmented, 3, (2, 1e-3)),
+        (check_decay, 3, (2, 'relu', 1e-3)),
+    ],
 )
 def test_opcheck_of_a_strided_view(check, parts, options, triton_device):
     packed = torch.randn(2, 12, 7, 2, 8, device=triton_device)[:, ::2, 1 : 1 + parts]
@@ -64,18 +80,23 @@ class Block(torch.nn.Module):
         self.inputs = torch.nn.Linear(16, parts * 16)
         self.outputs = torch.nn.Linear(16, 16)
         self.register_buffer('frequencies', torch.tensor([1.0, 0.1]))
+        if op is decay_linear_attention:
+            self.log_decay = torch.nn.Parameter(torch.tensor([-0.1, -1.0]))
 
     def forward(self, x):
         packed = self.inputs(x).flatten(1, 2).unflatten(-1, (self.parts, 2, 8))
         image = ()
         if self.op is rank_augmented_linear_attention:
             image = x.shape[1:3], self.frequencies
+        elif self.op is decay_linear_attention:
+            image = self.log_decay, x.shape[1:3]
         return x + self.outputs(self.op(packed, *image, impl=self.impl).flatten(-2)).view(x.shape)
 
 
 OPS = {
     'gated_forward': (gated_linear_attention, 5),
     'rank_augmented_forward': (rank_augmented_linear_attention, 3),
+    'decay_forward': (decay_linear_attention, 3),
 }
 
 
@@ -130,3 +151,5 @@ def test_the_op_itself_refuses_a_cpu():
         ops.gated_forward(torch.zeros(1, 4, 5, 1, 8), None, 'elu', 1e-6)
     with refused:
         ops.rank_augmented_forward(torch.zeros(1, 4, 3, 1, 8), torch.ones(2), None, 2, 1e-6)
+    with refused:
+        ops.decay_forward(torch.zeros(1, 4, 3, 1, 8), torch.zeros(1), None, 2, 'elu', 1e-6)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saga_kernels.launch import MERGED, plan
+from saga_kernels.launch import MERGED, chunk, plan, tile
 
 interpreter = pytest.importorskip('triton.runtime.interpreter')
 # The interpreter's plan.
@@ -96,3 +96,44 @@ def test_rank_augmented_reads_q_twice_and_the_rest_once(count):
     one = state + 2 * row + turns
     by_kv = splits('kv_backward') * (one + state + row + heads)
     assert count['load', 4] == by_state * one + by_kv + splits('q_backward') * (one + row)
+
+
+def test_decay_reads_k_and_v_for_the_states_and_again(count):
+    from saga_kernels.decay import kernel
+
+    heads, tokens, dim = 2, 600, 24
+    qkv, log_decay = torch.randn(1, tokens, 3, heads, dim).half(), torch.tensor([-0.1, -1.0])
+    length = chunk(qkv.dtype, dim)
+    sizes = [min(length, tokens - begin) for begin in range(0, tokens, length)]
+    assert len(sizes) > 1
+    tensor, row = heads * tokens * dim, heads * tokens
+    state = heads * (dim + 1) * dim
+    states = 2 * len(sizes) * state
+
+    def tiles(phase):
+        """How many there are, and how many tokens they read if each reads its chunk."""
+        block, _ = tile('decay', phase, qkv.dtype, dim)
+        counts = [-(-size // block) for size in sizes]
+        return sum(counts), heads * sum(map(int.__mul__, counts, sizes))
+
+    out, *sums = kernel.forward(qkv, log_decay, None, 30, True, 1e-6)
+    number, again = tiles('out_forward')
+    # k and v; q, and from L2 for all tiles of a chunk but one, k and v.
+    assert (count['load', 2], count['store', 2]) == (3 * tensor + 2 * again * dim, tensor)
+    assert again < 3 * row
+    # P and R, which the scan turns into F and B; r. Each program reads the decay of its head.
+    assert count['store', 4] == 2 * states + row
+    scans = heads * 2 * (dim + 1)
+    programs = heads * (len(sizes) + number) + scans
+    assert count['load', 4] == states + number * 2 * state + programs
+
+    count.update(dict.fromkeys(count, 0))
+    kernel.backward(torch.randn_like(out), qkv, log_decay, out, *sums, None, 30, True)
+    number, again = tiles('token_backward')
+    # q, o and do; q, k, v and do, and these from L2.
+    assert (count['load', 2], count['store', 2]) == (7 * tensor + 4 * again * dim, 3 * tensor)
+    # GF and GB likewise; delta; what the scan and the tiles know of the gradient of the decay.
+    assert count['store', 4] == 2 * states + row + scans + heads * number
+    programs = heads * (len(sizes) + number) + scans
+    # r; by the scan all four states; by tiles too, and r, delta, and from L2 those of the chunk.
+    assert count['load', 4] == 3 * row + 2 * states + number * 4 * state + 2 * again + programs

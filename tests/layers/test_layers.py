@@ -6,12 +6,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from saga_mm.layers import (
+    FFN,
     Conv2d,
+    ConvNormEmbed,
     ConvStem,
     DepthwiseConv2d,
     DropPath,
     PatchEmbed,
     drop_path_schedule,
+    rotary_frequencies,
+    rotate,
 )
 
 
@@ -45,6 +49,49 @@ def test_patch_embed_rounds_up(overlap, stride, size):
 def test_conv_stem_rounds_up(size):
     out = ConvStem(3, 9, nn.LayerNorm)(torch.randn(2, *size, 3))
     assert out.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 9)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 5), (7, 9), (16, 8)])
+def test_conv_norm_embed_is_a_sequence_on_the_usual_layout(size):
+    embed = ConvNormEmbed(3, (4, 4, 9), (2, 1, 2), nn.BatchNorm2d)
+    assert [type(layer) for layer in embed] == [nn.Conv2d, nn.BatchNorm2d, nn.GELU] * 2 + [
+        nn.Conv2d,
+        nn.BatchNorm2d,
+    ]
+    x = torch.randn(2, *size, 3)
+    out = embed(x)
+    assert out.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 9)
+    truth = x.permute(0, 3, 1, 2)
+    for layer in embed:
+        truth = layer(truth)
+    torch.testing.assert_close(out, truth.permute(0, 2, 3, 1))
+
+
+def test_ffn_with_a_convolution_between():
+    ffn = FFN(4, 6, conv_kernel_size=3)
+    x = torch.randn(1, 5, 7, 4)
+    hidden = F.gelu(ffn.fc1(x))
+    truth = ffn.fc2(hidden + ffn.dwconv(hidden))
+    torch.testing.assert_close(ffn(x), truth)
+    with torch.no_grad():
+        ffn.dwconv.weight.zero_()
+        ffn.dwconv.bias.zero_()
+    torch.testing.assert_close(ffn(x), ffn.fc2(hidden))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_rotation_is_a_product_of_complex_numbers(dtype):
+    height, width, dim = 5, 7, 8
+    x = torch.randn(2, height * width, 3, dim, dtype=torch.float64).to(dtype)
+    row, column = torch.arange(height)[:, None, None], torch.arange(width)[:, None]
+    frequencies = rotary_frequencies(dim).double()
+    assert frequencies.tolist() == pytest.approx([1, 1e-4])
+    angles = torch.cat(torch.broadcast_tensors(row * frequencies, column * frequencies), dim=-1)
+    turns = torch.polar(torch.ones_like(angles), angles).reshape(height * width, 1, dim // 2)
+    pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
+    truth = torch.view_as_real(pairs * turns).flatten(-2)
+    assert rotate(x, (height, width)).dtype == dtype
+    torch.testing.assert_close(rotate(x, (height, width)), truth.to(dtype))
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

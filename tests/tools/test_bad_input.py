@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 
 import cv2
@@ -10,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from saga_kernels import gated_linear_attention
+from saga_mm.backbones import SAGA
 from saga_mm.engine import AtomicCheckpointHook, LayerDecayOptimWrapperConstructor
 from saga_mm.engine.checkpoint import load_backbone_weights
-from saga_mm.registry import MODELS
 
 TINY = dict(arch=dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2)), out_indices=(0, 1))
 
@@ -31,7 +31,7 @@ def attend(shape=(1, 4, 5, 1, 8), dtype=None, device=None, **options):
 
 
 def backbone(**options):
-    return MODELS.build(dict(type='SAGA') | TINY | options)
+    return SAGA(**TINY | options)
 
 
 def arch(**changes):
@@ -204,7 +204,7 @@ class World:
             cfg = Config.fromfile(self.path('seg.py'))
             init_default_scope('mmseg')
             cfg.model.decode_head.norm_cfg.type = 'BN'
-            model = ROOT_MODELS.build(cfg.model)
+            model = MODELS.build(cfg.model)
             torch.save(dict(state_dict=model.state_dict()), self.path(checkpoint))
         named = ('--config', self.path(config), '--checkpoint', self.path(checkpoint))
         where = () if '--out-dir' in options else ('--out-dir', self.path('out'))
@@ -454,6 +454,22 @@ def test_tools(tool, world, monkeypatch, name):
     # logs and the config that was run, at the most
     new = {path.suffix for path in after.keys() - before.keys()}
     assert new <= {'.log', '.json', '.py', '.pyc'}, new
+
+
+def test_full_disk(tool, world):
+    # the file system's limit on the size of a file stands for a full disk
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = world.snapshot()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            tool('train').main([*world.train('seg')[1:]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stop.value.code == f'error: File too large: {world.path("work/iter_2.pth")}'
+    after = world.snapshot()
+    assert all(after.get(path) == content for path, content in before.items())
+    assert {path.suffix for path in after.keys() - before.keys()} <= {'.log', '.json', '.py'}
 
 
 def test_debug_shows_the_traceback(tool, world):

@@ -242,8 +242,12 @@ def test_options_reach_the_runner(tool, tiny_seg, tmp_path, monkeypatch):
     assert (second.resume, second.load_from) == (True, 'a.pth')
     assert [hook.type for hook in second.custom_hooks] == [
         'saga_mm.CheckpointCheckHook',
+        'saga_mm.DataCheckHook',
         'saga_mm.ExactResumeHook',
     ]
+    # in the place of mmengine's, with its options
+    hook = first.default_hooks.checkpoint
+    assert (hook.type, hook.interval) == ('saga_mm.AtomicCheckpointHook', 2)
 
 
 def test_two_processes_without_a_gpu(tiny_seg, tmp_path):

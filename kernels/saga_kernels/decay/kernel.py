@@ -1,31 +1,32 @@
 """Decay linear attention in Triton: states of chunks, a scan over chunks, then tile by tile.
 
 Legend: B batch, N tokens, H heads, D head dim, C chunks of L tokens. Everything is per head, tokens
-in the order of its scan; y = exp(log_decay), l the place of a token in its chunk, c, b chunks; `.`
+in the order of its scan; y = exp(log_decay), l the place of a token in its chunk, b, c chunks; `.`
 is a product over channels; fp32 but for the operands of a matrix product, which have the input's
-dtype. A state holds S (D x D) and z (D): of keys k and values v the sums of k^T v and of k.
+dtype. A state is S (D x D) and z (D), weighted sums of k'^T v and of k', k' = phi(k).
 
-Forward     P_c: weights y^(L-1-l),  R_c: weights y^l,  of keys k' = phi(k) and values v
+Forward     P_c: weights y^(L-1-l),  R_c: weights y^l,  of the tokens of a chunk
             F_c = sum over b < c of y^(L(c-1-b)) P_b,  B_c = sum over b > c of y^(L(b-c-1)) R_b
-            S_i = y^(l+1) F_c + y^(L-l) B_c + sum_j y^|i-j| k'_j^T v_j,  z_i likewise; j: of chunk c
+            S_i = y^(l+1) F_c + y^(L-l) B_c + sum of y^|i-j| k'_j^T v_j over j in c,  z_i likewise
             r = 1 / (phi(q) . z + eps),  o = r phi(q) S
 Backward    w = r phi(q),  delta = do . o
-            GF, GB: as F, B, but of keys w and values do, with -delta in the sum beside
-            dphi(q) = r (S do^T - delta z)
-            dk' = v G^T + g,  dv = k' G,  G, g: from GF, GB as S, z from F, B
+            GF, GB with G, g: as F, B with S, z, from sums of w^T do and of -delta w
+            dphi(q) = r (do S^T - delta z),  dk' = v G^T + g,  dv = k' G
             dlog_decay = sum_ij |i-j| e_ij,  e_ij = y^|i-j| (w_i . k'_j) (do_i . v_j - delta_i)
 
-Where i and j are of one chunk, e is at hand with dk'. Otherwise |i-j| has three parts: from i to the
-edge of its chunk (summed with dphi(q)), the same for j (with dk'), and L for each chunk c in between
-(with the scan: y^(L+1) times F_c . GB_c and B_c . GF_c). No sum cancels, and no exponent is positive.
+Where i and j are of one chunk, e is at hand with dk'. Otherwise |i-j| has three parts: between i
+and the edge of its chunk (summed with dphi(q)), the same for j (with dk'), and L for each chunk c
+between them (with the scan: y^(L+1) times F_c . GB_c and B_c . GF_c). All distances are positive:
+sums don't cancel one another, and no exponent is positive.
 
-Traffic, in token tensors T: q, k, v read once, k, v once more for the states, o written: 6 T. The
-backward keeps o: q, o, do for the states, then q, k, v, do, and dq, dk, dv: 10 T. Tiles of one chunk
-read each other's tokens, from L2. States are written, scanned in place and read: 4 times one pass
-over them forward, 6 times backward; such a pass is (D + 1) * 8 bytes per L channels of a token.
+Traffic, in token tensors T. Forward 6: k, v for the states; q, k, v, o. Backward 10, as o is kept:
+q, o, do for the states; q, k, v, do, dq, dk, dv. The tiles of a chunk read each other's k, v, q, do
+again, from L2. One pass over all states is 4 (D + 1) / L of a token tensor in fp32, 8 in half
+precision, which `launch.chunk` holds near T; the forward makes 4 (written, scanned in place, read),
+the backward 6.
 
-Neither sums nor operands of half precision overflow or fade: a state's operand is S / z, an average
-of v, and rows of the other operand have their largest element taken out.
+Half precision neither overflows nor fades: the operand of a state is S / z, an average of v, or G
+over its largest element; rows of other operands that grow with N or the loss have theirs taken out.
 """
 
 import torch
@@ -65,6 +66,12 @@ def token(o_p, N, H, i_h, HEIGHT, WIDTH):
 @triton.jit
 def weight(rate, distance):
     return tl.exp(rate * distance.to(tl.float32))
+
+
+@triton.jit
+def slope_at(y, ELU: tl.constexpr):
+    """Derivative of phi where it is y."""
+    return slope(y - 1.0 if ELU else y, 1.0, y, ELU)
 
 
 @triton.jit
@@ -173,15 +180,15 @@ def out_forward(
     o_n = token(o_p, N, H, i_h, HEIGHT, WIDTH)
     m = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
     b_q = tl.where(m, phi(load(p_x + tile(o_n, o_d, x_n), m), ELU), 0.0)
-    b_s, b_z = load_state(p_state, o_d, D)
-    b_w = b_q * b_z[None, :] * weight(rate, o_p - first + 1)[:, None]
-    b_den = tl.sum(b_w, 1)
-    b_o = product(b_w, over(b_s, b_z[:, None]).to(T), PRECISION)
-    b_s, b_z = load_state(p_state + (D + 1) * D, o_d, D)
-    b_w = b_q * b_z[None, :] * weight(rate, first + L - o_p)[:, None]
-    b_den += tl.sum(b_w, 1)
-    b_o += product(b_w, over(b_s, b_z[:, None]).to(T), PRECISION)
-    b_q = b_q.to(T)
+    b_den = tl.zeros([BN], tl.float32)
+    b_o = tl.zeros([BN, BD], tl.float32)
+    for way in tl.range(2, num_stages=1):
+        b_s, b_z = load_state(p_state + way * (D + 1) * D, o_d, D)
+        o_out = tl.where(way == 0, o_p - first + 1, first + L - o_p)
+        b_w = b_q * b_z[None, :] * weight(rate, o_out)[:, None]
+        b_den += tl.sum(b_w, 1)
+        b_o += product(b_w, over(b_s, b_z[:, None]).to(T), PRECISION)
+    b_q_t = b_q.to(T)
     for n in range(first, tl.minimum(first + L, N), BN):
         o_j = n + tl.arange(0, BN)
         o_n = token(o_j, N, H, i_h, HEIGHT, WIDTH)
@@ -189,10 +196,10 @@ def out_forward(
         o = tile(o_n, o_d, x_n)
         b_k = tl.where(m_j, phi(load(p_x + x_p + o, m_j), ELU), 0.0).to(T)
         b_v = tl.load(p_x + x_p + x_p + o, mask=m_j, other=0.0)
-        b_w = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        b_w *= weight(rate, tl.abs(o_p[:, None] - o_j[None, :]))
-        b_den += tl.sum(b_w, 1)
-        b_o += product(b_w, b_v, PRECISION)
+        b_a = tl.dot(b_q_t, tl.trans(b_k), input_precision=PRECISION)
+        b_a *= weight(rate, tl.abs(o_p[:, None] - o_j[None, :]))
+        b_den += tl.sum(b_a, 1)
+        b_o += product(b_a, b_v, PRECISION)
     b_r = 1.0 / (b_den + eps)
     o_n = token(o_p, N, H, i_h, HEIGHT, WIDTH)
     m_inside = (o_p < N)[:, None] & m_d
@@ -240,25 +247,47 @@ def state_backward(
 
 
 @triton.jit
-def query_gradient(p_state, b_do, b_delta, b_weight, o_d, D: tl.constexpr, PRECISION: tl.constexpr):
-    """What a state adds to dphi(q) / r."""
-    b_s, b_z = load_state(p_state, o_d, D)
-    b_a = tl.trans(over(b_s, b_z[:, None]).to(b_do.dtype))
-    b_t = tl.dot(b_do, b_a, input_precision=PRECISION) - b_delta[:, None]
-    return b_t * b_z[None, :] * b_weight[:, None]
+def query_across(
+    p_state, b_phi, b_do, b_delta, rate, o_l, o_d,
+    D: tl.constexpr, L: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What keys of other chunks add to dphi(q) / r and dlog_decay / r, from F and B."""
+    b_dq = tl.zeros(b_phi.shape, tl.float32)
+    b_decay = tl.zeros(o_l.shape, tl.float32)
+    for way in tl.range(2, num_stages=1):
+        b_s, b_z = load_state(p_state + way * (D + 1) * D, o_d, D)
+        b_s = tl.trans(over(b_s, b_z[:, None]).to(b_do.dtype))
+        o_out = tl.where(way == 0, o_l + 1, L - o_l)
+        b_x = tl.dot(b_do, b_s, input_precision=PRECISION) - b_delta[:, None]
+        b_x *= b_z[None, :] * weight(rate, o_out)[:, None]
+        b_dq += b_x
+        b_decay += tl.sum(b_x * b_phi, 1) * o_out
+    return b_dq, b_decay
 
 
 @triton.jit
-def key_gradient(p_state, b_k, b_v, b_weight, o_d, D: tl.constexpr, PRECISION: tl.constexpr):
-    """What a state adds to dk' and dv."""
-    b_s, b_g = load_state(p_state, o_d, D)
-    # G has the scale of the loss: as an operand it is at most one.
-    scale = tl.max(tl.max(tl.abs(b_s), 1), 0)
-    scale = tl.where(scale > 0, scale, 1.0)
-    b_s = (b_s / scale).to(b_v.dtype)
-    b_dk = tl.dot(b_v, tl.trans(b_s), input_precision=PRECISION) * scale + b_g[None, :]
-    b_dv = tl.dot(b_k.to(b_v.dtype), b_s, input_precision=PRECISION) * scale
-    return b_dk * b_weight[:, None], b_dv * b_weight[:, None]
+def key_across(
+    p_dstate, b_phi, b_v, rate, o_l, o_d,
+    D: tl.constexpr, L: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What queries of other chunks add to dk', dv and dlog_decay, from GF and GB."""
+    b_dk = tl.zeros(b_phi.shape, tl.float32)
+    b_dv = tl.zeros(b_phi.shape, tl.float32)
+    b_decay = tl.zeros(o_l.shape, tl.float32)
+    for way in tl.range(2, num_stages=1):
+        b_s, b_g = load_state(p_dstate + way * (D + 1) * D, o_d, D)
+        # G has the scale of the loss: as an operand it is at most one.
+        scale = tl.max(tl.max(tl.abs(b_s), 0), 0)
+        scale = tl.where(scale > 0, scale, 1.0)
+        b_s = (b_s / scale).to(b_v.dtype)
+        o_out = tl.where(way == 0, o_l + 1, L - o_l)
+        b_w = weight(rate, o_out)[:, None]
+        b_x = tl.dot(b_v, tl.trans(b_s), input_precision=PRECISION) * scale + b_g[None, :]
+        b_x *= b_w
+        b_dk += b_x
+        b_decay += tl.sum(b_x * b_phi, 1) * (o_out - 1)
+        b_dv += tl.dot(b_phi.to(b_v.dtype), b_s, input_precision=PRECISION) * (scale * b_w)
+    return b_dk, b_dv, b_decay
 
 
 @triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'HEIGHT', 'WIDTH'])
@@ -268,8 +297,8 @@ def token_backward(
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, L: tl.constexpr,
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk, dv and a partial sum of dlog_decay of one tile, from q, k, v, do, r, delta of its chunk
-    and the states F, B, GF, GB."""
+    """dq, dk, dv and a partial sum of dlog_decay, of one tile, from q, k, v, do, r, delta of its
+    chunk and the states F, B, GF, GB."""
     i_b, i_h, i_tile, begin, _ = program(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     rate = tl.load(p_decay + i_h)
@@ -280,6 +309,7 @@ def token_backward(
     p_x += i_b * x_b + i_h * x_h
     p_do += i_b * do_b + i_h * do_h
     p_dx += (i_b * N * 3 * H + i_h) * D
+    p_k = p_x + x_p
     p_r += i_head * N
     p_delta += i_head * N
     o_d = tl.arange(0, BD)
@@ -290,62 +320,50 @@ def token_backward(
     m_inside = (o_p < N)[:, None] & m_d
     o = tile(o_n, o_d, x_n)
     p_dx += tile(o_n, o_d, 3 * H * D)
-    o_l = (o_p - first).to(tl.float32)
-    b_before, b_after = weight(rate, o_l + 1), weight(rate, L - o_l)
+    o_l = o_p - first
 
-    b_q = load(p_x + o, m)
-    b_phi = tl.where(m, phi(b_q, ELU), 0.0)
+    b_phi = tl.where(m, phi(load(p_x + o, m), ELU), 0.0)
     b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
-    b_r = load(p_r + o_p, o_p < N)[:, None]
+    b_r = load(p_r + o_p, o_p < N)
     b_delta = load(p_delta + o_p, o_p < N)
-    b_dq = query_gradient(p_state + i_state, b_do, b_delta, b_before, o_d, D, PRECISION)
-    b_far = b_dq * (o_l + 1)[:, None]
-    b_x = query_gradient(p_state + i_state + (D + 1) * D, b_do, b_delta, b_after, o_d, D, PRECISION)
-    b_dq += b_x
-    b_far += b_x * (L - o_l)[:, None]
-    b_decay = tl.sum(b_phi * b_r * b_far, 1)
+    b_dq, b_decay = query_across(
+        p_state + i_state, b_phi, b_do, b_delta, rate, o_l, o_d, D, L, PRECISION
+    )
+    decay = tl.sum(b_decay * b_r, 0)
     for n in range(first, end, BN):
         o_j = n + tl.arange(0, BN)
         o_n = token(o_j, N, H, i_h, HEIGHT, WIDTH)
         m_j = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
-        p_k = p_x + x_p + tile(o_n, o_d, x_n)
-        b_k = tl.where(m_j, phi(load(p_k, m_j), ELU), 0.0).to(T)
-        b_v = tl.load(p_k + x_p, mask=m_j, other=0.0)
-        b_e = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION) - b_delta[:, None]
+        p_j = p_k + tile(o_n, o_d, x_n)
+        b_k = tl.where(m_j, phi(load(p_j, m_j), ELU), 0.0).to(T)
+        b_vj = tl.load(p_j + x_p, mask=m_j, other=0.0)
+        b_e = tl.dot(b_do, tl.trans(b_vj), input_precision=PRECISION) - b_delta[:, None]
         b_e *= weight(rate, tl.abs(o_p[:, None] - o_j[None, :]))
         b_dq += product(b_e, b_k, PRECISION)
-    store(p_dx, b_dq * b_r * slope(b_q, 1.0, b_phi, ELU), m, m_inside)
+    store(p_dx, b_dq * b_r[:, None] * slope_at(b_phi, ELU), m, m_inside)
 
-    b_k = load(p_x + x_p + o, m)
-    b_phi = tl.where(m, phi(b_k, ELU), 0.0)
-    b_v = tl.load(p_x + x_p + x_p + o, mask=m, other=0.0)
-    b_dk, b_dv = key_gradient(p_dstate + i_state, b_phi, b_v, b_before, o_d, D, PRECISION)
-    b_far = b_dk * o_l[:, None]
-    b_x, b_y = key_gradient(
-        p_dstate + i_state + (D + 1) * D, b_phi, b_v, b_after, o_d, D, PRECISION
+    b_phi = tl.where(m, phi(load(p_k + o, m), ELU), 0.0)
+    b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
+    b_dk, b_dv, b_decay = key_across(
+        p_dstate + i_state, b_phi, b_v, rate, o_l, o_d, D, L, PRECISION
     )
-    b_dk += b_x
-    b_dv += b_y
-    b_far += b_x * (L - 1 - o_l)[:, None]
-    b_decay += tl.sum(b_phi * b_far, 1)
-    b_phi_t = b_phi.to(T)
     for n in range(first, end, BN):
         o_i = n + tl.arange(0, BN)
         o_n = token(o_i, N, H, i_h, HEIGHT, WIDTH)
         m_i = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
         b_q = tl.where(m_i, phi(load(p_x + tile(o_n, o_d, x_n), m_i), ELU), 0.0).to(T)
-        b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m_i, other=0.0)
-        distance = tl.abs(o_p[:, None] - o_i[None, :])
-        b_w = weight(rate, distance) * load(p_r + o_i, o_i < N)[None, :]
-        b_e = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
-        b_e = (b_e - load(p_delta + o_i, o_i < N)[None, :]) * b_w
+        b_di = tl.load(p_do + tile(o_n, o_d, do_n), mask=m_i, other=0.0)
+        distance = tl.abs(o_p[:, None] - o_i[None, :]).to(tl.float32)
+        b_a = weight(rate, distance) * load(p_r + o_i, o_i < N)[None, :]
+        b_e = tl.dot(b_v, tl.trans(b_di), input_precision=PRECISION)
+        b_e = (b_e - load(p_delta + o_i, o_i < N)[None, :]) * b_a
         b_dk += product(b_e, b_q, PRECISION)
-        b_a = tl.dot(b_phi_t, tl.trans(b_q), input_precision=PRECISION)
-        b_decay += tl.sum(b_a * b_e * distance, 1)
-        b_dv += product(b_a * b_w, b_do, PRECISION)
-    store(p_dx + H * D, b_dk * slope(b_k, 1.0, b_phi, ELU), m, m_inside)
+        b_s = tl.dot(b_phi.to(T), tl.trans(b_q), input_precision=PRECISION)
+        b_decay += tl.sum(b_s * (b_e * distance), 1)
+        b_dv += product(b_s * b_a, b_di, PRECISION)
+    store(p_dx + H * D, b_dk * slope_at(b_phi, ELU), m, m_inside)
     store(p_dx + 2 * H * D, b_dv, m, m_inside)
-    tl.store(p_partial + i_tile, tl.sum(b_decay, 0))
+    tl.store(p_partial + i_tile, decay + tl.sum(b_decay, 0))
 
 
 def forward(
@@ -380,7 +398,7 @@ def backward(
     elu: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the packed projection, contiguous, and of log_decay, in their dtypes."""
-    batch, tokens, _, heads, dim = qkv.shape
+    batch, _, _, heads, dim = qkv.shape
     grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     if grad.numel() == 0:
         return grad, torch.zeros_like(log_decay)

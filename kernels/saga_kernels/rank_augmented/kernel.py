@@ -1,8 +1,8 @@
 """Rank-augmented linear attention in Triton: three passes forward, three backward, no atomics.
 
-Legend: B batch, N tokens, H heads, D head dim. Everything is per head; `.` is
-a product over channels, `*` one per element; fp32 but for the operands of a matrix product, which
-have the input's dtype. x R turns each pair of channels of x by the angle of its token.
+Legend: B batch, N tokens, H heads, D head dim. Everything is per head; `.` is a product over
+channels, `*` one per element; fp32 but for the operands of a matrix product, which have the input's
+dtype. x R turns each pair of channels of x by the angle of its token.
 
 Forward     g = mean_i phi(q_i) / sqrt(D),  k' = phi(k),  a = softmax_j(k'_j . g)
             S = sum_j a_j (k'_j R)^T v_j,  z = sum_j a_j k'_j,  r = 1 / (phi(q) . z + eps)
@@ -20,9 +20,9 @@ their products with k' fill the range of half precision. So no operand grows wit
 what half precision loses is far below the largest term. A row of w, or of a * k' R / c, becomes an
 operand with its sum taken out.
 
-Each program takes `span` tokens of one head and leaves a partial result. Partial means, S and z are
-averages of their own tokens, next to the logarithm of their weight; partials are summed in a fixed
-order.
+Each program takes `span` tokens of one head and leaves a partial result, and these are summed in a
+fixed order. Partial S and z are averages over their own tokens, next to the logarithm of the weight
+of these.
 """
 
 import math
@@ -393,7 +393,7 @@ def forward(
     partial = qkv.new_empty((batch, heads, launch.splits, dim), dtype=torch.float32)
     run(mean_forward, launch, qkv, mask, p_partial=partial)
     query = total(partial) * _share(qkv, mask)
-    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv))
+    image = _image(qkv, frequencies, width)
     launch = launch_of('rank_augmented', 'kv_forward', qkv)
     partial = new_states(qkv, launch.splits)
     weight = partial.new_empty((batch, heads, launch.splits))
@@ -428,7 +428,7 @@ def backward(
         grad_out = grad_out.contiguous()
     do_b, do_n, do_h, _ = grad_out.stride()
     state = state.contiguous()
-    image = dict(p_frequencies=frequencies, WIDTH=width, PRECISION=precision(qkv), p_state=state)
+    image = dict(_image(qkv, frequencies, width), p_state=state)
     out = dict(p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h, eps=eps)
     launch = launch_of('rank_augmented', 'state_backward', qkv)
     partial = new_states(qkv, launch.splits)
@@ -445,6 +445,10 @@ def backward(
     launch = launch_of('rank_augmented', 'q_backward', qkv)
     run(q_backward, launch, qkv, mask, **image, **out, p_dquery=dquery, p_dx=grad)
     return grad
+
+
+def _image(qkv: Tensor, frequencies: Tensor, width: int) -> dict:
+    return dict(p_frequencies=frequencies.contiguous(), WIDTH=width, PRECISION=precision(qkv))
 
 
 def _share(qkv: Tensor, mask: Tensor | None) -> float | Tensor:

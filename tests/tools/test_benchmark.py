@@ -1,0 +1,115 @@
+"""tools/benchmark.py: one real cell of each kind, the rest on made-up measurements."""
+
+import pytest
+import torch
+
+from saga_mm.analysis.cells import run_cells
+
+CELL = dict(dtype='fp32', size=64, round=0, device='cpu', batch_size=2, threads=1)
+
+
+@pytest.fixture
+def benchmark(tool, monkeypatch):
+    module = tool('benchmark')
+    monkeypatch.setattr(module, 'SECONDS', 0)
+    return module
+
+
+@pytest.mark.parametrize('mode', ['infer', 'train'])
+@pytest.mark.parametrize('model', ['saga_t', 'pvt_t_sdpa'])
+def test_a_backbone(benchmark, model, mode):
+    result = benchmark.measure(dict(CELL, model=model, mode=mode))
+    assert result['seconds'] > 0
+    assert result['bytes'] >= 0
+    assert result['parameters'] > 10e6
+
+
+@pytest.mark.parametrize('scope', ['det', 'seg'])
+def test_a_config_file(benchmark, scope, request):
+    path = str(request.getfixturevalue(f'tiny_{scope}'))
+    assert benchmark.measure(dict(CELL, model=path, mode='train'))['seconds'] > 0
+
+
+def test_the_faster_attention_of_the_baseline_changes_no_number(benchmark):
+    torch.manual_seed(0)
+    plain, call = benchmark.build('pvt_t')
+    torch.manual_seed(0)
+    fused, _ = benchmark.build('pvt_t_sdpa')
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for out, expected in zip(call(fused.eval(), x), call(plain.eval(), x), strict=True):
+            torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def made_up(cell):
+    if cell['model'] == 'swin_t':
+        return dict(error='out of memory')
+    factor = {'saga_t': 1, 'pvt_t': 3}[cell['model']]
+    return dict(seconds=factor * (1 + cell['round']), bytes=factor * 2**20, parameters=10**7)
+
+
+def test_ratios_failed_cells_and_resuming(benchmark, monkeypatch, tmp_path, capsys):
+    measured = []
+
+    def run(cell, script):
+        measured.append(cell)
+        return made_up(cell)
+
+    monkeypatch.setattr('saga_mm.analysis.cells._run', run)
+    options = ['--models', 'saga_t', 'pvt_t', 'swin_t', '--baseline', 'pvt_t']
+    options += ['--sizes', '64', '128', '--rounds', '3', '--out', str(tmp_path)]
+    benchmark.main(options)
+    assert [cell['model'] for cell in measured[:4]] == ['saga_t', 'pvt_t', 'swin_t', 'saga_t']
+    assert len(measured) == 3 * 2 * 3
+    text = capsys.readouterr().out
+    assert text == (tmp_path / 'benchmark.md').read_text()
+    (row,) = (line for line in text.splitlines() if '| 64 | saga_t |' in line)
+    # median 2 s of 1, 2, 3; a third of the baseline's time and memory
+    cells = [cell.strip() for cell in row.split('|')]
+    assert cells[5:12] == ['10.0', '0.5', '100%', '7812500', '3.00', '1', '0.33']
+    assert '| infer | fp32 | 64 | swin_t | out of memory |' in text
+    assert (tmp_path / 'benchmark.png').stat().st_size > 0
+
+    # half a line, as an interrupted run may leave it
+    with (tmp_path / 'results.jsonl').open('a') as file:
+        file.write('{"cell": {"mode": "inf')
+    measured.clear()
+    benchmark.main(options)
+    assert {cell['model'] for cell in measured} == {'swin_t'}
+    assert capsys.readouterr().out == text
+
+
+def test_a_cell_that_fails_in_its_process(tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(
+        'import json, os, sys\n'
+        'cell = json.loads(sys.argv[2])\n'
+        'if cell["do"] == "raise": raise ValueError("no such model")\n'
+        'if cell["do"] == "die": os.kill(os.getpid(), 9)\n'
+        'print("noise")\n'
+        'print(json.dumps(dict(answer=42)))\n'
+    )
+    cells = [dict(do=name) for name in ('raise', 'die', 'work')]
+    results = run_cells(cells, script, tmp_path / 'log.jsonl')
+    assert [result.get('error') for result in results] == [
+        'ValueError: no such model',
+        'killed: out of memory',
+        None,
+    ]
+    assert results[2]['answer'] == 42
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--models', 'saga_x'], "--models: 'saga_x' is none of"),
+        (['--baseline', 'pvt_x'], "--baseline must be one of ['saga_t', 'pvt_t', 'pvt_t_sdpa']"),
+        (['--sizes', '8'], '--sizes must be at least 32 pixels, got 8'),
+        (['--rounds', '0'], '--rounds must be positive, got 0'),
+    ],
+)
+def test_wrong_options(benchmark, options, message, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        benchmark.main([*options, '--out', str(tmp_path / 'out')])
+    assert message in str(error.value)
+    assert not (tmp_path / 'out').exists()
