@@ -52,8 +52,8 @@ FP32_POINTERS = (
 
 HEADER = """# What the kernels take from a GPU
 
-Printed by `python tools/compile_kernels.py` with Triton {triton}: compiled, not run. Nothing here
-says how fast a kernel is.
+Printed by `python tools/compile_kernels.py --op {ops}` with Triton {triton}:
+compiled, not run. Nothing here says how fast a kernel is.
 
 Each cell: registers per thread; bytes of stack per thread, where there is one (nearly always
 spilled registers: right, and slower than it could be); shared memory of a program. Tile: tokens.
@@ -145,8 +145,8 @@ def cell(row):
     return f'{row["registers"]}{stack}, {row["shared"] / 1024:.0f} KiB'
 
 
-def print_table(rows):
-    print(HEADER.format(triton=triton.__version__))
+def print_table(rows, ops):
+    print(HEADER.format(triton=triton.__version__, ops=' '.join(ops)))
     print('| op | dtype | D | kernel | tile, warps |', *(f'{name} |' for name in TARGETS))
     print('|---|---|---|---|---|' + '---|' * len(TARGETS))
     for key, group in itertools.groupby(rows, lambda row: [row[name] for name in KEY]):
@@ -163,11 +163,14 @@ def main():
     parser.add_argument('--quick', action='store_true', help='the few cases of `make test`')
     parser.add_argument('--all', action='store_true', help='every variant, as JSON lines')
     parser.add_argument('--json', action='store_true', help='JSON lines instead of a table')
+    parser.add_argument(
+        '--op', nargs='+', choices=list(PHASES), default=list(PHASES), help='Defaults to all'
+    )
     args = parser.parse_args()
     cases = quick_cases() if args.quick else all_cases() if args.all else table_cases()
-    rows = (compile_case(**case) for case in cases)
+    rows = (compile_case(**case) for case in cases if case['op'] in args.op)
     if not (args.json or args.all):
-        return print_table(rows)
+        return print_table(rows, args.op)
     for row in rows:
         print(json.dumps(row), flush=True)
 
