@@ -148,7 +148,7 @@ def measure(cell: dict) -> dict:
     reset_peak(device)
     before = memory(device)
     step()
-    added = peak(device) - before
+    added = max(0, peak(device) - before)
     times = timed(step, device)
     return dict(
         seconds=statistics.median(times) / cell['batch_size'],
