@@ -2,7 +2,7 @@
 
     python tools/compile_kernels.py > docs/benchmarks/kernels.md    the table of that page
     python tools/compile_kernels.py --quick --json                  what `make test` compiles
-    python tools/compile_kernels.py --all                           every variant; takes long
+    python tools/compile_kernels.py --all                           all of them; takes an hour
 
 Nothing is run, and nothing here says how fast a kernel is. Triton caches what it has compiled.
 """
@@ -11,10 +11,12 @@ import argparse
 import importlib
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 
 # Both are read when Triton is imported. The default of the second changes with Triton 3.10.
 os.environ.pop('TRITON_INTERPRET', None)
@@ -61,9 +63,13 @@ Gated is with gates and ELU; all without a mask. Of `merge`: partial states in p
 """
 
 
+def kernel(op, phase):
+    return getattr(importlib.import_module(f'saga_kernels.{op}.kernel'), phase)
+
+
 def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=False):
     """Compile one kernel as a launch would, and return a row of the table."""
-    function = getattr(importlib.import_module(f'saga_kernels.{op}.kernel'), phase)
+    function = kernel(op, phase)
     block, num_warps = tile(op, phase, DTYPES[dtype], dim)
     constants = dict(
         D=dim, BD=padded_dim(dim), BN=block, BE=MERGED, L=chunk(DTYPES[dtype], dim),
@@ -95,8 +101,8 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
         options=dict(num_warps=num_warps, num_stages=NUM_STAGES),
     )
     return dict(
-        target=target, op=op, kernel=phase, dtype=dtype, D=dim, gated=gated, masked=masked,
-        block=block, warps=num_warps, **resources(compiled, target),
+        target=target, op=op, kernel=phase, dtype=dtype, D=dim, gated=gated, elu=elu,
+        masked=masked, block=block, warps=num_warps, **resources(compiled, target),
         shared=compiled.metadata.shared,
     )  # fmt: skip
 
@@ -134,10 +140,34 @@ def table_cases(dtypes=('bf16', 'fp32'), dims=(32, 64, 128)):
 
 
 def all_cases():
-    flags = ('gated', 'elu', 'masked')
-    for values in itertools.product((False, True), repeat=len(flags)):
-        for case in table_cases(DTYPES, (8, 20, 24, 32, 48, 64, 80, 128)):
-            yield case | dict(zip(flags, values, strict=True))
+    """Every kernel for every dtype, D and target; for each dtype and target with all its options,
+    one combination for each D."""
+    constants = dict(gated={'GATED', 'PARTS'}, elu={'ELU'}, masked={'p_mask'})
+    dims = 8, 20, 24, 32, 48, 64, 80, 128
+    for case in table_cases(DTYPES, dims):
+        names = set(kernel(case['op'], case['phase']).arg_names)
+        options = [option for option, triggers in constants.items() if triggers & names]
+        combinations = list(itertools.product((False, True), repeat=len(options)))
+        turn = sum(
+            list(values).index(case[name])
+            for name, values in dict(dim=dims, dtype=DTYPES, target=TARGETS).items()
+        )
+        values = combinations[turn % len(combinations)]
+        yield case | dict(zip(options, values, strict=True))
+
+
+def compile_all(cases):
+    """Compile on all cores, print each row or error, and return the number of errors."""
+    errors = 0
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn')) as pool:
+        for case, future in [(case, pool.submit(compile_case, **case)) for case in cases]:
+            try:
+                row = future.result()
+            except Exception as error:  # noqa: BLE001, it is a result, and the others go on
+                errors += 1
+                row = case | dict(error=f'{type(error).__name__}: {error}')
+            print(json.dumps(row), flush=True)
+    return errors
 
 
 def cell(row):
@@ -168,8 +198,12 @@ def main():
     )
     args = parser.parse_args()
     cases = quick_cases() if args.quick else all_cases() if args.all else table_cases()
-    rows = (compile_case(**case) for case in cases if case['op'] in args.op)
-    if not (args.json or args.all):
+    cases = (case for case in cases if case['op'] in args.op)
+    if args.all:
+        errors = compile_all(cases)
+        parser.exit(errors > 0, f'{errors} variants failed\n')
+    rows = (compile_case(**case) for case in cases)
+    if not args.json:
         return print_table(rows, args.op)
     for row in rows:
         print(json.dumps(row), flush=True)

@@ -1,20 +1,25 @@
 """Feed-forward network of a transformer block."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from saga_kernels.slices import token_slices
 
 from .conv import DepthwiseConv2d
 from .init import init_linear
 
 
 class FFN(nn.Module):
-    """Two linear layers with a GELU between them, on the last axis.
+    """Two linear layers with a GELU between them, on maps: (B, H, W, C) -> the same.
+
+    Without grad, rows go through in strips, which overlap where there is a convolution: the wide
+    map in between is never there as a whole.
 
     Args:
-        dim: Channels of input and output.
+        dim: C.
         hidden_dim: Channels in between.
-        conv_kernel_size: Depthwise convolution after the GELU, with a residual, on maps
-            (B, H, W, C); 0 for none.
+        conv_kernel_size: Depthwise convolution after the GELU, with a residual; 0 for none.
     """
 
     def __init__(self, dim: int, hidden_dim: int, conv_kernel_size: int = 0) -> None:
@@ -22,9 +27,20 @@ class FFN(nn.Module):
         self.fc1 = init_linear(nn.Linear(dim, hidden_dim))
         self.dwconv = DepthwiseConv2d(hidden_dim, conv_kernel_size) if conv_kernel_size else None
         self.fc2 = init_linear(nn.Linear(hidden_dim, dim))
+        self.halo = conv_kernel_size // 2
 
     def forward(self, x: Tensor) -> Tensor:
+        height, row = x.shape[1], x[:, :1].numel() // x.shape[-1] * self.fc1.out_features
+        strips = token_slices(height, row * x.element_size(), x.device, least=16 * self.halo)
+        if len(strips) == 1:
+            return self.fc2(self._hidden(x))
+        return torch.cat([self._strip(x, strip) for strip in strips], 1)
+
+    def _strip(self, x: Tensor, strip: slice) -> Tensor:
+        start = max(0, strip.start - self.halo)
+        hidden = self._hidden(x[:, start : strip.stop + self.halo])
+        return self.fc2(hidden[:, strip.start - start : strip.stop - start])
+
+    def _hidden(self, x: Tensor) -> Tensor:
         x = F.gelu(self.fc1(x))
-        if self.dwconv is not None:
-            x = x + self.dwconv(x)
-        return self.fc2(x)
+        return x if self.dwconv is None else x + self.dwconv(x)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from harness import BOUNDS, rms_ratio
-from saga_kernels import dispatch
+from saga_kernels import dispatch, slices
 from saga_kernels import rank_augmented_linear_attention as attention
 
 SHAPES = [(1, (1, 1), 1, 8), (2, (7, 7), 3, 20), (1, (9, 7), 2, 24), (2, (1, 50), 1, 64)]
@@ -217,8 +217,21 @@ def test_few_token_tensors_besides_input_and_output():
     gc.collect()
     command = [sys.executable, '-c', MEMORY_SCRIPT.format(shape=(2, 25600, 3, 4, 32))]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    # Four, and the rotation's table, which images and heads share.
-    assert float(result.stdout) <= 4.3
+    # The output, the rotation's table, which images and heads share, and slices.
+    assert float(result.stdout) <= 1.7
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_slices_change_nothing(masked, dtype, monkeypatch):
+    qkv = torch.randn(2, 70, 3, 3, 8).to(dtype).requires_grad_()
+    mask = torch.rand(2, 70) < 0.6 if masked else None
+    whole = attention(qkv, (7, 10), frequencies_of(8), mask=mask)
+    # 16 tokens of a batch of two, at 4 bytes
+    monkeypatch.setitem(slices.BUDGET, 'cpu', 16 * 2 * 3 * 8 * 4)
+    with torch.no_grad():
+        sliced = attention(qkv, (7, 10), frequencies_of(8), mask=mask)
+    torch.testing.assert_close(sliced, whole.detach())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from saga_kernels import slices
 from saga_mm.layers import (
     FFN,
     Conv2d,
@@ -77,6 +78,22 @@ def test_ffn_with_a_convolution_between():
         ffn.dwconv.weight.zero_()
         ffn.dwconv.bias.zero_()
     torch.testing.assert_close(ffn(x), ffn.fc2(hidden))
+
+
+@pytest.mark.parametrize('kernel_size', [0, 3])
+@pytest.mark.parametrize('height', [1, 16, 33, 90])
+def test_ffn_in_strips_equals_the_whole(kernel_size, height, monkeypatch):
+    ffn = FFN(4, 6, kernel_size)
+    x = torch.randn(2, height, 5, 4)
+    whole = ffn(x)
+    rows = []
+    monkeypatch.setitem(slices.BUDGET, 'cpu', 7 * 2 * 5 * 6 * 4)
+    ffn.fc2.register_forward_hook(lambda module, args, out: rows.append(out.shape[1]))
+    with torch.no_grad():
+        torch.testing.assert_close(ffn(x), whole.detach())
+    # a strip is no thinner than 16 halos
+    step = 16 if kernel_size else 7
+    assert rows == [min(step, height - start) for start in range(0, height, step)]
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])

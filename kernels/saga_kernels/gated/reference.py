@@ -3,18 +3,21 @@
 Legend: B batch, N tokens, H heads, D head dim.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..feature_maps import phi
+from ..slices import token_slices
 
 
 def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
     """Attention over packed q, k, v (B, N, 3, H, D), or q, k, v, a, b (B, N, 5, H, D) with gate
     logits.
 
-    Half precision is computed in fp32, under autocast too. Temporaries die as soon as possible:
-    without grad at most three (B, N, H, D) tensors live at a time besides input and output.
+    Half precision is computed in fp32, under autocast too. Without grad, tokens go through in
+    slices: there is no temporary of the size of the input.
     """
     device = packed.device.type
     if torch.is_autocast_enabled(device):
@@ -25,28 +28,67 @@ def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) ->
 
 def _attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
     batch, tokens, _, heads, dim = packed.shape
-    # One unbind, so that the backward pass writes one packed gradient instead of adding up five.
-    query, key, value, *gates = packed.unbind(2)
     compute = torch.float64 if packed.dtype == torch.float64 else torch.float32
-    hidden = None if mask is None else ~mask[:, :, None, None]
+    slices = token_slices(tokens, batch * heads * dim * compute.itemsize, packed.device)
+    if len(slices) > 1:
+        return _attend_slices(packed, feature_map, eps, mask, slices)
+    # One unbind, so that the backward pass writes one packed gradient instead of adding up five.
+    query, *others = packed.unbind(2)
+    return _out(query, *_state(others, feature_map, mask), feature_map, eps, mask)
 
-    def per_head(x: Tensor) -> Tensor:
-        # (B, N, H, D) -> (B*H, N, D)
-        if hidden is not None:
-            x = x.masked_fill(hidden, 0)
-        return x.transpose(1, 2).reshape(batch * heads, tokens, dim)
+
+def _attend_slices(packed, feature_map, eps, mask, slices):
+    query, *others = packed.unbind(2)
+    masks = [None if mask is None else mask[:, part] for part in slices]
+    states = zip(
+        *(
+            _state([x[:, part] for x in others], feature_map, hidden)
+            for part, hidden in zip(slices, masks, strict=True)
+        ),
+        strict=True,
+    )
+    state, normalizer = (sum(x) for x in states)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for part, hidden in zip(slices, masks, strict=True):
+        out[:, part] = _out(query[:, part], state, normalizer, feature_map, eps, hidden)
+    return out
+
+
+def _state(
+    others: Sequence[Tensor], feature_map: str, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """S (B*H, D, D) and z (B*H, D, 1) of k, v and, if any, a, b, each (B, N, H, D)."""
+    key, value, *gates = others
+    compute = torch.float64 if key.dtype == torch.float64 else torch.float32
 
     def gated(x: Tensor, index: int) -> Tensor:
         return x * gates[index].to(compute).sigmoid() if gates else x
 
-    k = per_head(gated(phi(key.to(compute), feature_map), 0))
-    v = per_head(gated(value.to(compute), 1))
-    # (B*H, D, D), (B*H, D, 1)
-    state = k.transpose(1, 2) @ v
-    normalizer = k.sum(1).unsqueeze(-1)
-    del k, v
+    k = _per_head(gated(phi(key.to(compute), feature_map), 0), mask)
+    v = _per_head(gated(value.to(compute), 1), mask)
+    return k.transpose(1, 2) @ v, k.sum(1).unsqueeze(-1)
+
+
+def _out(
+    query: Tensor,
+    state: Tensor,
+    normalizer: Tensor,
+    feature_map: str,
+    eps: float,
+    mask: Tensor | None,
+) -> Tensor:
+    """Output (B, N, H, D) of the queries (B, N, H, D)."""
+    batch, tokens, heads, dim = query.shape
     # A masked query has phi(q) = 0, so its output is 0 / eps = 0.
-    q = per_head(phi(query.to(compute), feature_map))
+    q = _per_head(phi(query.to(state.dtype), feature_map), mask)
     # eps keeps its place in the denominator, (B*H, N, 1), small beside a token tensor.
     out = (q @ state) / (q @ normalizer + eps)
-    return out.view(batch, heads, tokens, dim).transpose(1, 2).to(packed.dtype)
+    return out.view(batch, heads, tokens, dim).transpose(1, 2).to(query.dtype)
+
+
+def _per_head(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, N, H, D) -> (B*H, N, D), zero where masked."""
+    batch, tokens, heads, dim = x.shape
+    if mask is not None:
+        x = x.masked_fill(~mask[:, :, None, None], 0)
+    return x.transpose(1, 2).reshape(batch * heads, tokens, dim)

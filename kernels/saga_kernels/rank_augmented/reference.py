@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..feature_maps import phi
+from ..slices import token_slices
 
 
 def attend(
@@ -15,7 +16,9 @@ def attend(
 ) -> Tensor:
     """Attention over packed q, k, v (B, N, 3, H, D) of an image of (height, width) = size tokens.
 
-    Half precision is computed in fp32, under autocast too. Temporaries die as soon as possible.
+    Half precision is computed in fp32, under autocast too. Without grad, tokens go through in
+    slices: besides the rotation's table, which images and heads share, there is no temporary of the
+    size of the input.
     """
     device = qkv.device.type
     if torch.is_autocast_enabled(device):
@@ -27,44 +30,76 @@ def attend(
 def _attend(
     qkv: Tensor, size: tuple[int, int], frequencies: Tensor, eps: float, mask: Tensor | None
 ) -> Tensor:
+    batch, tokens, _, heads, dim = qkv.shape
+    compute = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    cos, sin = _rotation(size, frequencies.to(compute))
     # One unbind, so that the backward pass writes one packed gradient instead of adding up three.
     query, key, value = qkv.unbind(2)
-    compute = torch.float64 if qkv.dtype == torch.float64 else torch.float32
-    # (B, 1, N, 1)
-    hidden = None if mask is None else ~mask[:, None, :, None]
+    slices = token_slices(tokens, batch * heads * dim * compute.itemsize, qkv.device)
+    if len(slices) > 1:
+        return _attend_slices(query, key, value, cos, sin, eps, mask, slices)
+    q, k = (_per_head(phi(x.to(compute), 'elu'), mask) for x in (query, key))
+    weights = _softmax(k @ _mean_query(q.sum(2), tokens, mask), mask)
+    state, normalizer = _state(k * weights, _per_head(value.to(compute), mask), cos, sin)
+    return _out(q, state, normalizer, cos, sin, eps).to(qkv.dtype)
 
-    def per_head(x: Tensor) -> Tensor:
-        # (B, N, H, D) -> (B, H, N, D)
-        x = x.transpose(1, 2)
-        return x.contiguous() if hidden is None else x.masked_fill(hidden, 0)
 
-    q = per_head(phi(query.to(compute), 'elu'))
-    k = per_head(phi(key.to(compute), 'elu'))
-    # (B, H, N, 1); the mean of the queries is (B, H, D, 1)
-    weights = _softmax(k @ _mean(q, mask).mul(qkv.shape[-1] ** -0.5).unsqueeze(-1), hidden)
-    k = k * weights
+def _attend_slices(query, key, value, cos, sin, eps, mask, slices):
+    def per_head(x: Tensor, part: slice, feature_map: bool = True) -> Tensor:
+        x = x[:, part].to(cos.dtype)
+        return _per_head(
+            phi(x, 'elu') if feature_map else x, None if mask is None else mask[:, part]
+        )
+
+    total = sum(per_head(query, part).sum(2) for part in slices)
+    mean = _mean_query(total, query.shape[1], mask)
+    weights = _softmax(torch.cat([per_head(key, part) @ mean for part in slices], 2), mask)
+    states = (
+        _state(
+            per_head(key, part) * weights[:, :, part],
+            per_head(value, part, feature_map=False),
+            cos[part],
+            sin[part],
+        )
+        for part in slices
+    )
+    state, normalizer = (sum(x) for x in zip(*states, strict=True))
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for part in slices:
+        q = per_head(query, part)
+        out[:, part] = _out(q, state, normalizer, cos[part], sin[part], eps)
+    return out
+
+
+def _state(k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """S (B, H, D, D) and z (B, H, D, 1) of weighted keys and values, each (B, H, N, D)."""
+    return _rotate(k, cos, sin).transpose(2, 3) @ v, k.sum(2).unsqueeze(-1)
+
+
+def _out(
+    q: Tensor, state: Tensor, normalizer: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> Tensor:
+    """Output (B, N, H, D) of phi(q), (B, H, N, D)."""
     # A masked query has phi(q) = 0, so its output is 0 / eps = 0.
-    denominator = q @ k.sum(2).unsqueeze(-1) + eps
-    cos, sin = _rotation(size, frequencies.to(compute))
-    k = _rotate(k, cos, sin)
-    # (B, H, D, D)
-    state = k.transpose(2, 3) @ per_head(value.to(compute))
-    del k
-    out = _rotate(q, cos, sin) @ state / denominator
-    return out.transpose(1, 2).to(qkv.dtype)
+    return (_rotate(q, cos, sin) @ state / (q @ normalizer + eps)).transpose(1, 2)
 
 
-def _mean(q: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over tokens: (B, H, N, D), zero where masked, -> (B, H, D)."""
-    if mask is None:
-        return q.mean(2)
-    return q.sum(2) / mask.sum(1).clamp(min=1)[:, None, None]
+def _per_head(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, N, H, D) -> (B, H, N, D), zero where masked."""
+    x = x.transpose(1, 2)
+    return x.contiguous() if mask is None else x.masked_fill(~mask[:, None, :, None], 0)
 
 
-def _softmax(logits: Tensor, hidden: Tensor | None) -> Tensor:
+def _mean_query(total: Tensor, tokens: int, mask: Tensor | None) -> Tensor:
+    """Mean over tokens, scaled as in softmax attention: their sum (B, H, D) -> (B, H, D, 1)."""
+    count = tokens if mask is None else mask.sum(1).clamp(min=1)[:, None, None]
+    return (total / count * total.shape[-1] ** -0.5).unsqueeze(-1)
+
+
+def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax over tokens of (B, H, N, 1); finite where every token is masked."""
-    if hidden is not None:
-        logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None, :, None], torch.finfo(logits.dtype).min)
     return logits.softmax(2)
 
 
