@@ -1,6 +1,9 @@
 """Work on tokens in slices, so that its temporaries fit a cache and need hardly any memory."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
+from torch import Tensor
 
 # Bytes of one temporary: what a CPU's cache holds; enough to keep a GPU busy.
 BUDGET = {'cpu': 2**21}
@@ -8,19 +11,42 @@ BUDGET_ELSEWHERE = 2**26
 
 
 def token_slices(
-    tokens: int, bytes_per_token: int, device: torch.device, least: int = 1
+    tokens: int,
+    bytes_per_token: int,
+    device: torch.device,
+    *,
+    least: int = 1,
+    with_grad: bool = False,
 ) -> list[slice]:
     """Slices over an axis of tokens.
 
-    One slice holds all of them where autograd or a graph is recorded: those keep what they see.
+    One slice holds all of them where a graph is recorded, which keeps what it sees.
 
     Args:
         tokens: Length of the axis.
         bytes_per_token: Of the largest temporary.
         device: Where it lies.
         least: Tokens of the smallest slice but the last.
+        with_grad: Slices where autograd records, too, on a CPU: it is only the cache that gains.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    allowed = not torch.is_grad_enabled() or (with_grad and device.type == 'cpu')
+    if torch.compiler.is_compiling() or not allowed:
         return [slice(0, tokens)]
     step = max(1, least, BUDGET.get(device.type, BUDGET_ELSEWHERE) // max(1, bytes_per_token))
-    return [slice(start, start + step) for start in range(0, max(1, tokens), step)]
+    return [slice(start, min(start + step, tokens)) for start in range(0, max(1, tokens), step)]
+
+
+def join(pieces: Iterable[Tensor], slices: Sequence[slice]) -> Tensor:
+    """Results (B, n, ...) of slices of the second axis, as one tensor.
+
+    Without grad, each is put in its place as it comes, and they never live all at once.
+    """
+    if len(slices) == 1 or torch.is_grad_enabled():
+        pieces = tuple(pieces)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+    out = None
+    for part, piece in zip(slices, pieces, strict=True):
+        if out is None:
+            out = piece.new_empty((piece.shape[0], slices[-1].stop, *piece.shape[2:]))
+        out[:, part] = piece
+    return out

@@ -3,6 +3,7 @@
 Legend: B batch, H height, W width, N = H * W tokens, C channels.
 """
 
+import torch
 from torch import Tensor, nn
 
 from ..layers import DepthwiseConv2d, init_linear
@@ -42,10 +43,40 @@ class PackedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C)."""
         batch, height, width, dim = x.shape
-        # (B, H, W, parts * C)
-        projected = self.in_proj(x)
+        # (B, H, W, parts * C), and the values (B, H, W, C)
+        projected, values = with_channels(self.in_proj(x), 2 * dim, 3 * dim)
         packed = projected.reshape(batch, height * width, self.parts, self.num_heads, self.head_dim)
         out = self.attend(packed, (height, width)).reshape(x.shape)
         if self.lepe is not None:
-            out = out + self.lepe(projected[..., 2 * dim : 3 * dim])
+            out = out + self.lepe(values)
         return self.proj(out)
+
+
+def with_channels(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """x, and its channels from `start` to `stop` on the last axis.
+
+    Where both are used, autograd would fill up the gradient of the slice with zeros, and add it to
+    that of the rest: three passes over all channels, of which this spares the memory.
+    """
+    if torch.compiler.is_compiling():
+        return x, x[..., start:stop]
+    return _WithChannels.apply(x, start, stop)
+
+
+class _WithChannels(torch.autograd.Function):
+    @staticmethod
+    def forward(x, start, stop):
+        return x.view_as(x), x[..., start:stop]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.start, ctx.stop = inputs
+
+    @staticmethod
+    def backward(ctx, grad, grad_channels):
+        # In its place, for nobody else has this gradient, unless it is to be differentiated, or
+        # its elements share memory.
+        if torch.is_grad_enabled() or not grad.is_contiguous():
+            grad = grad.clone(memory_format=torch.contiguous_format)
+        grad[..., ctx.start : ctx.stop] += grad_channels
+        return grad, None, None

@@ -10,7 +10,7 @@ from saga_kernels import rank_augmented_linear_attention
 from saga_kernels.validation import check_impl
 
 from ..layers import rotary_frequencies, rotate
-from .base import PackedAttention
+from .base import PackedAttention, with_channels
 
 MIXERS = ('linear', 'softmax')
 
@@ -60,10 +60,11 @@ class RankAugmentedAttention(PackedAttention):
         batch, height, width, dim = x.shape
         # (B, H, W, 3 * C), (B, H, W, C)
         qkv, gate = self.in_proj(x).split((3 * dim, dim), dim=-1)
+        qkv, values = with_channels(qkv, 2 * dim, 3 * dim)
         packed = qkv.reshape(batch, height * width, 3, self.num_heads, self.head_dim)
         out = self.attend(packed, (height, width)).reshape(x.shape)
         if self.lepe is not None:
-            out = out + self.lepe(qkv[..., 2 * dim :])
+            out = out + self.lepe(values)
         return self.proj(out * gate)
 
     def attend(self, packed: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,10 +1,9 @@
 """Feed-forward network of a transformer block."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_kernels.slices import token_slices
+from saga_kernels.slices import join, token_slices
 
 from .conv import DepthwiseConv2d
 from .init import init_linear
@@ -13,8 +12,8 @@ from .init import init_linear
 class FFN(nn.Module):
     """Two linear layers with a GELU between them, on maps: (B, H, W, C) -> the same.
 
-    Without grad, rows go through in strips, which overlap where there is a convolution: the wide
-    map in between is never there as a whole.
+    Rows go through in strips that fit a CPU's cache; without grad, the wide map in between is never
+    there as a whole. Where there is a convolution, strips overlap, and only go without grad.
 
     Args:
         dim: C.
@@ -31,10 +30,20 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, row = x.shape[1], x[:, :1].numel() // x.shape[-1] * self.fc1.out_features
-        strips = token_slices(height, row * x.element_size(), x.device, least=16 * self.halo)
+        strips = token_slices(
+            height,
+            row * x.element_size(),
+            x.device,
+            least=16 * self.halo,
+            with_grad=not self.halo,
+        )
         if len(strips) == 1:
             return self.fc2(self._hidden(x))
-        return torch.cat([self._strip(x, strip) for strip in strips], 1)
+        if self.halo:
+            return join((self._strip(x, strip) for strip in strips), strips)
+        # one split, so that the backward pass writes one gradient
+        pieces = x.split(strips[0].stop, 1)
+        return join((self.fc2(self._hidden(piece)) for piece in pieces), strips)
 
     def _strip(self, x: Tensor, strip: slice) -> Tensor:
         start = max(0, strip.start - self.halo)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from saga_kernels import gated_linear_attention, linear_attention
 from saga_mm.attention import GatedLinearAttention
+from saga_mm.attention.base import with_channels
 
 
 @pytest.mark.parametrize('gated', [True, False])
@@ -24,6 +25,23 @@ def test_channel_order_and_lepe(gated):
     lepe = F.conv2d(v, module.lepe.weight, module.lepe.bias, padding=1, groups=dim)
     truth = F.linear(mixed + lepe.permute(0, 2, 3, 1), module.proj.weight, module.proj.bias)
     torch.testing.assert_close(module(x), truth)
+
+
+def test_channels_beside_the_whole_have_the_gradient_of_a_slice():
+    x = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+
+    def both(x):
+        whole, part = with_channels(x, 1, 3)
+        assert torch.equal(whole, x)
+        assert torch.equal(part, x[:, 1:3])
+        return whole.sin(), part.cos()
+
+    assert torch.autograd.gradcheck(both, x)
+    assert torch.autograd.gradgradcheck(both, x)
+    # elements of this gradient share memory
+    whole, part = with_channels(x, 1, 3)
+    (whole.sum() + 2 * part.sum()).backward()
+    assert torch.equal(x.grad, torch.tensor([1.0, 3, 3, 1, 1], dtype=x.dtype).expand(2, 5))
 
 
 def test_without_lepe_tokens_are_a_set():

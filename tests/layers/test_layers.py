@@ -82,17 +82,23 @@ def test_ffn_with_a_convolution_between():
 
 @pytest.mark.parametrize('kernel_size', [0, 3])
 @pytest.mark.parametrize('height', [1, 16, 33, 90])
-def test_ffn_in_strips_equals_the_whole(kernel_size, height, monkeypatch):
+@pytest.mark.parametrize('with_grad', [False, True])
+def test_ffn_in_strips_equals_the_whole(kernel_size, height, with_grad, monkeypatch):
     ffn = FFN(4, 6, kernel_size)
-    x = torch.randn(2, height, 5, 4)
+    x = torch.randn(2, height, 5, 4, requires_grad=True)
+    tensors = x, *ffn.parameters()
     whole = ffn(x)
+    truth = torch.autograd.grad(whole.square().sum(), tensors)
     rows = []
     monkeypatch.setitem(slices.BUDGET, 'cpu', 7 * 2 * 5 * 6 * 4)
     ffn.fc2.register_forward_hook(lambda module, args, out: rows.append(out.shape[1]))
-    with torch.no_grad():
-        torch.testing.assert_close(ffn(x), whole.detach())
-    # a strip is no thinner than 16 halos
-    step = 16 if kernel_size else 7
+    with torch.set_grad_enabled(with_grad):
+        out = ffn(x)
+    torch.testing.assert_close(out, whole)
+    if with_grad:
+        torch.testing.assert_close(torch.autograd.grad(out.square().sum(), tensors), truth)
+    # with a convolution, a strip is no thinner than 16 halos, and autograd gets no strips
+    step = (height if with_grad else 16) if kernel_size else 7
     assert rows == [min(step, height - start) for start in range(0, height, step)]
 
 

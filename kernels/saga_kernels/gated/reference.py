@@ -3,13 +3,13 @@
 Legend: B batch, N tokens, H heads, D head dim.
 """
 
-from collections.abc import Sequence
+import functools
 
 import torch
 from torch import Tensor
 
 from ..feature_maps import phi
-from ..slices import token_slices
+from ..slices import join, token_slices
 
 
 def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
@@ -28,37 +28,30 @@ def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) ->
 
 def _attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
     batch, tokens, _, heads, dim = packed.shape
-    compute = torch.float64 if packed.dtype == torch.float64 else torch.float32
-    slices = token_slices(tokens, batch * heads * dim * compute.itemsize, packed.device)
+    width = batch * heads * dim * max(packed.itemsize, 4)
+    slices = token_slices(tokens, width, packed.device, with_grad=True)
+    pieces, masks = [packed], [mask]
     if len(slices) > 1:
-        return _attend_slices(packed, feature_map, eps, mask, slices)
-    # One unbind, so that the backward pass writes one packed gradient instead of adding up five.
-    query, *others = packed.unbind(2)
-    return _out(query, *_state(others, feature_map, mask), feature_map, eps, mask)
-
-
-def _attend_slices(packed, feature_map, eps, mask, slices):
-    query, *others = packed.unbind(2)
-    masks = [None if mask is None else mask[:, part] for part in slices]
-    states = zip(
-        *(
-            _state([x[:, part] for x in others], feature_map, hidden)
-            for part, hidden in zip(slices, masks, strict=True)
-        ),
-        strict=True,
+        pieces = packed.split(slices[0].stop, 1)
+        masks = [None if mask is None else mask[:, part] for part in slices]
+    # One split and unbind, so that the backward pass writes each gradient once.
+    parts = [piece.unbind(2) for piece in pieces]
+    states = [
+        _state(*others, feature_map=feature_map, mask=hidden)
+        for (_, *others), hidden in zip(parts, masks, strict=True)
+    ]
+    state, normalizer = (functools.reduce(torch.add, x) for x in zip(*states, strict=True))
+    outs = (
+        _out(query, state, normalizer, feature_map, eps, hidden)
+        for (query, *_), hidden in zip(parts, masks, strict=True)
     )
-    state, normalizer = (sum(x) for x in states)
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for part, hidden in zip(slices, masks, strict=True):
-        out[:, part] = _out(query[:, part], state, normalizer, feature_map, eps, hidden)
-    return out
+    return join(outs, slices)
 
 
 def _state(
-    others: Sequence[Tensor], feature_map: str, mask: Tensor | None
+    key: Tensor, value: Tensor, *gates: Tensor, feature_map: str, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """S (B*H, D, D) and z (B*H, D, 1) of k, v and, if any, a, b, each (B, N, H, D)."""
-    key, value, *gates = others
     compute = torch.float64 if key.dtype == torch.float64 else torch.float32
 
     def gated(x: Tensor, index: int) -> Tensor:

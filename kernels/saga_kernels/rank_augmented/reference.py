@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..feature_maps import phi
-from ..slices import token_slices
+from ..slices import join, token_slices
 
 
 def attend(
@@ -64,11 +64,11 @@ def _attend_slices(query, key, value, cos, sin, eps, mask, slices):
         for part in slices
     )
     state, normalizer = (sum(x) for x in zip(*states, strict=True))
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for part in slices:
-        q = per_head(query, part)
-        out[:, part] = _out(q, state, normalizer, cos[part], sin[part], eps)
-    return out
+    outs = (
+        _out(per_head(query, part), state, normalizer, cos[part], sin[part], eps).to(query.dtype)
+        for part in slices
+    )
+    return join(outs, slices)
 
 
 def _state(k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
