@@ -261,7 +261,7 @@ def draw(rows: list[dict], args: argparse.Namespace) -> None:
             )
         units = [f'{name}, {COLUMNS[name][2]}'.rstrip(', ') for name in pair]
         axes.set(xlabel=units[0], ylabel=units[1])
-        axes.margins(0.2)
+        axes.margins(0.3, 0.2)
     figure.savefig(args.out_dir / 'patterns.png', dpi=120)
 
 
