@@ -161,11 +161,9 @@ def compile_all(cases):
     errors = 0
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn')) as pool:
         for case, future in [(case, pool.submit(compile_case, **case)) for case in cases]:
-            try:
-                row = future.result()
-            except Exception as error:  # noqa: BLE001, it is a result, and the others go on
-                errors += 1
-                row = case | dict(error=f'{type(error).__name__}: {error}')
+            error = future.exception()
+            errors += error is not None
+            row = case | dict(error=repr(error)) if error else future.result()
             print(json.dumps(row), flush=True)
     return errors
 
