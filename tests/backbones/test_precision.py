@@ -40,8 +40,12 @@ def packed(tensors):
     return torch.cat([tensor.detach().float().flatten() for tensor in tensors])
 
 
-def close(value, truth, dtype):
-    return value.isfinite().all() and rms_ratio(value, truth.double()) < BOUNDS[dtype]
+def check_close(value, truth, dtype, what):
+    """`pytest -s` shows the ratios."""
+    ratio = rms_ratio(value, truth.double())
+    print(f'\n{dtype}, {what}: {ratio:.1e}', end='')
+    assert value.isfinite().all()
+    assert ratio < BOUNDS[dtype], f'{dtype}, {what}'
 
 
 def effective(model):
@@ -77,8 +81,8 @@ def test_inference(name, arch, kind):
         for dtype in BOUNDS:
             with torch.autocast('cpu', dtype=dtype):
                 outs = model(x)
-            for out, expected in zip(outs, truth, strict=True):
-                assert close(out, expected, dtype), dtype
+            for i, (out, expected) in enumerate(zip(outs, truth, strict=True)):
+                check_close(out, expected, dtype, f'output {i}')
 
 
 @pytest.mark.parametrize('kind', IMAGES)
@@ -95,8 +99,9 @@ def test_training_step(name, arch, kind):
 
     truth = step(None, 1.0)
     for dtype, scale in LOSS_SCALE.items():
-        for value, expected in zip(step(dtype, scale), truth, strict=True):
-            assert close(value, expected, dtype), dtype
+        outputs, gradients = step(dtype, scale)
+        check_close(outputs, truth[0], dtype, 'outputs')
+        check_close(gradients, truth[1], dtype, 'gradients')
 
 
 def test_training_recovers_from_skipped_steps(name, arch):
@@ -129,4 +134,4 @@ def test_training_recovers_from_skipped_steps(name, arch):
         assert loss.item() == pytest.approx(expected.item(), rel=0.02)
     assert skipped > 0
     assert losses[-1] < losses[0]
-    assert close(packed(half.parameters()), packed(full.parameters()), torch.float16)
+    check_close(packed(half.parameters()), packed(full.parameters()), torch.float16, 'weights')
