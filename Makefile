@@ -7,7 +7,10 @@ python = $(VENV)/bin/python
 # One thread per process: two test processes with a thread per core each would get in each other's way.
 pytest = OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: setup demo test test-all compile-kernels lint format clean
+# What depends on the stack: configs and a training step of each, backbones, training.
+stack_tests = tests/configs tests/backbones/test_backbones.py tests/tools/test_train.py
+
+.PHONY: setup demo test test-all test-stack compile-kernels lint format clean
 
 setup:
 	tools/setup_env.sh
@@ -20,6 +23,12 @@ test: setup
 
 test-all: setup
 	$(pytest)
+ifeq ($(STACK),onedl)
+	$(MAKE) test-stack STACK=openmmlab VENV=.venv-openmmlab
+endif
+
+test-stack: setup
+	$(pytest) -m 'not long' $(stack_tests)
 
 # Every kernel variant, for GPUs that need not be here: registers, spills, shared memory.
 compile-kernels: setup

@@ -173,7 +173,7 @@ def readme_commands():
     return [line.split('#')[0].strip() for block in blocks for line in block.splitlines()]
 
 
-@pytest.mark.parametrize('target', ['setup', 'demo', 'test', 'test-all', 'lint'])
+@pytest.mark.parametrize('target', ['setup', 'demo', 'test', 'test-all', 'test-stack', 'lint'])
 def test_each_command_sets_up_first(target):
     steps = succeed('make', '-n', target, cwd=ROOT).splitlines()
     assert steps[0] == 'tools/setup_env.sh'
@@ -188,7 +188,18 @@ def test_the_readme_names_the_commands():
 
 def test_only_the_long_tests_are_left_out():
     assert "-m 'not long'" in succeed('make', '-n', 'test', cwd=ROOT)
-    assert 'long' not in succeed('make', '-n', 'test-all', cwd=ROOT)
+    steps = succeed('make', '-n', 'test-all', 'STACK=openmmlab', cwd=ROOT)
+    assert 'long' not in steps
+
+
+def test_all_tests_end_with_those_of_the_original_packages():
+    steps = succeed('make', '-n', 'test-all', cwd=ROOT).splitlines()
+    everything, *_, some = (step for step in steps if ' -m pytest ' in step)
+    assert ' .venv/bin/python ' in everything and 'long' not in everything
+    assert ' .venv-openmmlab/bin/python ' in some
+    paths = [part for part in some.split() if part.startswith('tests/')]
+    assert 'tests/configs' in paths
+    assert all((ROOT / path).exists() for path in paths)
 
 
 @pytest.fixture
@@ -203,20 +214,20 @@ def recording_make(tmp_path):
 
 
 @pytest.mark.parametrize('known', ['', '/some/wheels'])
-def test_ci_runs_the_test_command_with_the_wheels_at_hand(known, recording_make, tmp_path):
+def test_ci_runs_all_tests_with_the_wheels_at_hand(known, recording_make, tmp_path):
     wheels = tmp_path / 'wheels'
     wheels.mkdir()
     environ = clean_environ(PATH=recording_make, WHEELHOUSE=str(wheels), PIP_CONFIG_FILE=os.devnull)
     result = run(ROOT / '.ci/run', cwd=tmp_path, env={**environ, 'PIP_FIND_LINKS': known})
     assert result.returncode == 7  # what make said
-    assert result.stdout.strip() == f'in {ROOT}: make test; links: {f"{known} {wheels}".strip()}'
-    assert 'make test' in readme_commands()
+    assert result.stdout.strip() == f'in {ROOT}: make test-all; links: {f"{known} {wheels}".strip()}'
+    assert '`make test-all`' in (ROOT / 'README.md').read_text()
 
 
 def test_ci_needs_no_wheels(recording_make, tmp_path):
     environ = clean_environ(PATH=recording_make, WHEELHOUSE=str(tmp_path / 'nothing'))
     result = run(ROOT / '.ci/run', env={**environ, 'PIP_FIND_LINKS': '/some/wheels'})
-    assert result.stdout.strip() == f'in {ROOT}: make test; links: /some/wheels'
+    assert result.stdout.strip() == f'in {ROOT}: make test-all; links: /some/wheels'
 
 
 # The set-up script

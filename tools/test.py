@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
 
 from saga_mm.engine.cli import add_common_arguments, command_line
 from saga_mm.engine.data import check_data
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> dict:
     ]
     check_data(cfg, ['test'])
     make_folder(cfg.work_dir)
-    return Runner.from_cfg(cfg).test()
+    return RUNNERS.build(cfg).test()
 
 
 def main(argv: list[str] | None = None) -> dict:

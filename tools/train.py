@@ -6,7 +6,7 @@ import argparse
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
 
 from saga_mm.engine.cli import add_common_arguments, command_line
 from saga_mm.engine.data import check_data
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     apply_options(cfg, args)
     check_data(cfg, ('train', 'val'))
     make_folder(cfg.work_dir)
-    Runner.from_cfg(cfg).train()
+    RUNNERS.build(cfg).train()
 
 
 def main(argv: list[str] | None = None) -> None:

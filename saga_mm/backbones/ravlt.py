@@ -136,7 +136,9 @@ class RAVLT(PyramidBackbone):
         def make_stage(i: int) -> Stage:
             if i == 0:
                 widths = (*(dims[0] // 2,) * 3, dims[0])
-                embed = ConvNormEmbed(in_channels, widths, (2, 1, 1, 2), norm_layer)
+                embed = ConvNormEmbed(
+                    in_channels, widths, (2, 1, 1, 2), norm_layer, fp32_start=True
+                )
             else:
                 embed = ConvNormEmbed(dims[i - 1], (dims[i],), (2,), norm_layer)
             return Stage(embed, [make_block(i, rate) for rate in drop_paths[i]])

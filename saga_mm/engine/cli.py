@@ -95,6 +95,11 @@ def describe(error: Exception) -> str:
         # below the traceback of the other process
         message = message.rstrip().rpartition('\n')[2]
         file = 'data in a worker; with num_workers=0 the file is named'
+    if 'gloo/transport' in message:
+        return (
+            'the connection to another process of this run is lost: that one has ended, see its '
+            'own error'
+        )
     message = textwrap.shorten(message, 1000, placeholder=' ...')
     if file:
         message = f'{message} (while reading {file})'

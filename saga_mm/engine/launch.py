@@ -11,12 +11,19 @@ from pathlib import Path
 import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..stack import check_stack
 from .checkpoint import use_safe_loading
 
+# what each launcher's processes have in their environment, and the program that puts it there
+STARTED_BY = {
+    'pytorch': ('RANK', 'torchrun'),
+    'slurm': ('SLURM_PROCID', 'srun'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
+}
 # entries of a config that not the Runner's arguments but its methods read, or the tools
 READ_ELSEWHERE = (
     'activation_checkpointing',
@@ -24,6 +31,8 @@ READ_ELSEWHERE = (
     'custom_imports',
     'find_unused_parameters',
     'model_wrapper_cfg',
+    'runner_type',
+    'strategy',
     'test_pipeline',
     'tta_model',
     'tta_pipeline',
@@ -42,7 +51,8 @@ def prepare(args: argparse.Namespace, needed: Sequence[str]) -> Config:
     Raises:
         StackError: Two distributions have overwritten each other.
         OSError: There is no such config.
-        ValueError: The config lacks an entry, or an option changes one that nobody reads.
+        ValueError: The config lacks an entry, an option changes one that nobody reads, or the
+            processes can't work together as the launcher or the config wants it.
     """
     check_stack()
     use_safe_loading()
@@ -51,6 +61,7 @@ def prepare(args: argparse.Namespace, needed: Sequence[str]) -> Config:
     cfg.launcher = args.launcher
     name = Path(args.config).stem
     cfg.work_dir = str(args.work_dir or cfg.get('work_dir') or Path('work_dirs', name))
+    check_processes(cfg)
     if args.launcher == 'pytorch' and get_device() == 'cpu':
         use_cpu_processes(cfg)
     return cfg
@@ -88,6 +99,36 @@ def make_folder(path: str | Path) -> None:
         raise PermissionError(f'{folder} can not be written: name another folder')
 
 
+def check_processes(cfg: Config) -> None:
+    """ValueError if a launcher or strategy can't work: not started by it, or without its GPU."""
+    if cfg.launcher != 'none':
+        variable, program = STARTED_BY[cfg.launcher]
+        if variable not in os.environ:
+            raise ValueError(
+                f'--launcher {cfg.launcher} is for processes that {program} starts, and {variable} '
+                'is not set: start them with tools/dist_train.sh or tools/slurm_train.sh, or leave '
+                '--launcher out'
+            )
+    strategy = (cfg.get('strategy') or {}).get('type')
+    if strategy and cfg.get('runner_type') != 'FlexibleRunner':
+        raise ValueError(
+            f"strategy {strategy} needs runner_type='FlexibleRunner' in the config, got "
+            f'{cfg.get("runner_type")!r}'
+        )
+    if get_device() != 'cpu':
+        return
+    if cfg.launcher in ('slurm', 'mpi'):
+        raise ValueError(
+            f'--launcher {cfg.launcher} needs a GPU, and there is none: torchrun with --launcher '
+            'pytorch starts processes without GPUs'
+        )
+    if strategy not in (None, 'SingleDeviceStrategy'):
+        raise ValueError(
+            f'strategy {strategy} of mmengine needs a GPU, and there is none: leave it out, or see '
+            "docs/distributed.md for sharding by torch's fully_shard"
+        )
+
+
 def use_cpu_processes(cfg: Config) -> None:
     """Let several processes without a GPU work together, which mmengine's launcher can't.
 
@@ -101,7 +142,7 @@ def use_cpu_processes(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
         broadcast_buffers=False,
     )
-    if _replace_sync_bn(cfg.model):
+    if _replace_sync_bn(cfg.model) and is_main_process():
         print_log('SyncBN needs a GPU: each process normalises its own batch', 'current')
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -77,6 +78,9 @@ class ConvNormEmbed(nn.Sequential):
         dims: Channels after each convolution; the last is C_out.
         strides: Stride of each convolution; their product is that of the whole.
         norm_layer: Makes a norm of maps (B, C, H, W), such as batch norm, from a channel number.
+        fp32_start: Compute the first convolution and norm in fp32 under autocast. An image may be
+            flat: batch norm then divides by a deviation close to zero, and its gradient sums up to
+            zero over the pixels, which rounding to half precision would hide.
     """
 
     def __init__(
@@ -85,11 +89,23 @@ class ConvNormEmbed(nn.Sequential):
         dims: Sequence[int],
         strides: Sequence[int],
         norm_layer: Callable[[int], nn.Module],
+        fp32_start: bool = False,
     ) -> None:
         layers = []
         for before, dim, stride in zip((in_channels, *dims[:-1]), dims, strides, strict=True):
             layers += [nn.Conv2d(before, dim, 3, stride, padding=1), norm_layer(dim), nn.GELU()]
         super().__init__(*layers[:-1])
+        self.fp32_start = fp32_start
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        conv, norm, *rest = self
+        x = x.permute(0, 3, 1, 2)
+        device = x.device.type
+        if self.fp32_start and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                x = norm(conv(x.to(conv.weight.dtype))).to(torch.get_autocast_dtype(device))
+        else:
+            x = norm(conv(x))
+        for layer in rest:
+            x = layer(x)
+        return x.permute(0, 2, 3, 1)

@@ -79,25 +79,27 @@ def build_model():
     return build
 
 
-def seg_sample(num_classes, height, width):
+def seg_sample(num_classes, height, width, objects):
     from mmseg.structures import SegDataSample
 
     truth = torch.randint(num_classes, (1, height, width))
+    if not objects:
+        truth.fill_(255)
     return SegDataSample(gt_sem_seg=PixelData(data=truth))
 
 
-def det_sample(num_classes, height, width):
+def det_sample(num_classes, height, width, objects):
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
 
-    corner = torch.rand(3, 2) * torch.tensor([width, height]) / 2
+    corner = torch.rand(objects, 2) * torch.tensor([width, height]) / 2
     boxes = torch.cat([corner, corner + torch.tensor([width, height]) * 0.4], dim=1).round()
-    masks = np.zeros((3, height, width), np.uint8)
+    masks = np.zeros((objects, height, width), np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y1:y2, x1:x2] = 1
     instances = InstanceData(
         bboxes=boxes,
-        labels=torch.randint(num_classes, (3,)),
+        labels=torch.randint(num_classes, (objects,)),
         masks=BitmapMasks(masks, height, width),
     )
     ignored = InstanceData(bboxes=torch.zeros(0, 4))
@@ -106,11 +108,16 @@ def det_sample(num_classes, height, width):
 
 @pytest.fixture
 def make_batch():
-    """Two random images with random truth, as the loader of the config's toolbox gives them."""
+    """Two random images with random truth, as the loader of the config's toolbox gives them.
 
-    def make(scope: str, num_classes: int, height: int = 64, width: int = 96) -> dict:
+    Without objects: no box, or every pixel ignored.
+    """
+
+    def make(
+        scope: str, num_classes: int, height: int = 64, width: int = 96, objects: int = 3
+    ) -> dict:
         make_sample = dict(mmseg=seg_sample, mmdet=det_sample)[scope]
-        samples = [make_sample(num_classes, height, width) for _ in range(2)]
+        samples = [make_sample(num_classes, height, width, objects) for _ in range(2)]
         for i, sample in enumerate(samples):
             shape = (height, width)
             sample.set_metainfo(

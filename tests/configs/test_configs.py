@@ -156,6 +156,22 @@ def test_predicts_and_trains(
     assert bool(read_as_contiguous) == ('mask_rcnn' in tiny_config_path.stem)
 
 
+@pytest.mark.long
+def test_no_parameter_is_unused(
+    config_path, load_config, build_model, make_batch, train_step, head_classes
+):
+    """Neither with objects in the images nor without: a process may meet the latter alone."""
+    cfg = load_config(config_path)
+    model = build_model(cfg)
+    for objects in (3, 0):
+        model.zero_grad()
+        batch = make_batch(cfg.default_scope, head_classes(cfg.model), objects=objects)
+        losses = train_step(model, batch)
+        assert all(math.isfinite(value) for value in losses.values()), losses
+        named = model.named_parameters()
+        assert not [name for name, p in named if p.requires_grad and p.grad is None]
+
+
 def test_weight_decay_spares_norms_biases_and_layer_scales(
     tiny_config_path, load_config, build_model
 ):

@@ -17,6 +17,10 @@ from saga_mm.stack import StackError
         (FileNotFoundError('a.py is missing'), 'a.py is missing'),
         (KeyError('X is not in the registry'), 'KeyError: X is not in the registry (run'),
         (RuntimeError('wrong\nshape'), 'RuntimeError: wrong shape (run with --debug for'),
+        (
+            RuntimeError('[/a/gloo/transport/tcp/pair.cc:537] Read error'),
+            'the connection to another process of this run is lost',
+        ),
         (ValueError(), 'ValueError:'),
         (ValueError('a ' * 3000), 'a a a'),
     ],

@@ -287,6 +287,22 @@ TOOLS = {
         'nonsense',
     ),
     'options: amp': (lambda w: w.train('seg', '--amp'), r'mixed precision \(--amp'),
+    'launcher: not torchrun': (
+        lambda w: w.train('seg', '--launcher', 'pytorch'),
+        '--launcher pytorch is for processes that torchrun starts, and RANK is not set',
+    ),
+    'launcher: not srun': (
+        lambda w: w.train('seg', '--launcher', 'slurm'),
+        'for processes that srun starts, and SLURM_PROCID is not set',
+    ),
+    'strategy: runner': (
+        lambda w: w.change('seg', 'strategy.type=FSDPStrategy'),
+        "strategy FSDPStrategy needs runner_type='FlexibleRunner' in the config, got None",
+    ),
+    'strategy: CPU': (
+        lambda w: w.change('seg', 'strategy.type=FSDPStrategy', 'runner_type=FlexibleRunner'),
+        'strategy FSDPStrategy of mmengine needs a GPU, and there is none',
+    ),
     'options: lr': (lambda w: w.train('seg', '--auto-scale-lr'), 'needs auto_scale_lr.base_batch'),
     'work dir: below a file': (
         lambda w: w.train('seg', work='file/a'),

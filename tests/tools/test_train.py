@@ -219,15 +219,14 @@ def test_options_reach_the_runner(tool, tiny_seg, tmp_path, monkeypatch):
     configs = []
 
     class Runner:
-        @classmethod
-        def from_cfg(cls, cfg):
-            configs.append(cfg)
-            return cls()
-
         def train(self):
             pass
 
-    monkeypatch.setattr(module, 'Runner', Runner)
+    def build(cfg):
+        configs.append(cfg)
+        return Runner()
+
+    monkeypatch.setattr(module.RUNNERS, 'build', build)
     monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
     monkeypatch.chdir(tmp_path)
     options = ('--cfg-options', 'auto_scale_lr.base_batch_size=4')
@@ -248,25 +247,3 @@ def test_options_reach_the_runner(tool, tiny_seg, tmp_path, monkeypatch):
     # in the place of mmengine's, with its options
     hook = first.default_hooks.checkpoint
     assert (hook.type, hook.interval) == ('saga_mm.AtomicCheckpointHook', 2)
-
-
-def test_two_processes_without_a_gpu(tiny_seg, tmp_path):
-    environment = {
-        **os.environ,
-        'PYTHONPATH': os.pathsep.join(map(str, (ROOT, ROOT / 'kernels'))),
-        'PATH': os.pathsep.join((str(Path(sys.executable).parent), os.environ['PATH'])),
-        'CUDA_VISIBLE_DEVICES': '',
-        'OMP_NUM_THREADS': '1',
-        'PORT': str(20000 + os.getpid() % 10000),
-    }
-    work_dir = tmp_path / 'work'
-    options = ['--cfg-options', 'train_cfg.max_iters=2', 'randomness.seed=1', '--debug']
-    result = subprocess.run(
-        [ROOT / 'tools/dist_train.sh', tiny_seg, '2', '--work-dir', work_dir, *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert len(losses(work_dir)) == 2
-    assert 'GPU number: 2' in next(work_dir.glob('*/*.log')).read_text()
