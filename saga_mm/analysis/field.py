@@ -5,10 +5,13 @@ Legend: B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+# of the mass
+SHARES = (0.5, 0.9)
 
 
 def gradient_mass(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -33,7 +36,7 @@ def gradient_mass(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return (mass / mass.sum((1, 2), keepdim=True)).mean(0)
 
 
-def radius(mass: Tensor, share: float, centre: tuple[int, int] | None = None) -> float:
+def radius(mass: Tensor, share: float, centre: Sequence[int] | None = None) -> float:
     """Distance within which at least `share` of the mass of a map (H, W) lies.
 
     Args:
@@ -51,3 +54,44 @@ def radius(mass: Tensor, share: float, centre: tuple[int, int] | None = None) ->
     held = torch.zeros_like(rings).index_add_(0, ring, mass.flatten().double()).cumsum(0)
     index = torch.searchsorted(held, share * held[-1] * (1 - 1e-9))
     return rings[index].item()
+
+
+def radii(mass: Tensor, centre: Sequence[int] | None = None) -> list[float]:
+    """The radius for each of `SHARES`."""
+    return [radius(mass, share, centre) for share in SHARES]
+
+
+def stage_fields(backbone: nn.Module, images: Sequence[Tensor]) -> dict[str, dict]:
+    """What each pixel means to the centre token of each map of a backbone.
+
+    Args:
+        backbone: In eval mode; each of its stages halves the sides of the map, from a quarter on.
+        images: Of one size, (B, 3, H, W) each.
+
+    Returns:
+        By stage, from '0', the `mass` of each pixel, (H, W), and its `radii` in pixels.
+    """
+    found = {}
+    for number, stage in enumerate(backbone.out_indices):
+
+        def output(x: Tensor, number: int = number) -> Tensor:
+            return backbone(x.permute(0, 3, 1, 2))[number].permute(0, 2, 3, 1)
+
+        masses = [gradient_mass(output, image.permute(0, 2, 3, 1)) for image in images]
+        mass = torch.stack(masses).mean(0).cpu()
+        stride = 4 * 2**stage
+        # the pixel that the centre token's convolutions are about
+        centre = [-(-length // stride) // 2 * stride for length in mass.shape]
+        found[str(stage)] = dict(mass=mass, radii=radii(mass, centre))
+    return found
+
+
+def stack_radii(layers: Iterable[nn.Module], x: Tensor) -> list[list[float]]:
+    """The radii, in tokens, of stacks of layers on maps (B, H, W, C): of the first one, the first
+    two, and so on."""
+    stack = nn.Sequential()
+    found = []
+    for layer in layers:
+        stack.append(layer.to(x.device))
+        found.append(radii(gradient_mass(stack, x)))
+    return found

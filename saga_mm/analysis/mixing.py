@@ -65,6 +65,13 @@ def attention_layers(model: nn.Module) -> dict[str, PackedAttention]:
     return layers
 
 
+def label(layer: str) -> str:
+    """Short name of an attention layer, STAGE.BLOCK, both from 0: '2.5' of the module
+    stages.2.blocks.5.attn."""
+    _, stage, _, block, _ = layer.split('.')
+    return f'{stage}.{block}'
+
+
 def record_inputs(model: nn.Module, *args: Tensor) -> dict[str, Tensor]:
     """Call a model without gradients; return the input (B, H, W, C) of each attention module."""
     inputs = {}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .mixing import attention_layers, label, record_inputs, take_apart
 
 
 def normalized_singular_values(matrix: Tensor) -> Tensor:
@@ -31,17 +35,45 @@ def numerical_rank(values: Tensor, tolerance: float = 0.01) -> Tensor:
     return (values > tolerance * values.amax(-1, keepdim=True)).sum(-1)
 
 
-def summarize(matrices: Tensor) -> dict[str, object]:
-    """Medians over many matrices of one kind, (..., M, N), as plain numbers.
+def summarize(values: Tensor) -> dict[str, object]:
+    """Medians over the singular values (matrices, R) of many matrices, as plain numbers.
 
     Returns:
-        singular_values (min(M, N) of them, each the median over the matrices), effective_rank,
-        numerical_rank (at 1 %) and full_rank.
+        singular_values (R of them), effective_rank, numerical_rank (at 1 %) and full_rank, R.
     """
-    values = normalized_singular_values(matrices).flatten(0, -2)
     return dict(
         singular_values=values.quantile(0.5, 0).tolist(),
         effective_rank=effective_rank(values).quantile(0.5).item(),
         numerical_rank=numerical_rank(values).double().quantile(0.5).item(),
         full_rank=values.shape[-1],
     )
+
+
+def layer_ranks(backbone: nn.Module, images: Iterable[Tensor]) -> dict[str, dict]:
+    """Ranks of what the attention layers of a backbone make of images.
+
+    Args:
+        backbone: In eval mode.
+        images: Of one size, (B, 3, H, W) each.
+
+    Returns:
+        By `label`, the `mechanism` of a layer and its `matrices`: by name, as in `Mixing`, what
+        `summarize` says over all images and heads.
+    """
+    modules = attention_layers(backbone)
+    mechanisms: dict[str, str] = {}
+    values: dict[str, dict[str, list[Tensor]]] = {name: {} for name in modules}
+    for image in images:
+        for name, x in record_inputs(backbone, image).items():
+            mixing = take_apart(modules[name], x)
+            mechanisms[name] = mixing.mechanism
+            for kind, matrix in {**mixing.states, **mixing.features}.items():
+                spectrum = normalized_singular_values(matrix).flatten(0, -2).cpu()
+                values[name].setdefault(kind, []).append(spectrum)
+    return {
+        label(name): dict(
+            mechanism=mechanisms[name],
+            matrices={kind: summarize(torch.cat(parts)) for kind, parts in kinds.items()},
+        )
+        for name, kinds in values.items()
+    }

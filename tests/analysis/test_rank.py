@@ -1,7 +1,5 @@
 """Ranks of matrices whose ranks are known."""
 
-import math
-
 import pytest
 import torch
 
@@ -41,10 +39,8 @@ def test_zeros_have_no_rank_and_no_nan():
 
 
 def test_summary_is_the_median_over_matrices():
-    diagonals = torch.tensor([[[4, 4.0]], [[4, 2]], [[4, 0]]]).double()
-    summary = summarize(torch.diag_embed(diagonals))
+    summary = summarize(torch.tensor([[1, 1], [1, 0.5], [1, 0]]).double())
     assert summary['singular_values'] == [1, 0.5]
     assert summary['full_rank'] == summary['numerical_rank'] == 2
     # shares of 2/3 and 1/3
     assert summary['effective_rank'] == pytest.approx(3 / 2 ** (2 / 3), rel=1e-6)
-    assert math.isclose(summarize(torch.eye(3).expand(2, 3, 3))['effective_rank'], 3, rel_tol=1e-6)
