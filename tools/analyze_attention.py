@@ -6,14 +6,15 @@
     python tools/analyze_attention.py map --models NAME=CONFIG:CHECKPOINT ... --images FILE \\
         --pixel 90 120
 
-Each writes pictures, a table, and all numbers as JSON; `--help` after the first word tells what they
-mean. Without `:CHECKPOINT` a model is untrained. Layers are called STAGE.BLOCK, from 0.
+Each writes pictures, a table, and all numbers as JSON; `rank --help` and so on tell what they mean.
+Without `:CHECKPOINT` a model is untrained. Layers are called STAGE.BLOCK, from 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -159,9 +160,9 @@ def prepare(model: nn.Module, image: np.ndarray) -> Tensor:
 def run_rank(args: argparse.Namespace) -> None:
     """Ranks of KV states and of output features, layer by layer.
 
-    state: the KV state of a head, (D, D), as queries read it. Beside it stands what it would be with
-    the same keys and values, but without gates, or without weights and rotation. Softmax has no
-    state; decay has one for each token, and is left out.
+    state: the KV state of a head, (D, D), as queries read it. Beside it stands what it would be
+    with the same keys and values, but without gates, or without weights and rotation. Softmax has
+    no state; decay has one for each token, and is left out.
     output: what attention makes of all tokens, (tokens, channels), before LePE and the output
     projection. gated output: that times the output gate of RAVLT.
 
@@ -181,18 +182,19 @@ def run_rank(args: argparse.Namespace) -> None:
 
 
 def rank_table(found: plots.Results, states: bool) -> str:
-    kinds = plots.matrix_kinds(found, states)
-    rows = {}
-    for layer in sorted({layer for layers in found.values() for layer in layers}):
-        rows[layer] = []
-        for name, kind in kinds:
-            one = found[name].get(layer, {}).get('matrices', {}).get(kind)
-            rows[layer].append(
-                f'{one["effective_rank"]:.1f} / {one["numerical_rank"]:g} of {one["full_rank"]}'
-                if one
-                else '-'
-            )
-    return table('layer', [f'{name}: {kind}' for name, kind in kinds], rows)
+    columns = {
+        f'{name}: {kind}': {
+            layer: one['matrices'][kind]
+            for layer, one in found[name].items()
+            if kind in one['matrices']
+        }
+        for name, kind in plots.matrix_kinds(found, states)
+    }
+    return table('layer', columns, make_rows(columns, three_ranks))
+
+
+def three_ranks(one: dict) -> str:
+    return f'{one["effective_rank"]:.1f} / {one["numerical_rank"]:g} of {one["full_rank"]}'
 
 
 def run_field(args: argparse.Namespace) -> None:
@@ -219,13 +221,7 @@ def field_by_stage(args: argparse.Namespace) -> None:
     for name, model in load_models(args).items():
         torch.manual_seed(0)
         found[name] = stage_fields(model.backbone, [prepare(model, image) for image in images])
-    stages = sorted({stage for fields in found.values() for stage in fields})
-    rows = {
-        stage: [
-            cell(fields[stage]['radii']) if stage in fields else '-' for fields in found.values()
-        ]
-        for stage in stages
-    }
+    rows = make_rows(found, lambda field: cell(field['radii']))
     uniform = cell(radii(torch.ones(next(iter(images)).shape[:2])))
     text = f'{describe(images)}; uniform: {uniform}. {shares("pixels")}'
     write(args.out_dir / 'field', found, f'{text}\n\n{table("stage", found, rows)}')
@@ -279,7 +275,7 @@ def run_map(args: argparse.Namespace) -> None:
     has the mean over heads of the latter.
     """
     images = load_images(args)
-    for path, image in images.items():
+    for image in images.values():
         height, width = image.shape[:2]
         if not (0 <= args.pixel[0] < height and 0 <= args.pixel[1] < width):
             raise ValueError(f'--pixel must lie in {height} x {width} pixels, got {args.pixel}')
@@ -292,25 +288,16 @@ def run_map(args: argparse.Namespace) -> None:
             x = prepare(model, image)
             found[name] = attention_maps(model.backbone, x, args.pixel, args.layers)
         out = out.with_name(f'map_{out.name}')
-        write(out.with_suffix(''), found, f'{path}\n\n{map_table(found)}')
+        rows = make_rows(found, tokens_that_count)
+        write(out.with_suffix(''), found, f'{path}\n\n{table("layer", found, rows)}')
         plots.attention_maps(found, image[..., ::-1], x.shape[2:], args.pixel, out)
 
 
-def map_table(found: plots.Results) -> str:
-    rows = {}
-    for layer in sorted({layer for layers in found.values() for layer in layers}):
-        rows[layer] = []
-        for layers in found.values():
-            one = layers.get(layer)
-            rows[layer].append(
-                f'{np.mean(one["effective_tokens"]):.1f} of {one["weights"].numel()}'
-                if one
-                else '-'
-            )
-    return table('layer', found, rows)
+def tokens_that_count(row: dict) -> str:
+    return f'{np.mean(row["effective_tokens"]):.1f} of {row["weights"].numel()}'
 
 
-def describe(images) -> str:
+def describe(images: Collection[np.ndarray]) -> str:
     height, width = next(iter(images)).shape[:2]
     return f'{len(images)} images of {height} x {width} pixels'
 
@@ -323,16 +310,25 @@ def cell(values: list[float]) -> str:
     return ' / '.join(f'{value:.1f}' for value in values)
 
 
-def table(first: str, columns: object, rows: dict[str, list[str]]) -> str:
-    lines = [f'| {first} | {" | ".join(columns)} |', '|---|' + '---|' * len(list(columns))]
+def make_rows(columns: plots.Results, show: Callable[[dict], str]) -> dict[str, list[str]]:
+    """By layer or stage, what the columns have there."""
+    names = sorted({name for column in columns.values() for name in column})
+    return {
+        name: [show(column[name]) if name in column else '-' for column in columns.values()]
+        for name in names
+    }
+
+
+def table(first: str, columns: Collection[str], rows: dict[str, list[str]]) -> str:
+    lines = [f'| {first} | {" | ".join(columns)} |', '|---|' + '---|' * len(columns)]
     lines += [f'| {name} | {" | ".join(cells)} |' for name, cells in rows.items()]
     return '\n'.join(lines)
 
 
 def write(path: Path, found: object, text: str) -> None:
     """Numbers to `path`.json and, printed as well, a table to `path`.md."""
-    path.with_suffix('.json').write_text(json.dumps(found, default=Tensor.tolist))
-    path.with_suffix('.md').write_text(f'{text}\n')
+    Path(f'{path}.json').write_text(json.dumps(found, default=Tensor.tolist))
+    Path(f'{path}.md').write_text(f'{text}\n')
     print(f'{text}\n\n{path}.json')
 
 
