@@ -101,7 +101,7 @@ def stage_fields(found: Results, path: Path) -> None:
             axes.set_axis_off()
             if stage in fields:
                 mass = fields[stage]['mass']
-                axes.imshow((mass / mass.max()).sqrt(), cmap='inferno')
+                axes.imshow((mass / mass.max()).sqrt().numpy(), cmap='inferno')
                 radii = ' / '.join(f'{radius:.0f}' for radius in fields[stage]['radii'])
                 axes.set_title(f'{name}, stage {stage}: {radii} px', fontsize='small')
     figure.savefig(path, dpi=DPI)
@@ -142,7 +142,7 @@ def attention_maps(
         for axes, (layer, one) in zip(row, layers.items(), strict=False):
             axes.imshow(image.mean(-1), cmap='gray', extent=(0, width, height, 0))
             weights = axes.imshow(
-                one['weights'],
+                one['weights'].numpy(),
                 cmap='inferno',
                 alpha=0.6,
                 extent=(0, size[1], size[0], 0),
