@@ -49,23 +49,23 @@ def rank_curves(found: Results, path: Path) -> None:
 
 
 def rank_layers(found: Results, path: Path) -> None:
-    """Effective rank, as a share of the full one, layer by layer."""
+    """Effective rank, layer by layer."""
     places = sorted({layer for layers in found.values() for layer in layers})
     figure = Figure(figsize=(11, 4.4), layout='constrained')
-    grid = figure.subplots(1, 2, sharey=True)
+    grid = figure.subplots(1, 2)
     for axes, states in zip(grid, (True, False), strict=True):
         for name, kind in matrix_kinds(found, states):
             ranks = {
-                places.index(label): layer['matrices'][kind]
+                places.index(label): layer['matrices'][kind]['effective_rank']
                 for label, layer in found[name].items()
                 if kind in layer['matrices']
             }
-            shares = [rank['effective_rank'] / rank['full_rank'] for rank in ranks.values()]
-            axes.plot(list(ranks), shares, marker='o', markersize=3, **_style(found, name, kind))
+            style = _style(found, name, kind)
+            axes.plot(ranks.keys(), ranks.values(), marker='o', markersize=3, **style)
         axes.set_xticks(range(len(places)), places)
         axes.set(xlabel='layer', title=_title(states))
         axes.set_ylim(bottom=0)
-    grid[0].set_ylabel('effective rank / full rank')
+    grid[0].set_ylabel('effective rank')
     _legend(figure, grid)
     figure.savefig(path, dpi=DPI)
 
