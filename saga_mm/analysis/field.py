@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # of the mass
@@ -69,7 +70,8 @@ def stage_fields(backbone: nn.Module, images: Sequence[Tensor]) -> dict[str, dic
         images: Of one size, (B, 3, H, W) each.
 
     Returns:
-        By stage, from '0', the `mass` of each pixel, (H, W), and its `radii` in pixels.
+        By stage, from '0', the `radii` in pixels, and the `mass` of each patch of 4 x 4 pixels,
+        (ceil(H / 4), ceil(W / 4)).
     """
     found = {}
     for number, stage in enumerate(backbone.out_indices):
@@ -82,7 +84,9 @@ def stage_fields(backbone: nn.Module, images: Sequence[Tensor]) -> dict[str, dic
         stride = 4 * 2**stage
         # the pixel that the centre token's convolutions are about
         centre = [-(-length // stride) // 2 * stride for length in mass.shape]
-        found[str(stage)] = dict(mass=mass, radii=radii(mass, centre))
+        # of single pixels, it is mostly noise
+        patches = F.avg_pool2d(mass[None], 4, ceil_mode=True, divisor_override=1)[0]
+        found[str(stage)] = dict(radii=radii(mass, centre), mass=patches)
     return found
 
 

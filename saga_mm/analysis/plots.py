@@ -92,7 +92,7 @@ def _legend(figure: Figure, grid: np.ndarray) -> None:
 
 
 def stage_fields(found: Results, path: Path) -> None:
-    """The mass of each pixel; its root, for masses differ by orders of magnitude."""
+    """The mass of each patch; its root, for masses differ by orders of magnitude."""
     stages = sorted({stage for fields in found.values() for stage in fields})
     figure = Figure(figsize=(3.2 * len(stages), 2.7 * len(found)), layout='constrained')
     grid = figure.subplots(len(found), len(stages), squeeze=False)

@@ -114,7 +114,7 @@ def test_field_by_stage(analyze, config, tiny_det, tiny_data, tmp_path):
         assert set(stages) == {'0', '1'}
         for one in stages.values():
             mass = torch.tensor(one['mass'])
-            assert mass.shape == (32, 32)
+            assert mass.shape == (8, 8)
             assert mass.sum().item() == pytest.approx(1, abs=1e-4)
             # attention is global, and convolutions are not
             assert (mass > 0).all()
