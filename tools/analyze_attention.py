@@ -175,8 +175,10 @@ def run_rank(args: argparse.Namespace) -> None:
     for name, model in load_models(args).items():
         found[name] = layer_ranks(model.backbone, (prepare(model, image) for image in images))
     head = f'{describe(images)}. Effective rank / numerical rank of full rank.'
-    tables = [rank_table(found, states) for states in (True, False)]
-    write(args.out_dir / 'rank', found, '\n\n'.join([head, *tables]))
+    texts = [head, *(rank_table(found, states) for states in (True, False))]
+    if any(one['gates'] for layers in found.values() for one in layers.values()):
+        texts += ['Gates: mean, and standard deviation over tokens.', gate_table(found)]
+    write(args.out_dir / 'rank', found, '\n\n'.join(texts))
     plots.rank_curves(found, args.out_dir / 'rank_curves.png')
     plots.rank_layers(found, args.out_dir / 'rank_layers.png')
 
@@ -191,6 +193,18 @@ def rank_table(found: plots.Results, states: bool) -> str:
         for name, kind in plots.matrix_kinds(found, states)
     }
     return table('layer', columns, make_rows(columns, three_ranks))
+
+
+def gate_table(found: plots.Results) -> str:
+    columns = {
+        f'{name}: gate on {kind}': {
+            layer: one['gates'][kind] for layer, one in layers.items() if one['gates']
+        }
+        for name, layers in found.items()
+        for kind in 'kv'
+        if any(one['gates'] for one in layers.values())
+    }
+    return table('layer', columns, make_rows(columns, '{0[0]:.2f}, {0[1]:.2f}'.format))
 
 
 def three_ranks(one: dict) -> str:

@@ -50,12 +50,12 @@ def attention_maps(
         mixing = take_apart(modules[names[layer]], x)
         # (heads, N)
         weights = mixing.row(row * width + column)[0]
-        shown = (weights * mixing.openness[0]).mean(0) * height * width
+        shown = weights * mixing.gates['v'][0].mean(-1) if mixing.gates else weights
         found[layer] = dict(
             mechanism=mixing.mechanism,
             token=[row, column],
             sums=weights.sum(-1).tolist(),
             effective_tokens=effective_rank(weights.abs()).tolist(),
-            weights=shown.reshape(height, width).cpu(),
+            weights=(shown.mean(0) * height * width).reshape(height, width).cpu(),
         )
     return found

@@ -43,7 +43,7 @@ class Mixing:
         features: (B, N, C). 'output' is the attention's own, before LePE and output projection;
             'gated output', where there is one, is that times the output gate.
         values: (B, heads, N, D): v, gated if the mechanism gates it.
-        openness: (B, heads, N): mean over channels of the gate on v, 1 without one.
+        gates: On k and on v, (B, heads, N, D) each; empty where there are none.
         row: Of the attention matrix, by the index of its token: (B, heads, N). The row times
             `values` is the output of the token. It sums to 1, but for the small number in the
             denominator; with rotary encoding in linear attention it does not, and may be negative.
@@ -53,7 +53,7 @@ class Mixing:
     states: dict[str, Tensor]
     features: dict[str, Tensor]
     values: Tensor
-    openness: Tensor
+    gates: dict[str, Tensor]
     row: Callable[[int], Tensor]
 
 
@@ -97,26 +97,26 @@ def take_apart(module: PackedAttention, x: Tensor) -> Mixing:
     if isinstance(module, RankAugmentedAttention):
         projected, gate = projected.split((3 * dim, dim), dim=-1)
     packed = projected.unflatten(-1, (-1, module.num_heads, module.head_dim))
-    mechanism, states, openness, values, row = MECHANISMS[type(module)](module, packed, size)
+    mechanism, states, gates, values, row = MECHANISMS[type(module)](module, packed, size)
     features = {'output': module.attend(packed, size).flatten(2)}
     if gate is not None:
         features['gated output'] = features['output'] * gate
-    return Mixing(mechanism, states, features, values, openness, row)
+    return Mixing(mechanism, states, features, values, gates, row)
 
 
 def _gated(module: GatedLinearAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
-    query, key, value, *gates = _per_head(packed)
-    q, k, v = phi(query, module.feature_map), phi(key, module.feature_map), value
-    states, openness = {'state': _state(k, v)}, torch.ones_like(v[..., 0])
+    query, key, v, *logits = _per_head(packed)
+    q, k = phi(query, module.feature_map), phi(key, module.feature_map)
+    gates = {name: logit.sigmoid() for name, logit in zip('kv', logits, strict=False)}
+    states = {'state': _state(k, v)}
     if gates:
-        on_key, on_value = (gate.sigmoid() for gate in gates)
-        k, v, openness = k * on_key, v * on_value, on_value.mean(-1)
+        k, v = k * gates['k'], v * gates['v']
         states = {'state': _state(k, v), 'state without gates': states['state']}
 
     def row(token: int) -> Tensor:
         return _normalized(_products(q, k, token))
 
-    return 'gated' if gates else 'plain', states, openness, v, row
+    return 'gated' if gates else 'plain', states, gates, v, row
 
 
 def _rank_augmented(module: RankAugmentedAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
@@ -140,7 +140,7 @@ def _rank_augmented(module: RankAugmentedAttention, packed: Tensor, size: tuple[
         total = _products(q, k * weights, token).sum(-1, keepdim=True)
         return _products(turned_q, turned_k * weights, token) / (total + module.eps)
 
-    return 'rank_augmented', states, torch.ones_like(value[..., 0]), value, row
+    return 'rank_augmented', states, {}, value, row
 
 
 def _decay(module: DecayLinearAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
@@ -158,7 +158,7 @@ def _decay(module: DecayLinearAttention, packed: Tensor, size: tuple[int, int]) 
         distance = (place - place[:, token, None]).abs()
         return _normalized(_products(q, k, token) * (log_decay[:, None] * distance).exp())
 
-    return 'decay', {}, torch.ones_like(value[..., 0]), value, row
+    return 'decay', {}, {}, value, row
 
 
 def _softmax(module: PackedAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
@@ -167,7 +167,7 @@ def _softmax(module: PackedAttention, packed: Tensor, size: tuple[int, int]) -> 
     def row(token: int) -> Tensor:
         return (_products(q, k, token) * q.shape[-1] ** -0.5).softmax(-1)
 
-    return 'softmax', {}, torch.ones_like(v[..., 0]), v, row
+    return 'softmax', {}, {}, v, row
 
 
 MECHANISMS = {

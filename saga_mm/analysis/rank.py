@@ -57,12 +57,14 @@ def layer_ranks(backbone: nn.Module, images: Iterable[Tensor]) -> dict[str, dict
         images: Of one size, (B, 3, H, W) each.
 
     Returns:
-        By `label`, the `mechanism` of a layer and its `matrices`: by name, as in `Mixing`, what
-        `summarize` says over all images and heads.
+        By `label`, the `mechanism` of a layer; its `matrices`: by name, as in `Mixing`, what
+        `summarize` says over all images and heads; and its `gates`: by name, mean and standard
+        deviation over tokens, as means over images, heads and channels.
     """
     modules = attention_layers(backbone)
     mechanisms: dict[str, str] = {}
     values: dict[str, dict[str, list[Tensor]]] = {name: {} for name in modules}
+    gates: dict[str, dict[str, list[Tensor]]] = {name: {} for name in modules}
     for image in images:
         for name, x in record_inputs(backbone, image).items():
             mixing = take_apart(modules[name], x)
@@ -70,10 +72,16 @@ def layer_ranks(backbone: nn.Module, images: Iterable[Tensor]) -> dict[str, dict
             for kind, matrix in {**mixing.states, **mixing.features}.items():
                 spectrum = normalized_singular_values(matrix).flatten(0, -2).cpu()
                 values[name].setdefault(kind, []).append(spectrum)
+            for kind, gate in mixing.gates.items():
+                spread = torch.stack([gate.mean(), gate.std(2).mean()])
+                gates[name].setdefault(kind, []).append(spread)
     return {
         label(name): dict(
             mechanism=mechanisms[name],
             matrices={kind: summarize(torch.cat(parts)) for kind, parts in kinds.items()},
+            gates={
+                kind: torch.stack(parts).mean(0).tolist() for kind, parts in gates[name].items()
+            },
         )
         for name, kinds in values.items()
     }

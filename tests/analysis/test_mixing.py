@@ -109,12 +109,14 @@ def test_states_of_rank_augmented_attention():
     torch.testing.assert_close(similarity, torch.ones_like(similarity))
 
 
-def test_gates_on_values_are_told():
+def test_gates_are_told():
     module, x = make('gated')
-    gates = module.in_proj(x)[..., 4 * DIM :].sigmoid().reshape(2, 35, HEADS, -1).mean(-1)
-    torch.testing.assert_close(take_apart(module, x).openness, gates.transpose(1, 2))
-    module, x = make('softmax')
-    assert (take_apart(module, x).openness == 1).all()
+    logits = module.in_proj(x)[..., 3 * DIM :].reshape(2, 35, 2, HEADS, -1).transpose(1, 3)
+    gates = take_apart(module, x).gates
+    assert list(gates) == ['k', 'v']
+    for i, gate in enumerate(gates.values()):
+        torch.testing.assert_close(gate, logits[:, :, i].sigmoid())
+    assert take_apart(*make('plain')).gates == {}
 
 
 def test_hooks_see_every_layer_and_go():

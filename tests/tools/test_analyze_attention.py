@@ -67,6 +67,10 @@ def test_rank(analyze, config, tiny_data, tmp_path, capsys):
         '1.0': 'gated',
     }
     assert set(gated['0.0']['matrices']) == {'state', 'state without gates', 'output'}
+    assert gated['0.1']['gates'] == {}
+    # open as they start, with some noise
+    assert [gated['0.0']['gates'][kind][0] for kind in 'kv'] == [pytest.approx(0.88, abs=0.02)] * 2
+    assert 0 < gated['0.0']['gates']['k'][1] < 0.05
     assert set(gated['0.1']['matrices']) == set(found['b']['0.0']['matrices']) == {'output'}
 
     # the median over both images and both heads, by hand
@@ -158,7 +162,9 @@ def test_map(analyze, config, tiny_data, tmp_path):
             model.backbone.stages[0].blocks[block].attn, inputs[f'stages.0.blocks.{block}.attn']
         )
         # one head
-        weights = mixing.row(2 * 8 + 7)[0, 0] * mixing.openness[0, 0] * 64
+        weights = mixing.row(2 * 8 + 7)[0, 0] * 64
+        if one['mechanism'] == 'gated':
+            weights = weights * mixing.gates['v'][0, 0].mean(-1)
         torch.testing.assert_close(
             torch.tensor(one['weights'], dtype=torch.float64).flatten(), weights.detach()
         )
