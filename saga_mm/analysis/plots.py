@@ -6,11 +6,21 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from .field import SHARES
 
 Results = dict[str, dict[str, dict]]
 DPI = 90
+# photographs with all of theirs take several times as many bytes
+COLORS = 128
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DPI)
+    with Image.open(path) as picture:
+        few = picture.convert('RGB').quantize(COLORS, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def matrix_kinds(found: Results, states: bool) -> list[tuple[str, str]]:
@@ -45,7 +55,7 @@ def rank_curves(found: Results, path: Path) -> None:
             axes.set_title(f'stage {stage}, {_title(states)}')
         row[0].set_ylabel('singular value / largest')
     _legend(figure, grid[:, 0])
-    figure.savefig(path, dpi=DPI)
+    _save(figure, path)
 
 
 def rank_layers(found: Results, path: Path) -> None:
@@ -67,7 +77,7 @@ def rank_layers(found: Results, path: Path) -> None:
         axes.set_ylim(bottom=0)
     grid[0].set_ylabel('effective rank')
     _legend(figure, grid)
-    figure.savefig(path, dpi=DPI)
+    _save(figure, path)
 
 
 def _title(states: bool) -> str:
@@ -104,7 +114,7 @@ def stage_fields(found: Results, path: Path) -> None:
                 axes.imshow((mass / mass.max()).sqrt().numpy(), cmap='inferno')
                 radii = ' / '.join(f'{radius:.0f}' for radius in fields[stage]['radii'])
                 axes.set_title(f'{name}, stage {stage}: {radii} px', fontsize='small')
-    figure.savefig(path, dpi=DPI)
+    _save(figure, path)
 
 
 def field_by_depth(found: dict[str, list[list[float]]], path: Path) -> None:
@@ -117,7 +127,7 @@ def field_by_depth(found: dict[str, list[list[float]]], path: Path) -> None:
         axes.set(xlabel='layers', ylabel='tokens', title=f'radius that holds {share:.0%}')
         axes.set_ylim(bottom=0)
     axes.legend()
-    figure.savefig(path, dpi=DPI)
+    _save(figure, path)
 
 
 def attention_maps(
@@ -152,4 +162,4 @@ def attention_maps(
             axes.plot(pixel[1] + 0.5, pixel[0] + 0.5, 'c+', markersize=10)
             axes.set(xlim=(0, width), ylim=(height, 0))
             axes.set_title(f'{name} {layer}: {one["mechanism"]}', fontsize='small')
-    figure.savefig(path, dpi=DPI)
+    _save(figure, path)
