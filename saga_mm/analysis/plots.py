@@ -12,8 +12,8 @@ from .field import SHARES
 
 Results = dict[str, dict[str, dict]]
 DPI = 90
-# photographs with all of theirs take several times as many bytes
-COLORS = 128
+# photographs with all of theirs take twice as many bytes
+COLORS = 256
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -159,7 +159,9 @@ def attention_maps(
                 interpolation='bilinear',
             )
             figure.colorbar(weights, ax=axes, shrink=0.8)
-            axes.plot(pixel[1] + 0.5, pixel[0] + 0.5, 'c+', markersize=10)
+            place = pixel[1] + 0.5, pixel[0] + 0.5
+            for color, thickness in (('black', 3), ('white', 1)):
+                axes.plot(*place, '+', color=color, markersize=12, markeredgewidth=thickness)
             axes.set(xlim=(0, width), ylim=(height, 0))
             axes.set_title(f'{name} {layer}: {one["mechanism"]}', fontsize='small')
     _save(figure, path)
