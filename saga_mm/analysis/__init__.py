@@ -1,1 +1,1 @@
-"""What models cost."""
+"""What models cost, and what their attention does."""

@@ -2,11 +2,17 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from saga_mm.analysis.cost import measure_cost
-from saga_mm.attention import GatedLinearAttention
+from saga_mm.attention import (
+    DecayLinearAttention,
+    GatedLinearAttention,
+    RankAugmentedAttention,
+    SoftmaxAttention,
+)
+from saga_mm.backbones import RAVLT
 
 
 def cost_of(module, x):
@@ -22,29 +28,81 @@ def test_linear_layers_by_hand():
     assert [costs[name].activations for name in ('', '0', '1', '2')] == [448, 168, 280, 0]
 
 
-@pytest.mark.parametrize('parts', [3, 5])
-def test_gated_linear_attention_by_hand(parts):
-    height, width, dim, heads = 6, 7, 16, 2
-    tokens = height * width
-    attention = GatedLinearAttention(dim, heads, gated=parts == 5, lepe_kernel_size=3)
-    flops = cost_of(attention, torch.randn(2, height, width, dim))[''].flops
-    projections = 2 * tokens * dim * (parts * dim + dim)
-    lepe = 2 * tokens * dim * 9
+# Of what follows: H, W, C, heads, and what these make.
+HEIGHT, WIDTH, DIM, HEADS = 6, 7, 16, 2
+TOKENS, HEAD_DIM = HEIGHT * WIDTH, DIM // HEADS
+
+
+def mixing_flops(module, lepe_kernel_size):
+    """What an attention module counts for one image, less projections and LePE, counted here."""
+    flops = cost_of(module, torch.randn(3, HEIGHT, WIDTH, DIM, requires_grad=True))[''].flops
+    projections = 2 * TOKENS * DIM * (module.parts * DIM + DIM)
+    lepe = 2 * TOKENS * DIM * lepe_kernel_size**2
+    assert flops % 3 == 0
+    return flops // 3 - projections - lepe
+
+
+@pytest.mark.parametrize('gated', [True, False])
+def test_gated_linear_attention_by_hand(gated):
+    module = GatedLinearAttention(DIM, HEADS, gated=gated, lepe_kernel_size=3)
+    assert module.parts == (5 if gated else 3)
     # Per head S and o, (D x N)(N x D) each, and the normaliser, (N x D)(D x 1).
-    head = dim // heads
-    mixing = heads * (2 * 2 * tokens * head**2 + 2 * tokens * head)
-    assert flops == 2 * (projections + lepe + mixing)
+    head = 2 * 2 * TOKENS * HEAD_DIM**2 + 2 * TOKENS * HEAD_DIM
+    assert mixing_flops(module, 3) == HEADS * head
 
 
-class Softmax(nn.Module):
-    def forward(self, x):
-        return F.scaled_dot_product_attention(x, x, x)
+def test_rank_augmented_attention_by_hand():
+    module = RankAugmentedAttention(DIM, HEADS, lepe_kernel_size=5)
+    assert module.parts == 4
+    # As gated, and the products of all keys with the mean query, (N x D)(D x 1).
+    head = 2 * 2 * TOKENS * HEAD_DIM**2 + 2 * 2 * TOKENS * HEAD_DIM
+    assert mixing_flops(module, 5) == HEADS * head
 
 
-def test_softmax_attention_by_hand():
+def test_decay_linear_attention_by_hand():
+    module = DecayLinearAttention(DIM, HEADS, lepe_kernel_size=3)
+    assert module.parts == 3
+    # 42 tokens: one chunk, and one more; one group of 8 chunks, and one more. One column of v more,
+    # for the denominator.
+    chunks, chunk, groups, group = 2, 64, 2, 8
+    state = HEAD_DIM * (HEAD_DIM + 1)
+    within = 2 * chunks * chunk * chunk * (HEAD_DIM + HEAD_DIM + 1)
+    # Made and read, in both directions.
+    states = 2 * 2 * 2 * chunks * chunk * state
+    # Totals of groups, these between groups, and states within each group, in both directions.
+    carried = 2 * 2 * (groups * group + groups**2 + groups * group**2) * state
+    assert mixing_flops(module, 3) == HEADS * (within + states + carried)
+
+
+@pytest.mark.parametrize('rotary', [False, True])
+def test_softmax_attention_by_hand(rotary):
+    if rotary:
+        module = RankAugmentedAttention(DIM, HEADS, mixer='softmax', lepe_kernel_size=5)
+    else:
+        module = SoftmaxAttention(DIM, HEADS, lepe_kernel_size=5)
     # Two products of (N x D) and (D x N) per head. torch's own counter sees none on a CPU.
-    x = torch.randn(2, 3, 50, 16, requires_grad=True)
-    assert cost_of(Softmax(), x)[''].flops == 2 * 3 * 2 * (2 * 50**2 * 16)
+    assert mixing_flops(module, 5) == HEADS * 2 * 2 * TOKENS**2 * HEAD_DIM
+
+
+@pytest.mark.parametrize(('arch', 'published'), [('tiny', 219), ('small', 262)])
+def test_published_multiply_adds_of_ravlt_leave_out_attention(arch, published):
+    """Mask R-CNN at 800 x 1280: docs/methods/ravlt.md."""
+    model = RAVLT(arch, impl='reference').eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        image = torch.empty(1, 3, 800, 1280)
+        flops = measure_cost(model, lambda: model(image))[''].flops
+    products = 0
+    for i, stage in enumerate(model.stages):
+        tokens, attention = 800 * 1280 // (4 * 2**i) ** 2, stage.blocks[0].attn
+        channels = attention.num_heads * attention.head_dim
+        # Multiply-adds per channel of v: two products with states and two with vectors, or two with
+        # all tokens.
+        each = 2 * (attention.head_dim + 1 if i < 2 else tokens)
+        products += len(stage.blocks) * tokens * channels * each
+    neck_and_heads = 170.07
+    rest = (flops // 2 - products) / 1e9 + neck_and_heads
+    # Norms are counted there, perhaps, and not here.
+    assert rest == pytest.approx(published, rel=0.005)
 
 
 class Method(nn.Module):

@@ -1,0 +1,197 @@
+"""Attention layers taken apart: KV states, features, and what a token takes from each other one.
+
+All of it is computed anew, in float64, from the input of a layer, which a hook records: the code of
+the models knows nothing of it.
+
+Legend: B batch, H height, W width, N = H * W tokens, C channels, D = C / heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saga_kernels.feature_maps import phi
+
+from ..attention import (
+    DecayLinearAttention,
+    GatedLinearAttention,
+    RankAugmentedAttention,
+    SoftmaxAttention,
+)
+from ..attention.base import PackedAttention
+from ..layers import rotate
+
+# in the denominators of the ops, where modules leave it at its default
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What one attention layer does to maps of tokens; float64.
+
+    Attributes:
+        mechanism: 'plain', 'gated', 'rank_augmented', 'decay' or 'softmax'.
+        states: KV states (B, heads, D, D). 'state' is the one that all queries read; the others
+            are what it would be without some of the mechanism, from the same q, k and v. Empty for
+            softmax, which has none, and for decay, which has another one for each token.
+        features: (B, N, C). 'output' is the attention's own, before LePE and output projection;
+            'gated output', where there is one, is that times the output gate.
+        values: (B, heads, N, D): v, gated if the mechanism gates it.
+        gates: On k and on v, (B, heads, N, D) each; empty where there are none.
+        row: Of the attention matrix, by the index of its token: (B, heads, N). The row times
+            `values` is the output of the token. It sums to 1, but for the small number in the
+            denominator; with rotary encoding in linear attention it does not, and may be negative.
+    """
+
+    mechanism: str
+    states: dict[str, Tensor]
+    features: dict[str, Tensor]
+    values: Tensor
+    gates: dict[str, Tensor]
+    row: Callable[[int], Tensor]
+
+
+def attention_layers(model: nn.Module) -> dict[str, PackedAttention]:
+    """The attention modules of a model by name, in order; ValueError if there are none."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, PackedAttention)}
+    if not layers:
+        raise ValueError(f'{type(model).__name__} has no attention of saga_mm')
+    return layers
+
+
+def label(layer: str) -> str:
+    """Short name of an attention layer, STAGE.BLOCK, both from 0: '2.5' of the module
+    stages.2.blocks.5.attn."""
+    _, stage, _, block, _ = layer.split('.')
+    return f'{stage}.{block}'
+
+
+def record_inputs(model: nn.Module, *args: Tensor) -> dict[str, Tensor]:
+    """Call a model without gradients; return the input (B, H, W, C) of each attention module."""
+    inputs = {}
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in attention_layers(model).items():
+
+            def keep(module: nn.Module, args: tuple, name: str = name) -> None:
+                inputs[name] = args[0]
+
+            stack.callback(module.register_forward_pre_hook(keep).remove)
+        model(*args)
+    return inputs
+
+
+@torch.no_grad()
+def take_apart(module: PackedAttention, x: Tensor) -> Mixing:
+    """What an attention module does to maps (B, H, W, C)."""
+    size, dim = x.shape[1:3], x.shape[3]
+    weight, bias = module.in_proj.weight.double(), module.in_proj.bias.double()
+    # (B, N, parts * C)
+    projected = F.linear(x.double(), weight, bias).flatten(1, 2)
+    gate = None
+    if isinstance(module, RankAugmentedAttention):
+        projected, gate = projected.split((3 * dim, dim), dim=-1)
+    packed = projected.unflatten(-1, (-1, module.num_heads, module.head_dim))
+    mechanism, states, gates, values, row = MECHANISMS[type(module)](module, packed, size)
+    features = {'output': module.attend(packed, size).flatten(2)}
+    if gate is not None:
+        features['gated output'] = features['output'] * gate
+    return Mixing(mechanism, states, features, values, gates, row)
+
+
+def _gated(module: GatedLinearAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+    query, key, v, *logits = _per_head(packed)
+    q, k = phi(query, module.feature_map), phi(key, module.feature_map)
+    gates = {name: logit.sigmoid() for name, logit in zip('kv', logits, strict=False)}
+    states = {'state': _state(k, v)}
+    if gates:
+        k, v = k * gates['k'], v * gates['v']
+        states = {'state': _state(k, v), 'state without gates': states['state']}
+
+    def row(token: int) -> Tensor:
+        return _normalized(_products(q, k, token))
+
+    return 'gated' if gates else 'plain', states, gates, v, row
+
+
+def _rank_augmented(module: RankAugmentedAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+    if module.mixer == 'softmax':
+        turned = rotate(packed[:, :, :2], size)
+        return _softmax(module, torch.cat([turned, packed[:, :, 2:]], 2), size)
+    # (B, N, 2, heads, D)
+    features = phi(packed[:, :, :2], 'elu')
+    value = packed[:, :, 2].transpose(1, 2)
+    (q, k), (turned_q, turned_k) = _per_head(features), _per_head(rotate(features, size))
+    # (B, heads, N, 1), of sum 1
+    weights = (k @ q.mean(2).unsqueeze(-1) * q.shape[-1] ** -0.5).softmax(2)
+    states = {
+        'state': _state(turned_k * weights, value),
+        'state without weights': _state(turned_k, value),
+        'state without weights and rotation': _state(k, value),
+    }
+
+    def row(token: int) -> Tensor:
+        # only the numerator is rotated
+        total = _products(q, k * weights, token).sum(-1, keepdim=True)
+        return _products(turned_q, turned_k * weights, token) / (total + module.eps)
+
+    return 'rank_augmented', states, {}, value, row
+
+
+def _decay(module: DecayLinearAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+    query, key, value = _per_head(packed)
+    q, k = phi(query, module.feature_map), phi(key, module.feature_map)
+    height, width = size
+    here = torch.arange(height * width, device=packed.device)
+    # place of each token in the scan of each head, (heads, N)
+    by_column = here % width * height + here // width
+    rows = module.num_heads - module.num_heads // 2
+    place = torch.stack([here] * rows + [by_column] * (module.num_heads - rows))
+    log_decay = F.logsigmoid(module.decay_logit.double())
+
+    def row(token: int) -> Tensor:
+        distance = (place - place[:, token, None]).abs()
+        return _normalized(_products(q, k, token) * (log_decay[:, None] * distance).exp())
+
+    return 'decay', {}, {}, value, row
+
+
+def _softmax(module: PackedAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+    q, k, v = _per_head(packed)
+
+    def row(token: int) -> Tensor:
+        return (_products(q, k, token) * q.shape[-1] ** -0.5).softmax(-1)
+
+    return 'softmax', {}, {}, v, row
+
+
+MECHANISMS = {
+    GatedLinearAttention: _gated,
+    RankAugmentedAttention: _rank_augmented,
+    DecayLinearAttention: _decay,
+    SoftmaxAttention: _softmax,
+}
+
+
+def _per_head(packed: Tensor) -> tuple[Tensor, ...]:
+    """(B, N, parts, heads, D) -> parts of (B, heads, N, D)."""
+    return packed.transpose(1, 3).unbind(2)
+
+
+def _state(key: Tensor, value: Tensor) -> Tensor:
+    """(B, heads, D, D)."""
+    return key.transpose(-1, -2) @ value
+
+
+def _products(query: Tensor, key: Tensor, token: int) -> Tensor:
+    """Of one token's query with all keys, (B, heads, N)."""
+    return (key @ query[:, :, token, :, None]).squeeze(-1)
+
+
+def _normalized(weights: Tensor) -> Tensor:
+    return weights / (weights.sum(-1, keepdim=True) + EPS)

@@ -1,0 +1,167 @@
+"""Pictures of what the other modules find. Results come by the name of their model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .field import SHARES
+
+Results = dict[str, dict[str, dict]]
+DPI = 90
+# photographs with all of theirs take twice as many bytes
+COLORS = 256
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DPI)
+    with Image.open(path) as picture:
+        few = picture.convert('RGB').quantize(COLORS, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+
+
+def matrix_kinds(found: Results, states: bool) -> list[tuple[str, str]]:
+    """(model, name of a matrix) of all states, or else of all features, in results of ranks."""
+    pairs = (
+        (name, kind)
+        for name, layers in found.items()
+        for layer in layers.values()
+        for kind in layer['matrices']
+        if kind.startswith('state') == states
+    )
+    return list(dict.fromkeys(pairs))
+
+
+def rank_curves(found: Results, path: Path) -> None:
+    """Singular values against their index, per stage the median over its layers."""
+    stages = sorted({layer.split('.')[0] for layers in found.values() for layer in layers})
+    figure = Figure(figsize=(3.6 * len(stages), 6.4), layout='constrained')
+    grid = figure.subplots(2, len(stages), squeeze=False, sharey=True)
+    for row, states in zip(grid, (True, False), strict=True):
+        for axes, stage in zip(row, stages, strict=True):
+            for name, kind in matrix_kinds(found, states):
+                curves = [
+                    layer['matrices'][kind]['singular_values']
+                    for label, layer in found[name].items()
+                    if label.split('.')[0] == stage and kind in layer['matrices']
+                ]
+                if curves:
+                    curve = np.median(curves, axis=0)
+                    axes.plot(np.arange(len(curve)) + 1, curve, **_style(found, name, kind))
+            axes.set(yscale='log', ylim=(1e-5, 1.3), xlabel='index')
+            axes.set_title(f'stage {stage}, {_title(states)}')
+        row[0].set_ylabel('singular value / largest')
+    _legend(figure, grid[:, 0])
+    _save(figure, path)
+
+
+def rank_layers(found: Results, path: Path) -> None:
+    """Effective rank, layer by layer."""
+    places = sorted({layer for layers in found.values() for layer in layers})
+    figure = Figure(figsize=(11, 4.4), layout='constrained')
+    grid = figure.subplots(1, 2)
+    for axes, states in zip(grid, (True, False), strict=True):
+        for name, kind in matrix_kinds(found, states):
+            ranks = {
+                places.index(label): layer['matrices'][kind]['effective_rank']
+                for label, layer in found[name].items()
+                if kind in layer['matrices']
+            }
+            style = _style(found, name, kind)
+            axes.plot(ranks.keys(), ranks.values(), marker='o', markersize=3, **style)
+        axes.set_xticks(range(len(places)), places)
+        axes.set(xlabel='layer', title=_title(states))
+        axes.set_ylim(bottom=0)
+    grid[0].set_ylabel('effective rank')
+    _legend(figure, grid)
+    _save(figure, path)
+
+
+def _title(states: bool) -> str:
+    return 'KV state' if states else 'output features'
+
+
+def _style(found: Results, name: str, kind: str) -> dict[str, str]:
+    """A colour per model, and a kind of line per kind of matrix."""
+    lines = {'state': '-', 'output': '-', 'state without weights and rotation': ':'}
+    text = name if kind in ('state', 'output') else f'{name}, {kind}'
+    return dict(color=f'C{list(found).index(name)}', linestyle=lines.get(kind, '--'), label=text)
+
+
+def _legend(figure: Figure, grid: np.ndarray) -> None:
+    """One legend of all lines, below."""
+    lines = {}
+    for axes in grid:
+        lines.update({line.get_label(): line for line in axes.get_lines()})
+    figure.legend(
+        lines.values(), lines.keys(), loc='outside lower center', ncols=4, fontsize='small'
+    )
+
+
+def stage_fields(found: Results, path: Path) -> None:
+    """The mass of each patch; its root, for masses differ by orders of magnitude."""
+    stages = sorted({stage for fields in found.values() for stage in fields})
+    figure = Figure(figsize=(3.2 * len(stages), 2.7 * len(found)), layout='constrained')
+    grid = figure.subplots(len(found), len(stages), squeeze=False)
+    for row, (name, fields) in zip(grid, found.items(), strict=True):
+        for axes, stage in zip(row, stages, strict=True):
+            axes.set_axis_off()
+            if stage in fields:
+                mass = fields[stage]['mass']
+                axes.imshow((mass / mass.max()).sqrt().numpy(), cmap='inferno')
+                radii = ' / '.join(f'{radius:.0f}' for radius in fields[stage]['radii'])
+                axes.set_title(f'{name}, stage {stage}: {radii} px', fontsize='small')
+    _save(figure, path)
+
+
+def field_by_depth(found: dict[str, list[list[float]]], path: Path) -> None:
+    """Radii of stacks of layers against their depth."""
+    figure = Figure(figsize=(5 * len(SHARES), 4), layout='constrained')
+    for i, (axes, share) in enumerate(zip(figure.subplots(1, len(SHARES)), SHARES, strict=True)):
+        for kind, radii in found.items():
+            style = '--' if kind == 'uniform' else 'o-'
+            axes.plot(range(1, len(radii) + 1), [row[i] for row in radii], style, label=kind)
+        axes.set(xlabel='layers', ylabel='tokens', title=f'radius that holds {share:.0%}')
+        axes.set_ylim(bottom=0)
+    axes.legend()
+    _save(figure, path)
+
+
+def attention_maps(
+    found: Results, image: np.ndarray, size: tuple[int, int], pixel: tuple[int, int], path: Path
+) -> None:
+    """Weights of all tokens over an image.
+
+    Args:
+        found: By model and layer.
+        image: (H, W, 3), uint8, RGB.
+        size: (height, width) of what the models got, which may be padded below and to the right.
+        pixel: Row and column of the one that attends.
+        path: Of the picture.
+    """
+    height, width = image.shape[:2]
+    columns = max(len(layers) for layers in found.values())
+    figure = Figure(figsize=(3.2 * columns, 2.4 * len(found)), layout='constrained')
+    grid = figure.subplots(len(found), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, (name, layers) in zip(grid, found.items(), strict=True):
+        for axes, (layer, one) in zip(row, layers.items(), strict=False):
+            axes.imshow(image.mean(-1), cmap='gray', extent=(0, width, height, 0))
+            weights = axes.imshow(
+                one['weights'].numpy(),
+                cmap='inferno',
+                alpha=0.6,
+                extent=(0, size[1], size[0], 0),
+                interpolation='bilinear',
+            )
+            figure.colorbar(weights, ax=axes, shrink=0.8)
+            place = pixel[1] + 0.5, pixel[0] + 0.5
+            for color, thickness in (('black', 3), ('white', 1)):
+                axes.plot(*place, '+', color=color, markersize=12, markeredgewidth=thickness)
+            axes.set(xlim=(0, width), ylim=(height, 0))
+            axes.set_title(f'{name} {layer}: {one["mechanism"]}', fontsize='small')
+    _save(figure, path)

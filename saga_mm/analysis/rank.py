@@ -1,0 +1,87 @@
+"""How many directions a matrix really has: singular values, and ranks made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .mixing import attention_layers, label, record_inputs, take_apart
+
+
+def normalized_singular_values(matrix: Tensor) -> Tensor:
+    """Singular values (..., min(M, N)) of matrices (..., M, N), divided by the largest.
+
+    Those of a matrix of zeros are zero.
+    """
+    values = torch.linalg.svdvals(matrix)
+    return values / values[..., :1].clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def effective_rank(values: Tensor) -> Tensor:
+    """exp of the entropy of singular values (..., R) that are divided by their sum: (...).
+
+    From 1, where one direction holds everything, to R, where all are alike; 1 for zeros.
+
+    Source: Roy & Vetterli, The effective rank, EUSIPCO 2007.
+    """
+    shares = values / values.sum(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.special.entr(shares).sum(-1).exp()
+
+
+def numerical_rank(values: Tensor, tolerance: float = 0.01) -> Tensor:
+    """Number of singular values (..., R) above `tolerance` times the largest: (...)."""
+    return (values > tolerance * values.amax(-1, keepdim=True)).sum(-1)
+
+
+def summarize(values: Tensor) -> dict[str, object]:
+    """Medians over the singular values (matrices, R) of many matrices, as plain numbers.
+
+    Returns:
+        singular_values (R of them), effective_rank, numerical_rank (at 1 %) and full_rank, R.
+    """
+    return dict(
+        singular_values=values.quantile(0.5, 0).tolist(),
+        effective_rank=effective_rank(values).quantile(0.5).item(),
+        numerical_rank=numerical_rank(values).double().quantile(0.5).item(),
+        full_rank=values.shape[-1],
+    )
+
+
+def layer_ranks(backbone: nn.Module, images: Iterable[Tensor]) -> dict[str, dict]:
+    """Ranks of what the attention layers of a backbone make of images.
+
+    Args:
+        backbone: In eval mode.
+        images: Of one size, (B, 3, H, W) each.
+
+    Returns:
+        By `label`, the `mechanism` of a layer; its `matrices`: by name, as in `Mixing`, what
+        `summarize` says over all images and heads; and its `gates`: by name, mean and standard
+        deviation over tokens, as means over images, heads and channels.
+    """
+    modules = attention_layers(backbone)
+    mechanisms: dict[str, str] = {}
+    values: dict[str, dict[str, list[Tensor]]] = {name: {} for name in modules}
+    gates: dict[str, dict[str, list[Tensor]]] = {name: {} for name in modules}
+    for image in images:
+        for name, x in record_inputs(backbone, image).items():
+            mixing = take_apart(modules[name], x)
+            mechanisms[name] = mixing.mechanism
+            for kind, matrix in {**mixing.states, **mixing.features}.items():
+                spectrum = normalized_singular_values(matrix).flatten(0, -2).cpu()
+                values[name].setdefault(kind, []).append(spectrum)
+            for kind, gate in mixing.gates.items():
+                spread = torch.stack([gate.mean(), gate.std(2).mean()])
+                gates[name].setdefault(kind, []).append(spread)
+    return {
+        label(name): dict(
+            mechanism=mechanisms[name],
+            matrices={kind: summarize(torch.cat(parts)) for kind, parts in kinds.items()},
+            gates={
+                kind: torch.stack(parts).mean(0).tolist() for kind, parts in gates[name].items()
+            },
+        )
+        for name, kinds in values.items()
+    }

@@ -1,0 +1,204 @@
+"""tools/analyze_attention.py on tiny models and images, numbers against direct computation."""
+
+import json
+import sys
+
+import cv2
+import pytest
+import torch
+
+from saga_mm.analysis.mixing import record_inputs, take_apart
+
+SOLA = """
+_base_ = './{base}'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='saga_mm.SoLAVision',
+        arch=dict(embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2)),
+        layers=('LS', 'L', 'L', 'S'),
+        linear='{linear}',
+        out_indices=(0, 1),
+    )
+)
+"""
+
+
+@pytest.fixture
+def analyze(tool, monkeypatch):
+    # a script finds the one next to it
+    monkeypatch.setitem(sys.modules, 'infer', tool('infer'))
+    return tool('analyze_attention')
+
+
+@pytest.fixture
+def config(tiny_seg):
+    def write(linear):
+        path = tiny_seg.with_name(f'{linear}.py')
+        path.write_text(SOLA.format(base=tiny_seg.name, linear=linear))
+        return path
+
+    return write
+
+
+def load(analyze, text):
+    """The model that the tool makes of NAME=CONFIG[:CHECKPOINT]."""
+    arguments = ['rank', '--models', text, '--images', 'none']
+    (model,) = analyze.load_models(analyze.parse_args([*arguments, '--device', 'cpu'])).values()
+    return model
+
+
+def picture(path):
+    assert cv2.imread(str(path)) is not None
+    assert path.stat().st_size < 200_000
+
+
+def test_rank(analyze, config, tiny_data, tmp_path, capsys):
+    images = tiny_data / 'images' / 'val'
+    specs = [f'a={config("gated")}', f'b={config("decay")}']
+    folder = tmp_path / 'new' / 'folder'
+    arguments = ['--images', str(images), '--size', '32', '48', '--out-dir', str(folder)]
+    analyze.main(['rank', '--device', 'cpu', '--models', *specs, *arguments])
+    found = json.loads((folder / 'rank.json').read_text())
+    gated = found['a']
+    assert {layer: one['mechanism'] for layer, one in gated.items()} == {
+        '0.0': 'gated',
+        '0.1': 'softmax',
+        '1.0': 'gated',
+    }
+    assert set(gated['0.0']['matrices']) == {'state', 'state without gates', 'output'}
+    assert gated['0.1']['gates'] == {}
+    # open as they start, with some noise
+    assert [gated['0.0']['gates'][kind][0] for kind in 'kv'] == [pytest.approx(0.88, abs=0.02)] * 2
+    assert 0 < gated['0.0']['gates']['k'][1] < 0.05
+    assert set(gated['0.1']['matrices']) == set(found['b']['0.0']['matrices']) == {'output'}
+
+    # the median over both images and both heads, by hand
+    model = load(analyze, specs[0])
+    ranks = []
+    for path in sorted(images.iterdir()):
+        image = cv2.resize(cv2.imread(str(path)), (48, 32), interpolation=cv2.INTER_AREA)
+        x = record_inputs(model.backbone, analyze.prepare(model, image))['stages.1.blocks.0.attn']
+        for state in take_apart(model.backbone.stages[1].blocks[0].attn, x).states['state'][0]:
+            shares = torch.linalg.svdvals(state)
+            shares = shares / shares.sum()
+            ranks.append((-shares * shares.log()).sum().exp().item())
+    expected = sorted(ranks)
+    one = gated['1.0']['matrices']['state']
+    assert one['effective_rank'] == pytest.approx((expected[1] + expected[2]) / 2)
+    assert one['singular_values'][0] == 1
+    assert one['full_rank'] == len(one['singular_values']) == 8
+
+    printed = capsys.readouterr().out
+    assert f'{one["effective_rank"]:.1f} / {one["numerical_rank"]:g} of 8' in printed
+    assert printed.startswith((folder / 'rank.md').read_text().rstrip())
+    picture(folder / 'rank_curves.png')
+    picture(folder / 'rank_layers.png')
+
+
+def test_a_checkpoint_is_looked_into_not_the_start(analyze, config, tmp_path):
+    path = config('plain')
+    model = load(analyze, f'a={path}')
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    torch.save(model.state_dict(), tmp_path / 'trained.pth')
+    loaded = load(analyze, f'a={path}:{tmp_path / "trained.pth"}')
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+
+
+def test_field_by_stage(analyze, config, tiny_det, tiny_data, tmp_path):
+    models = [f'a={config("decay")}', f'b={tiny_det}']
+    arguments = ['--images', str(tiny_data / 'images/val/0.png'), '--out-dir', str(tmp_path)]
+    analyze.main(['field', '--device', 'cpu', '--models', *models, *arguments])
+    found = json.loads((tmp_path / 'field.json').read_text())
+    assert set(found) == {'a', 'b'}
+    for stages in found.values():
+        assert set(stages) == {'0', '1'}
+        for one in stages.values():
+            mass = torch.tensor(one['mass'])
+            assert mass.shape == (8, 8)
+            assert mass.sum().item() == pytest.approx(1, abs=1e-4)
+            # attention is global, and convolutions are not
+            assert (mass > 0).all()
+            assert 0 < one['radii'][0] < one['radii'][1] < 24
+    assert '| 1 | ' in (tmp_path / 'field.md').read_text()
+    picture(tmp_path / 'field.png')
+
+
+def test_field_by_depth(analyze, tmp_path, capsys):
+    options = ['--tokens', '33', '--dim', '8', '--heads', '2', '--inputs', '1', '--depth', '4']
+    lengths = ['--decay-lengths', '1', '1']
+    kinds = ['--kinds', 'decay', 'softmax', 'plain']
+    arguments = ['field', *kinds, *options, *lengths, '--device', 'cpu', '--out-dir', str(tmp_path)]
+    analyze.main(arguments)
+    lines = (tmp_path / 'field_by_depth.md').read_text().splitlines()
+    assert lines[2] == '| depth | decay | softmax | plain | uniform |'
+    found = json.loads((tmp_path / 'field_by_depth.json').read_text())
+    decay, softmax, plain, uniform = ([radii[1] for radii in one] for one in found.values())
+    assert lines[4].split(' | ')[1].endswith(f' / {decay[0]:.1f}')
+    assert decay[0] < decay[1] < decay[3] < 0.6 * uniform[0]
+    # four times the layers, twice the radius: the square root
+    assert 1.4 < decay[3] / decay[0] < 3
+    assert min(softmax + plain) > 0.9 * uniform[0]
+    picture(tmp_path / 'field_by_depth.png')
+    assert 'field_by_depth.json' in capsys.readouterr().out
+
+
+def test_map(analyze, config, tiny_data, tmp_path):
+    spec, path = f'a={config("gated")}', tiny_data / 'images/val/1.png'
+    arguments = ['--images', str(path), '--pixel', '9', '30', '--layers', '0.0', '0.1']
+    out = ['--out-dir', str(tmp_path)]
+    analyze.main(['map', '--device', 'cpu', '--models', spec, *arguments, *out])
+    found = json.loads((tmp_path / 'map_1.json').read_text())['a']
+    assert list(found) == ['0.0', '0.1']
+    # of 8 x 8 tokens
+    assert found['0.0']['token'] == [2, 7]
+    model = load(analyze, spec)
+    inputs = record_inputs(model.backbone, analyze.prepare(model, cv2.imread(str(path))))
+    for block, (layer, one) in enumerate(found.items()):
+        mixing = take_apart(
+            model.backbone.stages[0].blocks[block].attn, inputs[f'stages.0.blocks.{block}.attn']
+        )
+        # one head
+        weights = mixing.row(2 * 8 + 7)[0, 0] * 64
+        if one['mechanism'] == 'gated':
+            weights = weights * mixing.gates['v'][0, 0].mean(-1)
+        torch.testing.assert_close(
+            torch.tensor(one['weights'], dtype=torch.float64).flatten(), weights.detach()
+        )
+        assert one['sums'] == [pytest.approx(1, abs=1e-6)]
+        assert 1 < one['effective_tokens'][0] <= 64, layer
+    assert (tmp_path / 'map_1.md').read_text().startswith(str(path))
+    picture(tmp_path / 'map_1.png')
+
+
+def test_mistakes_are_one_line(analyze, config, tiny_data, tiny_seg, tmp_path):
+    good, images = f'a={config("gated")}', str(tiny_data / 'images' / 'val')
+    other = tiny_seg.with_name('resnet.py')
+    backbone = "dict(_delete_=True, type='mmseg.ResNet', depth=18)"
+    other.write_text(f"_base_ = './{tiny_seg.name}'\nmodel = dict(backbone={backbone})\n")
+    large = tmp_path / 'large.png'
+    cv2.imwrite(str(large), cv2.resize(cv2.imread(f'{images}/0.png'), (40, 40)))
+    for command, message in {
+        ('rank', '--models', good, '--images', images, str(large)): 'images must be of one size',
+        ('rank', '--models', 'a', '--images', images): '--models must be NAME=CONFIG',
+        ('rank', '--models', good, good, '--images', images): 'each name once',
+        ('rank', '--models', good, '--images', images, '--size', '0', '9'): '--size must be two',
+        ('rank', '--models', good, '--images', str(tiny_seg)): 'not readable as an image',
+        ('rank', '--models', f'a={other}', '--images', images): 'one of saga_mm, got ResNet',
+        ('field', '--models', good): '--models needs --images',
+        ('field', '--depth', '0'): '--depth must be at least 1, got 0',
+        ('field', '--heads', '3'): 'dim must be a multiple of num_heads, got 64 and 3',
+        ('map', '--models', good, '--images', images, '--pixel', '32', '0'): '--pixel must lie in',
+        (
+            *('map', '--models', good, '--images', images, '--pixel', '1', '0'),
+            *('--layers', '0.0', '3.0'),
+        ): 'layers must be of 0.0, 0.1, 1.0, got 3.0',
+    }.items():
+        with pytest.raises(SystemExit) as stop:
+            analyze.main([*command, '--device', 'cpu', '--out-dir', str(tmp_path / 'out')])
+        assert str(stop.value.code).startswith('error: '), stop.value.code
+        assert message in stop.value.code
+        assert '\n' not in stop.value.code

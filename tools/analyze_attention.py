@@ -1,0 +1,359 @@
+"""Look into attention: ranks, receptive fields, and what one pixel attends to.
+
+    python tools/analyze_attention.py rank --models NAME=CONFIG:CHECKPOINT ... --images FOLDER
+    python tools/analyze_attention.py field --models NAME=CONFIG:CHECKPOINT ... --images FOLDER
+    python tools/analyze_attention.py field --depth 8
+    python tools/analyze_attention.py map --models NAME=CONFIG:CHECKPOINT ... --images FILE \\
+        --pixel 90 120
+
+Each writes pictures, a table, and all numbers as JSON; `rank --help` and so on tell what they mean.
+Without `:CHECKPOINT` a model is untrained. Layers are called STAGE.BLOCK, from 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from infer import find_images, load_weights, name_outputs, pick_device
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from saga_mm.analysis import plots
+from saga_mm.analysis.attention_map import attention_maps
+from saga_mm.analysis.field import SHARES, radii, stack_radii, stage_fields
+from saga_mm.analysis.rank import layer_ranks
+from saga_mm.attention import DecayLinearAttention, GatedLinearAttention, SoftmaxAttention
+from saga_mm.backbones.pyramid import PyramidBackbone
+from saga_mm.engine.cli import command_line
+from saga_mm.engine.launch import load_config, make_folder
+from saga_mm.stack import check_stack
+
+KINDS = ('decay', 'gated', 'plain', 'softmax')
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    commands = parser.add_subparsers(required=True, metavar='rank|field|map')
+    for name, run in (('rank', run_rank), ('field', run_field), ('map', run_map)):
+        command = commands.add_parser(
+            name,
+            description=run.__doc__,
+            help=run.__doc__.splitlines()[0],
+            formatter_class=formatter,
+        )
+        command.set_defaults(run=run)
+        add_common_arguments(command, required=name != 'field')
+        if name == 'field':
+            add_stack_arguments(command)
+        if name == 'map':
+            command.add_argument(
+                '--pixel', nargs=2, type=int, required=True, metavar=('Y', 'X'), help='who attends'
+            )
+            command.add_argument(
+                '--layers', nargs='+', metavar='LAYER', help='Defaults to the last of each stage'
+            )
+    return parser.parse_args(argv)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        '--models',
+        nargs='+',
+        default=[],
+        required=required,
+        metavar='NAME=CONFIG[:CHECKPOINT]',
+        help='models to compare',
+    )
+    parser.add_argument(
+        '--images', nargs='+', default=[], required=required, help='files, folders or globs'
+    )
+    parser.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help='that images are resized to. Defaults to their own, which is then to be one',
+    )
+    parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to cuda, else cpu')
+    parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/attention'))
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+
+def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('stacks of untrained layers, without --models')
+    group.add_argument('--kinds', nargs='+', choices=KINDS, default=['decay', 'gated', 'softmax'])
+    group.add_argument('--depth', type=int, default=8, help='of the deepest stack. Defaults to 8')
+    group.add_argument('--tokens', type=int, default=48, help='a side of the map. Defaults to 48')
+    group.add_argument('--dim', type=int, default=64, help='channels. Defaults to 64')
+    group.add_argument('--heads', type=int, default=4, help='Defaults to 4')
+    group.add_argument('--inputs', type=int, default=4, help='to average over. Defaults to 4')
+    group.add_argument(
+        '--decay-lengths',
+        type=float,
+        nargs=2,
+        default=(4.0, 64.0),
+        metavar=('SHORTEST', 'LONGEST'),
+        help='of decay layers, over their heads, in tokens along the scan. Defaults to 4 64',
+    )
+
+
+def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
+    """The models of `--models` by name, in eval mode."""
+    models = {}
+    for text in args.models:
+        name, _, files = text.partition('=')
+        config, _, checkpoint = files.partition(':')
+        if not name or not config or name in models:
+            raise ValueError(
+                f'--models must be NAME=CONFIG[:CHECKPOINT], each name once, got {text!r}'
+            )
+        cfg = load_config(config, {}, ('model',))
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        torch.manual_seed(0)
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+        backbone = getattr(model, 'backbone', None)
+        if not isinstance(backbone, PyramidBackbone):
+            raise ValueError(
+                f'{config}: model.backbone must be one of saga_mm, got {type(backbone).__name__}'
+            )
+        if checkpoint:
+            load_weights(model, checkpoint)
+        models[name] = model.to(args.device).eval()
+    return models
+
+
+def load_images(args: argparse.Namespace) -> dict[Path, np.ndarray]:
+    """The images of `--images`, (H, W, 3), uint8, BGR, all of one size."""
+    if args.size and min(args.size) < 1:
+        raise ValueError(f'--size must be two positive numbers, got {args.size}')
+    if not args.images:
+        raise ValueError('--models needs --images')
+    images = {}
+    for path in find_images(args.images):
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ValueError(f'not readable as an image: {path}')
+        if args.size:
+            image = cv2.resize(image, args.size[::-1], interpolation=cv2.INTER_AREA)
+        images[path] = image
+    sizes = sorted({image.shape[:2] for image in images.values()})
+    if len(sizes) > 1:
+        raise ValueError(f'images must be of one size, unless --size is given, got {sizes}')
+    return images
+
+
+def prepare(model: nn.Module, image: np.ndarray) -> Tensor:
+    """What the backbone of a model gets, (1, 3, H, W), of an image (H, W, 3)."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    return model.data_preprocessor(dict(inputs=[pixels], data_samples=None))['inputs']
+
+
+def run_rank(args: argparse.Namespace) -> None:
+    """Ranks of KV states and of output features, layer by layer.
+
+    state: the KV state of a head, (D, D), as queries read it. Beside it stands what it would be
+    with the same keys and values, but without gates, or without weights and rotation. Softmax has
+    no state; decay has one for each token, and is left out.
+    output: what attention makes of all tokens, (tokens, channels), before LePE and the output
+    projection. gated output: that times the output gate of RAVLT.
+
+    Singular values are divided by the largest; nothing is centred. Effective rank: exp of the
+    entropy of the singular values as shares of their sum (Roy & Vetterli 2007). Numerical rank: how
+    many are above 1 % of the largest. All are medians over heads and images.
+    """
+    images = load_images(args).values()
+    found = {}
+    for name, model in load_models(args).items():
+        found[name] = layer_ranks(model.backbone, (prepare(model, image) for image in images))
+    head = f'{describe(images)}. Effective rank / numerical rank of full rank.'
+    texts = [head, *(rank_table(found, states) for states in (True, False))]
+    if any(one['gates'] for layers in found.values() for one in layers.values()):
+        texts += ['Gates: mean, and standard deviation over tokens.', gate_table(found)]
+    write(args.out_dir / 'rank', found, '\n\n'.join(texts))
+    plots.rank_curves(found, args.out_dir / 'rank_curves.png')
+    plots.rank_layers(found, args.out_dir / 'rank_layers.png')
+
+
+def rank_table(found: plots.Results, states: bool) -> str:
+    columns = {
+        f'{name}: {kind}': {
+            layer: one['matrices'][kind]
+            for layer, one in found[name].items()
+            if kind in one['matrices']
+        }
+        for name, kind in plots.matrix_kinds(found, states)
+    }
+    return table('layer', columns, make_rows(columns, three_ranks))
+
+
+def gate_table(found: plots.Results) -> str:
+    columns = {
+        f'{name}: gate on {kind}': {
+            layer: one['gates'][kind] for layer, one in layers.items() if one['gates']
+        }
+        for name, layers in found.items()
+        for kind in 'kv'
+        if any(one['gates'] for one in layers.values())
+    }
+    return table('layer', columns, make_rows(columns, '{0[0]:.2f}, {0[1]:.2f}'.format))
+
+
+def three_ranks(one: dict) -> str:
+    return f'{one["effective_rank"]:.1f} / {one["numerical_rank"]:g} of {one["full_rank"]}'
+
+
+def run_field(args: argparse.Namespace) -> None:
+    """How far models see, stage by stage; or without --models, how far stacks of layers see.
+
+    The gradient of the centre token of the output with respect to the input: its absolute value,
+    summed over channels and averaged over inputs, is the mass of a place. The radius is the
+    Euclidean distance from the centre within which a share of the mass lies; uniform: where every
+    place has the same mass. Source: arXiv 1701.04128.
+
+    Models: the map of each stage and the image, in pixels. Convolutions and residuals take part.
+    Stacks: 1 to DEPTH untrained layers on random maps, in tokens. A layer is a norm and attention,
+    without LePE and without a residual, so that nothing but the mixing of tokens counts.
+    """
+    if args.models:
+        field_by_stage(args)
+    else:
+        field_by_depth(args)
+
+
+def field_by_stage(args: argparse.Namespace) -> None:
+    images = load_images(args).values()
+    found = {}
+    for name, model in load_models(args).items():
+        torch.manual_seed(0)
+        found[name] = stage_fields(model.backbone, [prepare(model, image) for image in images])
+    rows = make_rows(found, lambda field: cell(field['radii']))
+    uniform = cell(radii(torch.ones(next(iter(images)).shape[:2])))
+    text = f'{describe(images)}; uniform: {uniform}. {shares("pixels")}'
+    write(args.out_dir / 'field', found, f'{text}\n\n{table("stage", found, rows)}')
+    plots.stage_fields(found, args.out_dir / 'field.png')
+
+
+def field_by_depth(args: argparse.Namespace) -> None:
+    for name in ('depth', 'tokens', 'inputs'):
+        if getattr(args, name) < 1:
+            raise ValueError(f'--{name} must be at least 1, got {getattr(args, name)}')
+    found = {}
+    for kind in dict.fromkeys(args.kinds):
+        torch.manual_seed(0)
+        x = torch.randn(args.inputs, args.tokens, args.tokens, args.dim, device=args.device)
+        found[kind] = stack_radii((make_layer(kind, args) for _ in range(args.depth)), x)
+    found['uniform'] = [radii(torch.ones(args.tokens, args.tokens))] * args.depth
+    rows = {
+        str(i + 1): [cell(by_depth[i]) for by_depth in found.values()] for i in range(args.depth)
+    }
+    text = (
+        f'{args.tokens} x {args.tokens} tokens, {args.dim} channels, {args.heads} heads, '
+        f'{args.inputs} inputs; decay lengths {" to ".join(map(str, args.decay_lengths))}. '
+        f'{shares("tokens")}\n\n{table("depth", found, rows)}'
+    )
+    write(args.out_dir / 'field_by_depth', found, text)
+    plots.field_by_depth(found, args.out_dir / 'field_by_depth.png')
+
+
+def make_layer(kind: str, args: argparse.Namespace) -> nn.Module:
+    """A norm and attention on maps (B, H, W, C)."""
+    makers = dict(
+        decay=partial(DecayLinearAttention, decay_lengths=tuple(args.decay_lengths)),
+        gated=GatedLinearAttention,
+        plain=partial(GatedLinearAttention, gated=False),
+        softmax=SoftmaxAttention,
+    )
+    norm = nn.LayerNorm(args.dim)
+    return nn.Sequential(norm, makers[kind](args.dim, args.heads, lepe_kernel_size=0))
+
+
+def run_map(args: argparse.Namespace) -> None:
+    """What one pixel attends to: its row of the attention matrix, laid over the image.
+
+    Linear attention never builds its matrix, but implies one, and a row of it costs O(N). Drawn is
+    the mean over heads of the weight of each token times the mean over channels of its gate on v,
+    times the number of tokens: 1 is what uniform attention gives. In RAVLT's linear layers, because
+    of the rotation, weights may be negative and their sum may differ from 1.
+
+    The numbers are, per layer, the map and, per head, the sum of the row and the number of tokens
+    that count: exp of the entropy of the weights' absolute values as shares of their sum. The table
+    has the mean over heads of the latter.
+    """
+    images = load_images(args)
+    for image in images.values():
+        height, width = image.shape[:2]
+        if not (0 <= args.pixel[0] < height and 0 <= args.pixel[1] < width):
+            raise ValueError(f'--pixel must lie in {height} x {width} pixels, got {args.pixel}')
+    models = load_models(args)
+    for (path, image), out in zip(
+        images.items(), name_outputs(list(images), args.out_dir), strict=True
+    ):
+        found = {}
+        for name, model in models.items():
+            x = prepare(model, image)
+            found[name] = attention_maps(model.backbone, x, args.pixel, args.layers)
+        out = out.with_name(f'map_{out.name}')
+        rows = make_rows(found, tokens_that_count)
+        write(out.with_suffix(''), found, f'{path}\n\n{table("layer", found, rows)}')
+        plots.attention_maps(found, image[..., ::-1], x.shape[2:], args.pixel, out)
+
+
+def tokens_that_count(row: dict) -> str:
+    return f'{np.mean(row["effective_tokens"]):.1f} of {row["weights"].numel()}'
+
+
+def describe(images: Collection[np.ndarray]) -> str:
+    height, width = next(iter(images)).shape[:2]
+    return f'{len(images)} images of {height} x {width} pixels'
+
+
+def shares(unit: str) -> str:
+    return f'Radius in {unit} that holds {" / ".join(f"{share:.0%}" for share in SHARES)}.'
+
+
+def cell(values: list[float]) -> str:
+    return ' / '.join(f'{value:.1f}' for value in values)
+
+
+def make_rows(columns: plots.Results, show: Callable[[dict], str]) -> dict[str, list[str]]:
+    """By layer or stage, what the columns have there."""
+    names = sorted({name for column in columns.values() for name in column})
+    return {
+        name: [show(column[name]) if name in column else '-' for column in columns.values()]
+        for name in names
+    }
+
+
+def table(first: str, columns: Collection[str], rows: dict[str, list[str]]) -> str:
+    lines = [f'| {first} | {" | ".join(columns)} |', '|---|' + '---|' * len(columns)]
+    lines += [f'| {name} | {" | ".join(cells)} |' for name, cells in rows.items()]
+    return '\n'.join(lines)
+
+
+def write(path: Path, found: object, text: str) -> None:
+    """Numbers to `path`.json and, printed as well, a table to `path`.md."""
+    Path(f'{path}.json').write_text(json.dumps(found, default=Tensor.tolist))
+    Path(f'{path}.md').write_text(f'{text}\n')
+    print(f'{text}\n\n{path}.json')
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with command_line(args.debug):
+        check_stack()
+        args.device = pick_device(args.device)
+        make_folder(args.out_dir)
+        args.run(args)
+
+
+if __name__ == '__main__':
+    main()
