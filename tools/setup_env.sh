@@ -221,7 +221,7 @@ install_packages() {
   [ "$(installed "$mmcv")" = "${spec#*==}" ] || install_mmcv "$spec" "$wheels"
 
   printf '%s\n' "torch==$torch" 'setuptools<81' >"$scratch/constraints.txt"
-  "$py" -m pip install --no-build-isolation -c "$scratch/constraints.txt" -e ".[$stack,demo,dev]" ||
+  "$py" -m pip install --no-build-isolation -c "$scratch/constraints.txt" -e ".[$stack,demo,export,dev]" ||
     fail 'pip could not install the packages'
 
   # the mmcv that was there may be for another torch, and so may a wheel that was found
@@ -235,7 +235,7 @@ install_packages() {
 }
 
 all_installed() { # our two packages from this folder, and everything that they ask for
-  "$py" -I - "$root" "$stack" demo dev <<'PY'
+  "$py" -I - "$root" "$stack" demo export dev <<'PY'
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec

@@ -3,6 +3,7 @@
 - `impl='reference'`: the reference, always.
 - `impl='triton'`: the Triton kernel, or an error that says why it can't run.
 - `impl='auto'` (default): the Triton kernel where it can run, else the reference; logged once.
+  Under `torch.export` the reference, since a kernel can't run where there is no Python.
 - environment `SAGA_KERNELS_IMPL=...`: replaces 'auto'; an explicit argument wins over it.
 
 A Triton kernel takes float16, bfloat16 and float32, head dims 8 to 128, any strides as long as the
@@ -51,6 +52,8 @@ def resolve_impl(impl: str, op: str, why_not_triton: str | None) -> str:
         raise RuntimeError(f"{op}: impl='triton' can't run: {why_not_triton}")
     if impl != 'auto':
         return impl
+    if torch.compiler.is_exporting():
+        return 'reference'
     choice = 'reference' if why_not_triton else 'triton'
     if not torch.compiler.is_compiling():
         _log_once(op, choice, why_not_triton)

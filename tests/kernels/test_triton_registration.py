@@ -128,9 +128,10 @@ def test_exports_with_dynamic_height_and_width(name, triton_device):
     torch.testing.assert_close(program.module()(larger), block(larger))
 
 
+@pytest.mark.parametrize('impl', ['auto', 'reference'])
 @pytest.mark.parametrize('name', OPS)
-def test_the_reference_goes_through_no_custom_op(name, triton_device):
-    block = Block(*OPS[name], 'reference').to(triton_device)
+def test_no_custom_op_is_exported_unless_asked_for(name, impl, triton_device):
+    block = Block(*OPS[name], impl).to(triton_device)
     program = torch.export.export(block, (torch.randn(2, 4, 5, 16, device=triton_device),))
     names = [str(node.target) for node in program.graph.nodes]
     assert not any('saga_kernels' in name for name in names)

@@ -1,0 +1,235 @@
+"""tools/export.py: its files, run on their own, compute what the models do; others are refused."""
+
+import subprocess
+import sys
+
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from saga_mm.backbones import SAGA as SAGABackbone
+
+DIMS = [8, 16, 24, 32]
+ARCH = dict(embed_dims=DIMS, num_heads=(2, 2, 3, 4), depths=(1, 1, 1, 1))
+SAGA = dict(type='saga_mm.SAGA', arch=ARCH, drop_path_rate=0.5)
+SOLA_VISION = dict(type='saga_mm.SoLAVision', arch=ARCH, layers=('L', 'L', 'S', 'L'))
+DECAY = dict(SOLA_VISION, linear='decay')
+RAVLT = dict(type='saga_mm.RAVLT', arch=ARCH, linear_stages=1)
+# the more stages, the longer the formulas of their sizes that torch.export works on
+BACKBONES = [
+    pytest.param(dict(SAGA, out_indices=(0, 1), patch_embed='plain', with_cp=True), id='SAGA'),
+    pytest.param(dict(SOLA_VISION, out_indices=(0, 2)), id='SoLA-Vision: softmax, HSB'),
+    pytest.param(dict(DECAY, out_indices=(0,)), id='SoLA-Vision: decay'),
+    pytest.param(dict(RAVLT, out_indices=(0, 1)), id='RAVLT'),
+    *(
+        pytest.param(backbone, id=f'{backbone["type"]}: all stages', marks=pytest.mark.long)
+        for backbone in (SAGA, DECAY, RAVLT)
+    ),
+]
+UPERNET = dict(type='UPerHead', in_channels=DIMS, in_index=(0, 1, 2, 3), pool_scales=(1, 2, 3, 6))
+FCN = dict(type='FCNHead', in_channels=8, in_index=0, num_convs=1)
+ALIKE = dict(rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def export(tool, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'infer', tool('infer'))
+    return tool('export')
+
+
+@pytest.fixture
+def segmentor(tmp_path):
+    """Writes `config.py` and `weights.pth`; returns the model, none of whose weights is zero."""
+
+    def make(backbone, head=FCN, **options):
+        head = dict(head, channels=8, num_classes=3, norm_cfg=dict(type='SyncBN'))
+        model = dict(type='EncoderDecoder', backbone=backbone, decode_head=head, **options)
+        cfg = Config(
+            dict(
+                default_scope='mmseg',
+                custom_imports=dict(imports=['saga_mm'], allow_failed_imports=False),
+                model=dict(model, test_cfg=dict(mode='whole')),
+            )
+        )
+        cfg.dump(tmp_path / 'config.py')
+        init_default_scope('mmseg')
+        cfg.model.decode_head.norm_cfg.type = 'BN'
+        built = MODELS.build(cfg.model).eval()
+        for parameter in built.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+        torch.save(dict(state_dict=built.state_dict()), tmp_path / 'weights.pth')
+        return built
+
+    return make
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """A call of the tool on what `segmentor` has written."""
+
+    def make(out, *options):
+        weights = ('--checkpoint', str(tmp_path / 'weights.pth'))
+        options = map(str, options)
+        return [str(tmp_path / 'config.py'), *weights, '--out', str(tmp_path / out), *options]
+
+    return make
+
+
+def run_onnx(path, images):
+    """Outputs by name, without anything of the tool."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    names = [output.name for output in session.get_outputs()]
+    outputs = session.run(None, {'images': images.numpy()})
+    return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
+
+
+@pytest.mark.parametrize('backbone', BACKBONES)
+@torch.no_grad()
+def test_a_backbone_as_onnx_takes_images_of_any_number_and_size(
+    backbone, export, segmentor, arguments, tmp_path, capsys
+):
+    backbone = segmentor(backbone).backbone
+    export.main(arguments('new/out.onnx', '--size', 64, 96))
+    assert [path.name for path in (tmp_path / 'new').iterdir()] == ['out.onnx']
+    said = capsys.readouterr().out
+    assert all(
+        shape in said for shape in ('2 x 3 x 64 x 96', '1 x 3 x 49 x 51', '3 x 3 x 21 x 127')
+    )
+    for shape in [(1, 3, 75, 130), (4, 3, 101, 33), (1, 3, 1, 1)]:
+        images = torch.randn(shape)
+        outputs = run_onnx(tmp_path / 'new/out.onnx', images)
+        assert list(outputs) == [f'stage_{i}' for i in backbone.out_indices]
+        for output, expected in zip(outputs.values(), backbone(images), strict=True):
+            torch.testing.assert_close(output, expected, **ALIKE)
+
+
+@torch.no_grad()
+def test_a_whole_upernet_as_onnx_gives_the_logits_of_predict(
+    export, segmentor, arguments, tmp_path
+):
+    model = segmentor(SAGA, UPERNET)
+    export.main(arguments('out.onnx', '--part', 'model', '--size', 75, 90))
+    for batch in (1, 3):
+        images = torch.randn(batch, 3, 75, 90)
+        info = dict(img_shape=(75, 90), ori_shape=(75, 90))
+        samples = model.predict(images, [BaseDataElement(metainfo=info) for _ in images])
+        logits = run_onnx(tmp_path / 'out.onnx', images)['logits']
+        assert logits.shape == (batch, 3, 75, 90)
+        for found, sample in zip(logits, samples, strict=True):
+            torch.testing.assert_close(found, sample.seg_logits.data, **ALIKE)
+
+
+ALONE = """
+import sys, torch
+from torch._inductor import aoti_load_package
+assert not any('saga' in name or name == 'mmengine' for name in sys.modules), list(sys.modules)
+kind, file, images, outputs = sys.argv[1:]
+load = aoti_load_package if kind == 'aoti' else lambda file: torch.export.load(file).module()
+torch.save(list(load(file)(torch.load(images))), outputs)
+"""
+
+
+@pytest.mark.parametrize('kind', ['aoti', 'pt2'])
+@torch.no_grad()
+def test_torch_alone_runs_it(kind, export, segmentor, arguments, tmp_path):
+    backbone = segmentor(dict(SAGA, out_indices=(0, 1))).backbone
+    export.main(arguments('out.pt2', '--format', kind, '--size', 64, 96))
+    images = torch.randn(3, 3, 75, 130)
+    torch.save(images, tmp_path / 'images')
+    files = [tmp_path / name for name in ('out.pt2', 'images', 'outputs')]
+    # -I: without the paths of the tests
+    subprocess.run([sys.executable, '-I', '-c', ALONE, kind, *files], cwd=tmp_path, check=True)
+    outputs = torch.load(tmp_path / 'outputs')
+    for output, expected in zip(outputs, backbone(images), strict=True):
+        torch.testing.assert_close(output, expected, **ALIKE)
+
+
+def test_a_file_that_disagrees_is_not_written(export, segmentor, arguments, tmp_path, monkeypatch):
+    segmentor(dict(SAGA, out_indices=(0,)))
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out/out.pt2').write_bytes(b'former')
+    forward = SAGABackbone.forward
+
+    def pooled(self, x):
+        # torch.export fixes the windows of this pooling at those of the traced size
+        (out,) = forward(self, x)
+        return (F.interpolate(F.adaptive_avg_pool2d(out, 3), out.shape[2:]),)
+
+    monkeypatch.setattr(SAGABackbone, 'forward', pooled)
+    with pytest.raises(SystemExit) as error:
+        export.main(arguments('out/out.pt2', '--format', 'pt2', '--size', 64, 64))
+    message = str(error.value)
+    assert 'out.pt2 is not written: for images of 1 x 3 x 49 x 35, it is off by ' in message
+    assert '\n' not in message
+    assert (tmp_path / 'out/out.pt2').read_bytes() == b'former'
+    assert len(list((tmp_path / 'out').iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ('output', 'message'),
+    [
+        (torch.tensor([1.0, 4.0]), None),
+        (torch.tensor([1.0, float('nan')]), None),
+        (torch.ones(2, 1), 'an output has shape'),
+    ],
+)
+def test_the_error_is_relative_and_sees_nan_and_shapes(export, output, message):
+    truth = [torch.ones(2), torch.tensor([1.0, 4.001])]
+    if message:
+        with pytest.raises(ValueError, match=message):
+            export.largest_error([torch.ones(2), output], truth)
+    else:
+        error = export.largest_error([torch.ones(2), output], truth)
+        assert not error <= export.TOLERANCE
+        assert error == pytest.approx(0.001 / 4.001, rel=1e-3) or error != error
+
+
+def refuse(export, options, expected):
+    with pytest.raises(SystemExit) as error:
+        export.main(options)
+    assert expected in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('out', 'options', 'expected'),
+    [
+        ('a.pt2', (), 'error: --out must end in .onnx for --format onnx, got '),
+        ('a.onnx', ('--format', 'pt2'), '--out must end in .pt2 for --format pt2, got '),
+        ('folder.pt2', ('--format', 'pt2'), '--out must be a file, got the folder '),
+        ('a.onnx', (), "--format onnx needs no_such_package: pip install 'saga_mm[export]'"),
+        ('a.pt2', ('--format', 'aoti'), 'needs a C++ compiler, and there is no no-such-compiler'),
+        ('a.onnx', ('--size', 32, 64), '--size must be at least 64 pixels a side, got (32, 64)'),
+        ('a.onnx', ('--check-size', 0, 64), '--check-size must be two positive numbers, got [(0'),
+        (
+            'a.onnx',
+            ('--part', 'model', '--check-size', 9, 9),
+            '--check-size is for backbones: a model is exported for one size',
+        ),
+    ],
+)
+def test_wrong_options_are_one_line(
+    out, options, expected, export, arguments, tmp_path, monkeypatch
+):
+    (tmp_path / 'folder.pt2').mkdir()
+    monkeypatch.setattr(export.inductor.cpp, 'cxx', (None, 'no-such-compiler'))
+    monkeypatch.setattr(export, 'ONNX', ('torch', 'no_such_package'))
+    refuse(export, arguments(out, *options), expected)
+
+
+def test_other_models_are_one_line(export, segmentor, arguments, tiny_det, tmp_path):
+    out = ['--format', 'pt2', '--out', str(tmp_path / 'a.pt2')]
+    expected = '--part model is for segmentors, got a RetinaNet: of other models, the backbone can'
+    refuse(export, [str(tiny_det), '--part', 'model', *out], expected)
+    segmentor(dict(type='ResNet', depth=18, base_channels=8))
+    expected = 'the backbone of the config must be one of saga_mm, got ResNet'
+    refuse(export, arguments('a.pt2', '--format', 'pt2'), expected)
+    assert not (tmp_path / 'a.pt2').exists()
