@@ -5,7 +5,7 @@ Legend: B batch, H height, W width, N = H * W tokens, C channels.
 
 from torch import Tensor, nn
 
-from ..layers import DepthwiseConv2d, init_linear
+from ..layers import DepthwiseConv2d, init_linear, masked
 
 
 class PackedAttention(nn.Module):
@@ -35,17 +35,21 @@ class PackedAttention(nn.Module):
         self.lepe = DepthwiseConv2d(dim, lepe_kernel_size) if lepe_kernel_size else None
         self.proj = init_linear(nn.Linear(dim, dim))
 
-    def attend(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
-        """Mix the tokens of a map of `size` (H, W): (B, N, parts, heads, D) -> (B, N, heads, D)."""
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+        """Mix the tokens of a map of `size` (H, W): (B, N, parts, heads, D) -> (B, N, heads, D).
+
+        Tokens where `mask` (B, N) is False have no part in it; what they get does not matter.
+        """
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C), with a mask as in `masked`."""
         batch, height, width, dim = x.shape
         # (B, H, W, parts * C)
         projected = self.in_proj(x)
         packed = projected.reshape(batch, height * width, self.parts, self.num_heads, self.head_dim)
-        out = self.attend(packed, (height, width)).reshape(x.shape)
+        tokens = None if mask is None else mask.flatten(1)
+        out = self.attend(packed, (height, width), tokens).reshape(x.shape)
         if self.lepe is not None:
-            out = out + self.lepe(projected[..., 2 * dim : 3 * dim])
+            out = out + self.lepe(masked(projected[..., 2 * dim : 3 * dim], mask))
         return self.proj(out)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .conv import DepthwiseConv2d
 from .init import init_linear
+from .mask import masked
 
 
 class FFN(nn.Module):
@@ -23,8 +24,8 @@ class FFN(nn.Module):
         self.dwconv = DepthwiseConv2d(hidden_dim, conv_kernel_size) if conv_kernel_size else None
         self.fc2 = init_linear(nn.Linear(hidden_dim, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = F.gelu(self.fc1(x))
         if self.dwconv is not None:
-            x = x + self.dwconv(x)
+            x = x + self.dwconv(masked(x, mask))
         return self.fc2(x)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import Conv2d
+from .mask import masked, strided
 
 
 class PatchEmbed(nn.Module):
@@ -37,7 +38,8 @@ class PatchEmbed(nn.Module):
         self.proj = Conv2d(in_channels, dim, kernel_size, stride, padding)
         self.norm = norm_layer(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = masked(x, mask)
         if not self.overlap:
             height, width = x.shape[1:3]
             x = F.pad(x, (0, 0, 0, -width % self.stride, 0, -height % self.stride))
@@ -63,8 +65,8 @@ class ConvStem(nn.Module):
         self.embed1 = PatchEmbed(in_channels, hidden, 2, True, norm_layer)
         self.embed2 = PatchEmbed(hidden, dim, 2, True, norm_layer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.embed2(F.gelu(self.embed1(x)))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.embed2(F.gelu(self.embed1(x, mask)), strided(mask, 2))
 
 
 class ConvNormEmbed(nn.Sequential):
@@ -91,5 +93,11 @@ class ConvNormEmbed(nn.Sequential):
             layers += [nn.Conv2d(before, dim, 3, stride, padding=1), norm_layer(dim), nn.GELU()]
         super().__init__(*layers[:-1])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
+        for layer in self:
+            if mask is not None and isinstance(layer, nn.Conv2d):
+                x = masked(x, mask.permute(0, 3, 1, 2))
+                mask = strided(mask, layer.stride[0])
+            x = layer(x)
+        return x.permute(0, 2, 3, 1)
