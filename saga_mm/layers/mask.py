@@ -4,6 +4,7 @@ Legend: B batch, H height, W width, C channels. A mask is (B, H, W, 1) bool, Tru
 stands for maps without padding, and costs nothing.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -17,4 +18,8 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def strided(mask: Tensor | None, stride: int) -> Tensor | None:
     """The mask of a coarser map, on which an image of h rows has ceil(h / stride) of them."""
-    return None if mask is None else mask[:, ::stride, ::stride]
+    if mask is None:
+        return None
+    # not by slices: torch.export would then fix whether a side is a multiple of the stride
+    rows, columns = (torch.arange(0, side, stride, device=mask.device) for side in mask.shape[1:3])
+    return mask[:, rows[:, None], columns]
