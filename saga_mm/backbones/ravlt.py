@@ -77,8 +77,8 @@ class RAVLT(PyramidBackbone):
         norm_eval (bool): Keep the statistics of batch norms, synchronised ones too, in training.
             Defaults to False.
         pad_mask (bool): The input has one channel more, 1 inside an image and 0 in the padding of
-            its batch, as `saga_mm.MaskedDetDataPreprocessor` and `saga_mm.MaskedSegDataPreprocessor`
-            make it: no padding leaks into the maps. Defaults to False.
+            its batch: none of that leaks into the maps. See `saga_mm.preprocessors`. Defaults to
+            False.
         with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
         init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH_OR_URL): a published
             checkpoint of a classifier, detector or segmentor; or, with `prefix='backbone.'`, one

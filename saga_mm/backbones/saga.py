@@ -48,8 +48,8 @@ class SAGA(PyramidBackbone):
             'auto'.
         norm_cfg (dict): Norm over channels. Defaults to dict(type='LN', eps=1e-6).
         pad_mask (bool): The input has one channel more, 1 inside an image and 0 in the padding of
-            its batch, as `saga_mm.MaskedDetDataPreprocessor` and `saga_mm.MaskedSegDataPreprocessor`
-            make it: no padding leaks into the maps. Defaults to False.
+            its batch: none of that leaks into the maps. See `saga_mm.preprocessors`. Defaults to
+            False.
         with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
         init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH,
             prefix='backbone.'). Defaults to None.

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from harness import rms_ratio
 
+from harness import rms_ratio
 from saga_mm.backbones import RAVLT, SAGA, SoLAVision
 
-SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 3, 2))
+SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 2))
 LAYERS = ('L', 'L', 'SL', 'S')
 CASES = {
     'saga': (SAGA, {}),
@@ -97,7 +97,9 @@ def test_gradients_are_those_of_the_images_alone(case):
     def gradients(outputs):
         model.zero_grad()
         # the padding is zero, so it adds nothing
-        sum((x.exp() * w * (x != 0)).sum() for x, w in zip(outputs, weights * 9)).backward()
+        sum(
+            (x.exp() * w * (x != 0)).sum() for x, w in zip(outputs, weights * len(SIZES))
+        ).backward()
         return [p.grad.clone() for p in model.parameters()]
 
     together = gradients(model(with_mask(images, 1e4)))
@@ -133,9 +135,16 @@ def test_checkpointing_gives_equal_outputs_and_gradients(case):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@every_case
-def test_compiles_as_one_graph_and_exports_with_dynamic_size(case):
-    model = build(case)
+@pytest.mark.parametrize(
+    ('case', 'options'),
+    [
+        ('saga', dict(out_indices=0)),
+        ('sola-gated', dict(out_indices=(0, 2), layers=('L', 'L', 'S', 'S'))),
+        ('ravlt', dict(out_indices=(0, 1), linear_stages=1)),
+    ],
+)
+def test_compiles_as_one_graph_and_exports_with_dynamic_size(case, options):
+    model = build(case, **options)
     images = some_images()[:2]
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.export.export(

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+
 from harness import rms_ratio
-from mmengine.structures import PixelData
 
 SIZES = [(64, 90), (50, 96)]
 
@@ -31,14 +31,11 @@ def check_training(mixed_batch, train_step, head_classes):
         batch = mixed_batch(cfg.default_scope, head_classes(cfg.model))
         model.eval()
         with torch.no_grad():
-            maps = model.backbone(model.data_preprocessor(clone(batch), True)['inputs'])
-            for i, image in enumerate(batch['inputs']):
-                # nothing is padded where all of the batch is one image
-                one = (image.float() - model.data_preprocessor.mean.flip(0)) / (
-                    model.data_preprocessor.std.flip(0)
-                )
-                one = torch.cat([one.flip(0), torch.ones_like(one[:1])])
-                for padded, truth in zip(maps, model.backbone(one[None]), strict=True):
+            inputs = model.data_preprocessor(clone(batch), True)['inputs']
+            maps = model.backbone(inputs)
+            for i, (h, w) in enumerate(SIZES):
+                alone = model.backbone(inputs[i : i + 1, :, :h, :w])
+                for padded, truth in zip(maps, alone, strict=True):
                     height, width = truth.shape[2:]
                     assert rms_ratio(padded[i, :, :height, :width], truth[0].double()) < 1e-5
         losses = train_step(model, clone(batch))
@@ -50,7 +47,9 @@ def check_training(mixed_batch, train_step, head_classes):
 
 
 def clone(batch):
-    return dict(inputs=list(batch['inputs']), data_samples=[x.clone() for x in batch['data_samples']])
+    return dict(
+        inputs=list(batch['inputs']), data_samples=[x.clone() for x in batch['data_samples']]
+    )
 
 
 def test_detector(load_config, build_model, mixed_batch, head_classes, check_training):
@@ -87,12 +86,14 @@ def test_segmentor_with_test_time_augmentation(load_config, build_model, make_ba
     from mmseg.models import SegTTAModel
 
     cfg = load_config('segmentation/upernet_saga_t_padmask.py')
+    cfg.model.data_preprocessor.test_cfg = dict(size_divisor=32)
     model = SegTTAModel(build_model(cfg)).eval()
     views = [make_batch('mmseg', 150, *size) for size in SIZES]
     for view, flip in zip(views, (False, True), strict=True):
         for sample in view['data_samples']:
-            sample.set_metainfo(dict(flip=flip, flip_direction='horizontal', ori_shape=SIZES[0]))
-            sample.gt_sem_seg = PixelData(data=torch.zeros(1, *SIZES[0]))
+            sample.set_metainfo(
+                dict(flip=flip, flip_direction='horizontal', ori_shape=SIZES[0], img_path='')
+            )
     with torch.no_grad():
         samples = model.test_step({key: [view[key] for view in views] for key in views[0]})
     assert [sample.pred_sem_seg.shape for sample in samples] == [SIZES[0]] * 2
