@@ -1,6 +1,6 @@
 """How much the padding of a batch changes the features of an image, without and with a mask.
 
-    python tools/padding_leak.py --image 400 608 --batch 608 608
+    python tools/padding_leak.py --image 400 560 --batch 608 608
 
 For each stage, the RMS of the difference between the features of an image that is padded and of the
 same image alone, inside its own area, over the RMS of the latter. Weights and pixels are random.
@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--models', nargs='+', choices=list(KNOWN), default=list(KNOWN))
-    for name, size in dict(image=(400, 608), batch=(608, 608)).items():
+    for name, size in dict(image=(400, 560), batch=(608, 608)).items():
         text = f'of the {name}, in pixels. Defaults to {size[0]} {size[1]}'
         parser.add_argument(
             f'--{name}', nargs=2, type=int, default=size, metavar=('H', 'W'), help=text
@@ -62,9 +62,8 @@ def run(args: argparse.Namespace) -> None:
     if not all(0 < side <= whole for side, whole in zip(args.image, args.batch, strict=True)):
         raise ValueError(f'--image must fit into --batch, got {args.image} and {args.batch}')
     image = torch.randn(1, 3, *args.image, generator=torch.Generator().manual_seed(0))
-    print(
-        '| backbone | pad_mask | stage 1 | stage 2 | stage 3 | stage 4 |\n|---|---|--:|--:|--:|--:|'
-    )
+    print('| backbone | pad_mask | stage 1 | stage 2 | stage 3 | stage 4 |')
+    print('|---|---|--:|--:|--:|--:|')
     for name in args.models:
         for pad_mask in (False, True):
             ratios = leak({**KNOWN[name], 'pad_mask': pad_mask}, image, tuple(args.batch))

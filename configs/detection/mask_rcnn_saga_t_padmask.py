@@ -1,4 +1,4 @@
-"""Mask R-CNN, SAGA-T, that knows the padding of a batch: else like `mask_rcnn_saga_t.py`."""
+"""Mask R-CNN, SAGA-T, that masks padding; otherwise like `mask_rcnn_saga_t.py`."""
 
 _base_ = './mask_rcnn_saga_t.py'
 

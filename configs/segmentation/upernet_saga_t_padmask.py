@@ -1,4 +1,4 @@
-"""UperNet, SAGA-T, that knows the padding of a batch: else like `upernet_saga_t.py`."""
+"""UperNet, SAGA-T, that masks padding; otherwise like `upernet_saga_t.py`."""
 
 _base_ = './upernet_saga_t.py'
 

@@ -149,6 +149,7 @@ class PyramidBackbone(BaseModule):
             raise ValueError(f'frozen_stages must be from -1 to {used}, got {frozen_stages}')
         self.in_channels = in_channels
         self.pad_mask = pad_mask
+        self.input_channels = in_channels + pad_mask
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
@@ -190,12 +191,11 @@ class PyramidBackbone(BaseModule):
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Image (B, H, W, in_channels) and mask (B, H, W, 1) or None."""
-        channels = self.in_channels + self.pad_mask
-        if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
-            mask = ', the last channel a mask, as pad_mask=True' if self.pad_mask else ''
-            raise ValueError(
-                f'the input must have shape (B, {channels}, H, W){mask}, got {tuple(x.shape)}'
-            )
+        if x.ndim != 4 or x.shape[1] != self.input_channels or 0 in x.shape[2:]:
+            expected = f'(B, {self.input_channels}, H, W)'
+            if self.pad_mask:
+                expected += ', the last channel a mask, as pad_mask=True'
+            raise ValueError(f'the input must have shape {expected}, got {tuple(x.shape)}')
         x = x.permute(0, 2, 3, 1)
         if not self.pad_mask:
             return x.contiguous(), None

@@ -1,7 +1,11 @@
 """Padding does not leak: an image of a padded batch gets the features that it gets alone."""
 
+from itertools import cycle
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from harness import rms_ratio
 from saga_mm.backbones import RAVLT, SAGA, SoLAVision
@@ -78,6 +82,29 @@ def test_an_image_alone_needs_no_mask(case):
             assert rms_ratio(out, expected.double()) < 1e-6
 
 
+class Dtypes(TorchDispatchMode):
+    """The dtypes of all tensors that any op returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.seen |= {x.dtype for x in tree_leaves(out) if isinstance(x, torch.Tensor)}
+        return out
+
+
+@every_case
+def test_no_mask_is_made_when_off(case):
+    image = some_images()[0]
+    for pad_mask in (False, True):
+        model = build(case, pad_mask=pad_mask)
+        with Dtypes() as dtypes:
+            model(with_mask([image])[:, : 3 + pad_mask])
+        assert (torch.bool in dtypes.seen) == pad_mask
+
+
 @every_case
 def test_padding_leaks_without_the_mask(case):
     model, image = build(case, pad_mask=False), some_images()[0]
@@ -97,9 +124,7 @@ def test_gradients_are_those_of_the_images_alone(case):
     def gradients(outputs):
         model.zero_grad()
         # the padding is zero, so it adds nothing
-        sum(
-            (x.exp() * w * (x != 0)).sum() for x, w in zip(outputs, weights * len(SIZES))
-        ).backward()
+        sum((x.exp() * w * (x != 0)).sum() for x, w in zip(outputs, cycle(weights))).backward()
         return [p.grad.clone() for p in model.parameters()]
 
     together = gradients(model(with_mask(images, 1e4)))
