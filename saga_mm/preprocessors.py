@@ -9,14 +9,14 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from mmengine.model import ImgDataPreprocessor
+from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
 from .registry import MODELS
 
 
 @MODELS.register_module(name='MaskedDetDataPreprocessor')
-def masked_det_data_preprocessor(**kwargs) -> ImgDataPreprocessor:
+def masked_det_data_preprocessor(**kwargs) -> BaseDataPreprocessor:
     """mmdet's DetDataPreprocessor, with a mask of the padding as the last channel.
 
     Args:
@@ -33,7 +33,7 @@ def masked_det_data_preprocessor(**kwargs) -> ImgDataPreprocessor:
 
 
 @MODELS.register_module(name='MaskedSegDataPreprocessor')
-def masked_seg_data_preprocessor(**kwargs) -> ImgDataPreprocessor:
+def masked_seg_data_preprocessor(**kwargs) -> BaseDataPreprocessor:
     """mmseg's SegDataPreProcessor, with a mask of the padding as the last channel.
 
     Args:
@@ -76,5 +76,5 @@ def add_mask(images: Tensor, sizes: list[tuple[int, ...]]) -> Tensor:
 
 
 @cache
-def _masked(kind: type[ImgDataPreprocessor]) -> type[ImgDataPreprocessor]:
+def _masked(kind: type[BaseDataPreprocessor]) -> type[BaseDataPreprocessor]:
     return type(f'Masked{kind.__name__}', (PadMaskMixin, kind), {})

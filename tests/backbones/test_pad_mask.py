@@ -4,6 +4,8 @@ from itertools import cycle
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -201,3 +203,34 @@ def test_an_input_without_a_mask_is_an_error(kind):
         model(torch.randn(2, 3, 32, 32))
     with pytest.raises(ValueError, match=r'must have shape \(B, 3, H, W\), got \(2, 4, 32, 32\)$'):
         kind(SMALL)(torch.randn(2, 4, 32, 32))
+
+
+@pytest.mark.parametrize('case', ['saga', 'sola-plain', 'sola-decay', 'ravlt-linear'])
+def test_the_triton_ops_leave_padding_out(case, triton_device):
+    model = build(case, impl='triton', out_indices=(0, 1)).to(triton_device)
+    images = [torch.randn(3, *size) for size in ((21, 26), (30, 17))]
+    batch = with_mask(images, float('nan'), size=(32, 40)).to(triton_device)
+    weights = [torch.randn(dim, 1, 1, device=triton_device) for dim in SMALL['embed_dims'][:2]]
+
+    def outputs_and_gradients(model):
+        model.zero_grad()
+        outs = model(batch)
+        sum((out * w).sum() for out, w in zip(outs, weights, strict=True)).backward()
+        return [*outs, *(p.grad for p in model.parameters())]
+
+    found = outputs_and_gradients(model)
+    reference = build(case, impl='reference', out_indices=(0, 1)).to(triton_device)
+    for value, truth in zip(found, outputs_and_gradients(reference), strict=True):
+        torch.testing.assert_close(value, truth, rtol=1e-3, atol=1e-4)
+
+
+@every_case
+def test_distributed_training_finds_every_parameter(case):
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(build(case, with_cp=True).train())
+        for _ in range(2):
+            # the second step stops at a parameter that the first one left without a gradient
+            sum(out.sum() for out in model(with_mask(some_images()))).backward()
+    finally:
+        dist.destroy_process_group()
