@@ -3,7 +3,7 @@
 Importing the package registers everything it ships.
 """
 
-from . import backbones, datasets, engine
+from . import backbones, datasets, engine, preprocessors
 
 __version__ = '0.1.0'
-__all__ = ['__version__', 'backbones', 'datasets', 'engine']
+__all__ = ['__version__', 'backbones', 'datasets', 'engine', 'preprocessors']

@@ -9,7 +9,12 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='saga_mm', locations=['saga_mm.backbones'])
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='saga_mm',
+    locations=['saga_mm.backbones', 'saga_mm.preprocessors'],
+)
 DATASETS = Registry(
     'dataset', parent=MMENGINE_DATASETS, scope='saga_mm', locations=['saga_mm.datasets']
 )

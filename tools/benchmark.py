@@ -130,7 +130,10 @@ def measure(cell: dict) -> dict:
     train = cell['mode'] == 'train'
     # Batch norms keep their statistics, which need more than one value.
     model.to(device).eval().requires_grad_(train)
-    images = torch.randn(cell['batch_size'], 3, cell['size'], cell['size'], device=device)
+    channels = getattr(getattr(model, 'backbone', model), 'input_channels', 3)
+    images = torch.randn(cell['batch_size'], channels, cell['size'], cell['size'], device=device)
+    # a mask of the padding: there is none
+    images[:, 3:] = 1
 
     def step() -> None:
         model.zero_grad()

@@ -68,7 +68,8 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict[str, Cost]:
     with FakeCopyMode(shapes_only):
         model = copy.deepcopy(model)
     with shapes_only:
-        image = torch.empty(1, 3, *size)
+        channels = getattr(model.backbone, 'input_channels', 3)
+        image = torch.empty(1, channels, *size)
         return measure_cost(model, lambda: predict(model, image))
 
 

@@ -98,7 +98,7 @@ def take_apart(module: PackedAttention, x: Tensor) -> Mixing:
         projected, gate = projected.split((3 * dim, dim), dim=-1)
     packed = projected.unflatten(-1, (-1, module.num_heads, module.head_dim))
     mechanism, states, gates, values, row = MECHANISMS[type(module)](module, packed, size)
-    features = {'output': module.attend(packed, size).flatten(2)}
+    features = {'output': module.attend(packed, size, None).flatten(2)}
     if gate is not None:
         features['gated output'] = features['output'] * gate
     return Mixing(mechanism, states, features, values, gates, row)

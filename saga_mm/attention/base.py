@@ -6,7 +6,7 @@ Legend: B batch, H height, W width, N = H * W tokens, C channels.
 import torch
 from torch import Tensor, nn
 
-from ..layers import DepthwiseConv2d, init_linear
+from ..layers import DepthwiseConv2d, init_linear, masked
 
 
 class PackedAttention(nn.Module):
@@ -31,25 +31,33 @@ class PackedAttention(nn.Module):
             raise ValueError(f'dim must be a multiple of num_heads, got {dim} and {num_heads}')
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.parts = parts
         self.in_proj = init_linear(nn.Linear(dim, parts * dim))
         self.lepe = DepthwiseConv2d(dim, lepe_kernel_size) if lepe_kernel_size else None
         self.proj = init_linear(nn.Linear(dim, dim))
 
-    def attend(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
-        """Mix the tokens of a map of `size` (H, W): (B, N, parts, heads, D) -> (B, N, heads, D)."""
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+        """Mix the tokens of a map of `size` (H, W): (B, N, parts, heads, D) -> (B, N, heads, D).
+
+        Tokens where `mask` (B, N) is False have no part in it; what they get does not matter.
+        """
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C)."""
-        batch, height, width, dim = x.shape
-        # (B, H, W, parts * C), and the values (B, H, W, C)
-        projected, values = with_channels(self.in_proj(x), 2 * dim, 3 * dim)
-        packed = projected.reshape(batch, height * width, self.parts, self.num_heads, self.head_dim)
-        out = self.attend(packed, (height, width)).reshape(x.shape)
-        if self.lepe is not None:
-            out = out + self.lepe(values)
-        return self.proj(out)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C), with a mask as in `masked`."""
+        return self.proj(self.mix(self.in_proj(x), mask))
+
+    def mix(self, projected: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention plus LePE: (B, H, W, parts * C), q, k, v first, -> (B, H, W, C)."""
+        batch, height, width, channels = projected.shape
+        dim = self.num_heads * self.head_dim
+        projected, values = with_channels(projected, 2 * dim, 3 * dim)
+        # LePE first, for it needs a copy of the values for a moment
+        position = None if self.lepe is None else self.lepe(masked(values, mask))
+        parts = channels // dim
+        packed = projected.reshape(batch, height * width, parts, self.num_heads, self.head_dim)
+        tokens = None if mask is None else mask.flatten(1)
+        out = self.attend(packed, (height, width), tokens).reshape(batch, height, width, dim)
+        return out if position is None else position.add_(out)
 
 
 def with_channels(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:

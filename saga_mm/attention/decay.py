@@ -3,6 +3,8 @@
 Legend: B batch, H height, W width, N = H * W tokens, C channels.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,11 +58,38 @@ class DecayLinearAttention(PackedAttention):
         # sigmoid(decay_logit) = exp(-1 / length)
         self.decay_logit = nn.Parameter(-torch.expm1(1 / torch.tensor(lengths)).log())
 
-    def attend(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
         log_decay = F.logsigmoid(self.decay_logit)
-        return decay_linear_attention(
-            packed, log_decay, size, feature_map=self.feature_map, impl=self.impl
-        )
+        op = partial(decay_linear_attention, feature_map=self.feature_map, impl=self.impl)
+        if mask is None:
+            return op(packed, log_decay, size)
+        # Padding would count as distance: stand the tokens of each head in its scan, those of the
+        # image first, which makes a map of one row.
+        rows, columns = scan_positions(mask.unflatten(1, size))
+        heads = (self.num_heads - self.num_heads // 2, self.num_heads // 2)
+        # (B, N, heads, 1)
+        place = torch.cat([rows.expand(-1, -1, heads[0]), columns.expand(-1, -1, heads[1])], 2)
+        place = place.unsqueeze(3)
+        scan = torch.empty_like(packed).scatter(1, place.unsqueeze(2).expand_as(packed), packed)
+        inside = torch.arange(mask.shape[1], device=mask.device) < mask.sum(1, keepdim=True)
+        out = op(scan, log_decay, (1, mask.shape[1]), mask=inside)
+        return out.gather(1, place.expand_as(out))
+
+
+def scan_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (B, N, 1) of the tokens of maps (B, H, W) in a scan by row, and by column.
+
+    Tokens inside the mask come first, then the others: each position is taken once.
+    """
+
+    def by_row(mask: Tensor) -> Tensor:
+        shape, mask = mask.shape, mask.flatten(1)
+        inside = mask.cumsum(1)
+        outside = (~mask).cumsum(1) + inside[:, -1:]
+        return (torch.where(mask, inside, outside) - 1).view(shape)
+
+    rows, columns = by_row(mask), by_row(mask.transpose(1, 2)).transpose(1, 2)
+    return rows.reshape(len(mask), -1, 1), columns.reshape(len(mask), -1, 1)
 
 
 def spread(low: float, high: float, number: int) -> list[float]:

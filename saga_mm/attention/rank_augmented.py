@@ -3,14 +3,14 @@
 Legend: B batch, H height, W width, N = H * W tokens, C channels, D = C / heads.
 """
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from saga_kernels import rank_augmented_linear_attention
 from saga_kernels.validation import check_impl
 
 from ..layers import rotary_frequencies, rotate
-from .base import PackedAttention, with_channels
+from .base import PackedAttention
+from .softmax import softmax_attention
 
 MIXERS = ('linear', 'softmax')
 
@@ -55,28 +55,19 @@ class RankAugmentedAttention(PackedAttention):
         self.eps = eps
         self.impl = impl
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C)."""
-        batch, height, width, dim = x.shape
-        # (B, H, W, 3 * C), (B, H, W, C)
-        qkv, gate = self.in_proj(x).split((3 * dim, dim), dim=-1)
-        qkv, values = with_channels(qkv, 2 * dim, 3 * dim)
-        packed = qkv.reshape(batch, height * width, 3, self.num_heads, self.head_dim)
-        out = self.attend(packed, (height, width)).reshape(x.shape)
-        if self.lepe is not None:
-            out = out + self.lepe(values)
-        return self.proj(out * gate)
+    def mix(self, projected: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention plus LePE, times the gate: (B, H, W, 4 * C) -> (B, H, W, C)."""
+        dim = self.num_heads * self.head_dim
+        qkv, gate = projected.split((3 * dim, dim), dim=-1)
+        return super().mix(qkv, mask) * gate
 
-    def attend(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
         """Mix the tokens of a map of `size` (H, W): (B, N, 3, heads, D) -> (B, N, heads, D)."""
         if self.mixer == 'linear':
             # made anew: as a buffer they would lose digits when the model is cast to fp16
             frequencies = rotary_frequencies(self.head_dim, packed.device)
             return rank_augmented_linear_attention(
-                packed, size, frequencies, eps=self.eps, impl=self.impl
+                packed, size, frequencies, eps=self.eps, mask=mask, impl=self.impl
             )
-        # (B, N, heads, D)
         query, key = rotate(packed[:, :, :2], size).unbind(2)
-        # (B, heads, N, D)
-        q, k, v = (part.transpose(1, 2) for part in (query, key, packed[:, :, 2]))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return softmax_attention(query, key, packed[:, :, 2], mask)

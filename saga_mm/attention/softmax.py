@@ -26,7 +26,15 @@ class SoftmaxAttention(PackedAttention):
     def __init__(self, dim: int, num_heads: int, *, lepe_kernel_size: int = 3) -> None:
         super().__init__(dim, num_heads, parts=3, lepe_kernel_size=lepe_kernel_size)
 
-    def attend(self, packed: Tensor, size: tuple[int, int]) -> Tensor:
-        # (B, heads, N, D)
-        q, k, v = (part.transpose(1, 2) for part in packed.unbind(2))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+        return softmax_attention(*packed.unbind(2), mask)
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Torch's fused attention on (B, N, heads, D), over the tokens in `mask` (B, N)."""
+    if mask is not None:
+        # without any token, 0 / 0: an image that is all padding attends to all of it
+        mask = (mask | ~mask.any(1, keepdim=True))[:, None, None]
+    # (B, heads, N, D)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..engine.checkpoint import load_backbone_weights
+from ..layers import masked, strided
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,14 @@ class Stage(nn.Module):
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
 
-    def enter(self, maps: Sequence[Tensor]) -> Tensor:
-        """What the blocks get, from the image and the outputs of all earlier stages."""
-        return self.embed(maps[-1])
+    def enter(self, maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
+        """What the blocks get, from the image and the outputs of all earlier stages.
+
+        Args:
+            maps: (B, H, W, C) each.
+            masks: (B, H, W, 1) each, see `masked`, or None.
+        """
+        return self.embed(maps[-1], masks[-1])
 
 
 class PyramidBackbone(BaseModule):
@@ -105,6 +111,9 @@ class PyramidBackbone(BaseModule):
         out_indices (int | Sequence[int]): Stages whose maps are returned, in increasing order.
         frozen_stages (int): -1 freezes nothing, 0 the first embedding, n > 0 the first n stages
             with their norms. Frozen parts stay in eval mode.
+        pad_mask (bool): The input has one channel more, 1 inside an image and 0 in its padding.
+            Inside, maps are those of the image alone, but for batch norms in training; in the
+            padding they are 0.
         with_cp (bool): Recompute the activations of each block in the backward pass
             (non-reentrant).
         init_cfg (dict, optional): `dict(type='Pretrained', checkpoint=..., prefix=...)` or any
@@ -120,6 +129,7 @@ class PyramidBackbone(BaseModule):
         in_channels: int,
         out_indices: int | Sequence[int],
         frozen_stages: int,
+        pad_mask: bool,
         with_cp: bool,
         init_cfg: dict | list | None,
     ) -> None:
@@ -138,6 +148,8 @@ class PyramidBackbone(BaseModule):
         if frozen_stages not in range(-1, used + 1):
             raise ValueError(f'frozen_stages must be from -1 to {used}, got {frozen_stages}')
         self.in_channels = in_channels
+        self.pad_mask = pad_mask
+        self.input_channels = in_channels + pad_mask
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
@@ -158,31 +170,43 @@ class PyramidBackbone(BaseModule):
         """Maps of the stages in `out_indices`.
 
         Args:
-            x (Tensor): Images (B, in_channels, H, W), of any size from 1 x 1.
+            x (Tensor): Images (B, in_channels, H, W), of any size from 1 x 1; with `pad_mask`
+                (B, in_channels + 1, H, W), the last channel the mask.
 
         Returns:
             tuple[Tensor]: (B, C_i, ceil(H / 4), ceil(W / 4)), then halved per stage, rounded up.
             Contiguous, as mmcv's ops expect.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
-            raise ValueError(
-                f'the input must have shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
-            )
-        maps = [x.permute(0, 2, 3, 1).contiguous()]
+        image, mask = self._split(x)
+        maps, masks = [image], [mask]
         outs = []
         for i, stage in enumerate(self.stages):
-            maps.append(self.forward_stage(stage, maps))
+            x = stage.enter(maps, masks)
+            masks.append(strided(mask, 4 * 2**i))
+            maps.append(self._forward_blocks(stage.blocks, x, masks[-1]))
             if i in self.out_indices:
-                outs.append(self.norms[str(i)](maps[-1]).permute(0, 3, 1, 2).contiguous())
+                out = masked(self.norms[str(i)](maps[-1]), masks[-1])
+                outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 
-    def forward_stage(self, stage: Stage, maps: Sequence[Tensor]) -> Tensor:
-        x = stage.enter(maps)
-        for block in stage.blocks:
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Image (B, H, W, in_channels) and mask (B, H, W, 1) or None."""
+        if x.ndim != 4 or x.shape[1] != self.input_channels or 0 in x.shape[2:]:
+            expected = f'(B, {self.input_channels}, H, W)'
+            if self.pad_mask:
+                expected += ', the last channel a mask, as pad_mask=True'
+            raise ValueError(f'the input must have shape {expected}, got {tuple(x.shape)}')
+        x = x.permute(0, 2, 3, 1)
+        if not self.pad_mask:
+            return x.contiguous(), None
+        return x[..., :-1].contiguous(), x[..., -1:] > 0.5
+
+    def _forward_blocks(self, blocks: nn.ModuleList, x: Tensor, mask: Tensor | None) -> Tensor:
+        for block in blocks:
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, mask, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, mask)
         return x
 
     def train(self, mode: bool = True) -> PyramidBackbone:

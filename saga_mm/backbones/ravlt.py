@@ -76,6 +76,9 @@ class RAVLT(PyramidBackbone):
             dict(type='BN').
         norm_eval (bool): Keep the statistics of batch norms, synchronised ones too, in training.
             Defaults to False.
+        pad_mask (bool): The input has one channel more, 1 inside an image and 0 in the padding of
+            its batch: none of that leaks into the maps. See `saga_mm.preprocessors`. Defaults to
+            False.
         with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
         init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH_OR_URL): a published
             checkpoint of a classifier, detector or segmentor; or, with `prefix='backbone.'`, one
@@ -105,6 +108,7 @@ class RAVLT(PyramidBackbone):
         impl: str = 'auto',
         norm_cfg: dict = dict(type='BN'),  # noqa: B006
         norm_eval: bool = False,
+        pad_mask: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
@@ -150,6 +154,7 @@ class RAVLT(PyramidBackbone):
             in_channels=in_channels,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
+            pad_mask=pad_mask,
             with_cp=with_cp,
             init_cfg=init_cfg,
         )

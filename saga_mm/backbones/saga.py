@@ -47,6 +47,9 @@ class SAGA(PyramidBackbone):
         impl (str): 'auto', 'reference' or 'triton', see `saga_kernels.dispatch`. Defaults to
             'auto'.
         norm_cfg (dict): Norm over channels. Defaults to dict(type='LN', eps=1e-6).
+        pad_mask (bool): The input has one channel more, 1 inside an image and 0 in the padding of
+            its batch: none of that leaks into the maps. See `saga_mm.preprocessors`. Defaults to
+            False.
         with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
         init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH,
             prefix='backbone.'). Defaults to None.
@@ -74,6 +77,7 @@ class SAGA(PyramidBackbone):
         feature_map: str = 'elu',
         impl: str = 'auto',
         norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006
+        pad_mask: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
@@ -121,6 +125,7 @@ class SAGA(PyramidBackbone):
             in_channels=in_channels,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
+            pad_mask=pad_mask,
             with_cp=with_cp,
             init_cfg=init_cfg,
         )

@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..attention import DecayLinearAttention, GatedLinearAttention, SoftmaxAttention
-from ..layers import FFN, HSB, Block, ConvStem, PatchEmbed, drop_path_schedule
+from ..layers import FFN, HSB, Block, ConvStem, PatchEmbed, drop_path_schedule, masked
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
 
@@ -100,9 +100,10 @@ class BridgedStage(Stage):
         super().__init__(embed, blocks)
         self.hsb = hsb
 
-    def enter(self, maps: Sequence[Tensor]) -> Tensor:
+    def enter(self, maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
         # maps[0] is the image
-        return self.hsb(super().enter(maps), maps[1:])
+        earlier = [masked(x, mask) for x, mask in zip(maps[1:], masks[1:], strict=True)]
+        return self.hsb(super().enter(maps, masks), earlier)
 
 
 @MODELS.register_module()
@@ -137,6 +138,9 @@ class SoLAVision(PyramidBackbone):
         impl (str): Of the linear layers, 'auto', 'reference' or 'triton', see
             `saga_kernels.dispatch`. Defaults to 'auto'.
         norm_cfg (dict): Norm over channels. Defaults to dict(type='LN', eps=1e-6).
+        pad_mask (bool): The input has one channel more, 1 inside an image and 0 in the padding of
+            its batch: none of that leaks into the maps. See `saga_mm.preprocessors`. Defaults to
+            False.
         with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
         init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH,
             prefix='backbone.'). Defaults to None.
@@ -163,6 +167,7 @@ class SoLAVision(PyramidBackbone):
         feature_map: str = 'elu',
         impl: str = 'auto',
         norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006
+        pad_mask: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
@@ -206,6 +211,7 @@ class SoLAVision(PyramidBackbone):
             in_channels=in_channels,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
+            pad_mask=pad_mask,
             with_cp=with_cp,
             init_cfg=init_cfg,
         )

@@ -6,6 +6,7 @@ from .drop_path import DropPath, drop_path_schedule
 from .ffn import FFN
 from .hsb import HSB
 from .init import init_linear
+from .mask import masked, strided
 from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
 from .rotary import rotary_frequencies, rotate
 
@@ -21,6 +22,8 @@ __all__ = [
     'PatchEmbed',
     'drop_path_schedule',
     'init_linear',
+    'masked',
     'rotary_frequencies',
     'rotate',
+    'strided',
 ]

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from .conv import DepthwiseConv2d
 from .drop_path import DropPath
+from .mask import masked
 
 
 class Block(nn.Module):
     """Positional encoding, attention and FFN, each on a residual: (B, H, W, C) -> the same.
 
     Args:
-        attention, ffn: Modules on (B, H, W, C).
+        attention, ffn: Modules on (B, H, W, C) and its mask.
         dim: C.
         cpe_kernel_size: Depthwise convolution that encodes position; 0 for none.
         drop_path: Rate at which an image skips attention, and FFN.
@@ -44,11 +45,11 @@ class Block(nn.Module):
             self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
             self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.cpe is not None:
-            x = x + self.cpe(x)
-        x = x + self._residual(self.attn(self.norm1(x)), self.gamma1)
-        return x + self._residual(self.ffn(self.norm2(x)), self.gamma2)
+            x = x + self.cpe(masked(x, mask))
+        x = x + self._residual(self.attn(self.norm1(x), mask), self.gamma1)
+        return x + self._residual(self.ffn(self.norm2(x), mask), self.gamma2)
 
     def _residual(self, x: Tensor, gamma: Tensor | None) -> Tensor:
         return self.drop_path(x if gamma is None else x * gamma)

@@ -7,6 +7,7 @@ from saga_kernels.slices import join, token_slices
 
 from .conv import DepthwiseConv2d
 from .init import init_linear
+from .mask import masked
 
 
 class FFN(nn.Module):
@@ -28,7 +29,7 @@ class FFN(nn.Module):
         self.fc2 = init_linear(nn.Linear(hidden_dim, dim))
         self.halo = conv_kernel_size // 2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         height, row = x.shape[1], x[:, :1].numel() // x.shape[-1] * self.fc1.out_features
         strips = token_slices(
             height,
@@ -38,18 +39,18 @@ class FFN(nn.Module):
             with_grad=not self.halo,
         )
         if len(strips) == 1:
-            return self.fc2(self._hidden(x))
+            return self.fc2(self._hidden(x, mask))
         if self.halo:
-            return join((self._strip(x, strip) for strip in strips), strips)
+            return join((self._strip(x, mask, strip) for strip in strips), strips)
         # one split, so that the backward pass writes one gradient
         pieces = x.split(strips[0].stop, 1)
-        return join((self.fc2(self._hidden(piece)) for piece in pieces), strips)
+        return join((self.fc2(self._hidden(piece, None)) for piece in pieces), strips)
 
-    def _strip(self, x: Tensor, strip: slice) -> Tensor:
-        start = max(0, strip.start - self.halo)
-        hidden = self._hidden(x[:, start : strip.stop + self.halo])
-        return self.fc2(hidden[:, strip.start - start : strip.stop - start])
+    def _strip(self, x: Tensor, mask: Tensor | None, strip: slice) -> Tensor:
+        rows = slice(max(0, strip.start - self.halo), strip.stop + self.halo)
+        hidden = self._hidden(x[:, rows], None if mask is None else mask[:, rows])
+        return self.fc2(hidden[:, strip.start - rows.start : strip.stop - rows.start])
 
-    def _hidden(self, x: Tensor) -> Tensor:
+    def _hidden(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = F.gelu(self.fc1(x))
-        return x if self.dwconv is None else x + self.dwconv(x)
+        return x if self.dwconv is None else x + self.dwconv(masked(x, mask))

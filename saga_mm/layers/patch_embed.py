@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import Conv2d
+from .mask import masked, strided
 
 
 class PatchEmbed(nn.Module):
@@ -38,7 +39,8 @@ class PatchEmbed(nn.Module):
         self.proj = Conv2d(in_channels, dim, kernel_size, stride, padding)
         self.norm = norm_layer(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = masked(x, mask)
         if not self.overlap:
             height, width = x.shape[1:3]
             x = F.pad(x, (0, 0, 0, -width % self.stride, 0, -height % self.stride))
@@ -64,8 +66,8 @@ class ConvStem(nn.Module):
         self.embed1 = PatchEmbed(in_channels, hidden, 2, True, norm_layer)
         self.embed2 = PatchEmbed(hidden, dim, 2, True, norm_layer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.embed2(F.gelu(self.embed1(x)))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.embed2(F.gelu(self.embed1(x, mask)), strided(mask, 2))
 
 
 class ConvNormEmbed(nn.Sequential):
@@ -97,15 +99,25 @@ class ConvNormEmbed(nn.Sequential):
         super().__init__(*layers[:-1])
         self.fp32_start = fp32_start
 
-    def forward(self, x: Tensor) -> Tensor:
-        conv, norm, *rest = self
-        x = x.permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         device = x.device.type
+        x = x.permute(0, 3, 1, 2)
+        layers = list(self)
         if self.fp32_start and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                x = norm(conv(x.to(conv.weight.dtype))).to(torch.get_autocast_dtype(device))
-        else:
-            x = norm(conv(x))
-        for layer in rest:
-            x = layer(x)
+                x, mask = _run(layers[:2], x.to(layers[0].weight.dtype), mask)
+            x, layers = x.to(torch.get_autocast_dtype(device)), layers[2:]
+        x, _ = _run(layers, x, mask)
         return x.permute(0, 2, 3, 1)
+
+
+def _run(
+    layers: Sequence[nn.Module], x: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Maps (B, C, H, W) through layers, and their mask with them."""
+    for layer in layers:
+        if mask is not None and isinstance(layer, nn.Conv2d):
+            x = masked(x, mask.permute(0, 3, 1, 2))
+            mask = strided(mask, layer.stride[0])
+        x = layer(x)
+    return x, mask

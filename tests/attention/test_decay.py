@@ -66,3 +66,34 @@ def test_exports_with_dynamic_size_and_compiles_as_one_graph():
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), module(x))
         torch.testing.assert_close(compiled(x), module(x))
+
+
+def test_padding_is_no_distance():
+    # images of 5 x 7 and 3 x 2 tokens in maps of 6 x 9
+    module = DecayLinearAttention(12, 3, lepe_kernel_size=0).double()
+    images = [torch.randn(1, *size, 12, dtype=torch.float64) for size in ((5, 7), (3, 2))]
+    maps = torch.full((2, 6, 9, 12), 1e3, dtype=torch.float64)
+    mask = torch.zeros(2, 6, 9, 1, dtype=torch.bool)
+    for i, image in enumerate(images):
+        _, height, width, _ = image.shape
+        maps[i, :height, :width], mask[i, :height, :width] = image, True
+    for out, image, inside in zip(module(maps, mask), images, mask, strict=True):
+        torch.testing.assert_close(out[inside[..., 0]], module(image).flatten(0, 2))
+
+
+def test_masked_exports_with_dynamic_size_and_compiles_as_one_graph():
+    module = DecayLinearAttention(8, 2).eval()
+    dynamic = torch.export.Dim.DYNAMIC
+    sides = {1: dynamic, 2: dynamic}
+
+    def inputs(height, width):
+        mask = torch.zeros(2, height, width, 1, dtype=torch.bool)
+        mask[0, :5, :4] = mask[1, :, :3] = True
+        return torch.randn(2, height, width, 8), mask
+
+    program = torch.export.export(module, inputs(9, 11), dynamic_shapes=dict(x=sides, mask=sides))
+    compiled = torch.compile(module, backend='eager', fullgraph=True)
+    x = inputs(20, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(*x), module(*x))
+        torch.testing.assert_close(compiled(*x), module(*x))

@@ -39,12 +39,14 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize('padded', [False, True])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_scores_are_never_a_matrix(dtype):
+def test_scores_are_never_a_matrix(dtype, padded):
     module = SoftmaxAttention(8, 2).to(dtype)
     x = torch.randn(1, 32, 40, 8, dtype=dtype, requires_grad=True)
+    mask = torch.ones(1, 32, 40, 1, dtype=torch.bool) if padded else None
     with Largest() as largest:
-        module(x).sum().backward()
+        module(x, mask).sum().backward()
     assert 3 * 8 * 1280 <= largest.elements < 1280**2
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from mmengine.registry import MODELS as ROOT_MODELS
 
-from saga_mm.backbones.pyramid import PyramidBackbone
+import saga_mm
 from saga_mm.layers import DropPath
 from saga_mm.registry import MODELS
 
-BACKBONES = [name for name, cls in MODELS.module_dict.items() if issubclass(cls, PyramidBackbone)]
+BACKBONES = saga_mm.backbones.__all__
 WIDTHS = (8, 16, 24, 32)
 ARCH = dict(embed_dims=WIDTHS, depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4))
 SMALL = dict(arch=ARCH)

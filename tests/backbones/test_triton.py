@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from saga_mm.backbones.pyramid import PyramidBackbone
+import saga_mm
 from saga_mm.registry import MODELS
 
-BACKBONES = [name for name, cls in MODELS.module_dict.items() if issubclass(cls, PyramidBackbone)]
+BACKBONES = saga_mm.backbones.__all__
 SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 2))
 
 pytestmark = pytest.mark.parametrize('name', BACKBONES)

@@ -16,10 +16,13 @@ from mmengine.registry import DATASETS
 from mmengine.registry import MODELS as ROOT_MODELS
 
 PROMISED = {
-    *(f'detection/mask_rcnn_saga_{name}.py' for name in ('s', 't', 't_3x', 't_demo', 't_nuclei')),
+    *(
+        f'detection/mask_rcnn_saga_{name}.py'
+        for name in ('s', 't', 't_3x', 't_demo', 't_nuclei', 't_padmask')
+    ),
     *(f'detection/{name}_saga_t.py' for name in ('cascade_mask_rcnn', 'retinanet')),
     *(f'segmentation/upernet_saga_{name}.py' for name in 'tsm'),
-    *(f'segmentation/upernet_saga_t_{name}.py' for name in ('camvid', 'demo', 'nuclei')),
+    *(f'segmentation/upernet_saga_t_{name}.py' for name in ('camvid', 'demo', 'nuclei', 'padmask')),
     'segmentation/fpn_saga_t.py',
     *(f'detection/mask_rcnn_sola_vision_{size}.py' for size in 'tsb'),
     *(f'detection/mask_rcnn_sola_vision_{size}_3x.py' for size in 'tsb'),

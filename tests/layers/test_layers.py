@@ -83,17 +83,19 @@ def test_ffn_with_a_convolution_between():
 @pytest.mark.parametrize('kernel_size', [0, 3])
 @pytest.mark.parametrize('height', [1, 16, 33, 90])
 @pytest.mark.parametrize('with_grad', [False, True])
-def test_ffn_in_strips_equals_the_whole(kernel_size, height, with_grad, monkeypatch):
+@pytest.mark.parametrize('padded', [False, True])
+def test_ffn_in_strips_equals_the_whole(kernel_size, height, with_grad, padded, monkeypatch):
+    mask = torch.rand(2, height, 5, 1) < 0.5 if padded else None
     ffn = FFN(4, 6, kernel_size)
     x = torch.randn(2, height, 5, 4, requires_grad=True)
     tensors = x, *ffn.parameters()
-    whole = ffn(x)
+    whole = ffn(x, mask)
     truth = torch.autograd.grad(whole.square().sum(), tensors)
     rows = []
     monkeypatch.setitem(slices.BUDGET, 'cpu', 7 * 2 * 5 * 6 * 4)
     ffn.fc2.register_forward_hook(lambda module, args, out: rows.append(out.shape[1]))
     with torch.set_grad_enabled(with_grad):
-        out = ffn(x)
+        out = ffn(x, mask)
     torch.testing.assert_close(out, whole)
     if with_grad:
         torch.testing.assert_close(torch.autograd.grad(out.square().sum(), tensors), truth)

@@ -36,6 +36,16 @@ def test_cost_is_linear_in_the_pixels(tool, tiny_seg, tmp_path, capsys):
     assert flops[1] == 4 * flops[0]
 
 
+def test_a_mask_of_the_padding_costs_no_product(tool, tiny_seg, tmp_path):
+    path = tmp_path / 'cost.json'
+    flops = []
+    for pad_mask in (False, True):
+        options = ['--cfg-options', f'model.backbone.pad_mask={pad_mask}']
+        tool('get_flops').main([str(tiny_seg), '--size', '64', '64', '--json', str(path), *options])
+        flops.append(json.loads(path.read_text())['']['flops'])
+    assert flops[0] == flops[1] > 0
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

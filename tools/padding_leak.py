@@ -1,0 +1,80 @@
+"""How much the padding of a batch changes the features of an image, without and with a mask.
+
+    python tools/padding_leak.py --image 400 560 --batch 608 608
+
+For each stage, the RMS of the difference between the features of an image that is padded and of the
+same image alone, inside its own area, over the RMS of the latter. Weights and pixels are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor
+
+import saga_mm  # noqa: F401
+from saga_mm.engine.cli import command_line
+from saga_mm.preprocessors import add_mask
+
+KNOWN = {
+    'saga_t': dict(type='saga_mm.SAGA'),
+    'ravlt_t': dict(type='saga_mm.RAVLT'),
+    'sola_vision_t': dict(type='saga_mm.SoLAVision'),
+    'sola_vision_t, plain': dict(type='saga_mm.SoLAVision', linear='plain'),
+    'sola_vision_t, decay': dict(type='saga_mm.SoLAVision', linear='decay'),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--models', nargs='+', choices=list(KNOWN), default=list(KNOWN))
+    for name, size in dict(image=(400, 560), batch=(608, 608)).items():
+        text = f'of the {name}, in pixels. Defaults to {size[0]} {size[1]}'
+        parser.add_argument(
+            f'--{name}', nargs=2, type=int, default=size, metavar=('H', 'W'), help=text
+        )
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    return parser.parse_args(argv)
+
+
+def leak(cfg: dict, image: Tensor, size: tuple[int, int]) -> list[float]:
+    """RMS ratio of the change of an image (1, 3, h, w) by padding to `size` (H, W), per stage."""
+    torch.manual_seed(0)
+    model = MODELS.build(cfg).eval()
+    height, width = image.shape[2:]
+    padded = F.pad(image, (0, size[1] - width, 0, size[0] - height))
+    if cfg['pad_mask']:
+        image, padded = (add_mask(x, [(height, width)]) for x in (image, padded))
+    with torch.no_grad():
+        pairs = zip(model(padded), model(image), strict=True)
+    return [
+        ((x[:, :, : truth.shape[2], : truth.shape[3]] - truth).norm() / truth.norm()).item()
+        for x, truth in pairs
+    ]
+
+
+def run(args: argparse.Namespace) -> None:
+    if not all(0 < side <= whole for side, whole in zip(args.image, args.batch, strict=True)):
+        raise ValueError(f'--image must fit into --batch, got {args.image} and {args.batch}')
+    image = torch.randn(1, 3, *args.image, generator=torch.Generator().manual_seed(0))
+    print('| backbone | pad_mask | stage 1 | stage 2 | stage 3 | stage 4 |')
+    print('|---|---|--:|--:|--:|--:|')
+    for name in args.models:
+        for pad_mask in (False, True):
+            ratios = leak({**KNOWN[name], 'pad_mask': pad_mask}, image, tuple(args.batch))
+            print(f'| {name} | {pad_mask} | {" | ".join(f"{ratio:.1e}" for ratio in ratios)} |')
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with command_line(args.debug):
+        run(args)
+
+
+if __name__ == '__main__':
+    main()
