@@ -177,15 +177,15 @@ class PyramidBackbone(BaseModule):
             tuple[Tensor]: (B, C_i, ceil(H / 4), ceil(W / 4)), then halved per stage, rounded up.
             Contiguous, as mmcv's ops expect.
         """
-        image, mask = self._split(x)
-        maps, masks = [image], [mask]
+        maps, masks = ([part] for part in self._split(x))
         outs = []
         for i, stage in enumerate(self.stages):
-            x = stage.enter(maps, masks)
-            masks.append(strided(mask, 4 * 2**i))
-            maps.append(self._forward_blocks(stage.blocks, x, masks[-1]))
+            mask = strided(masks[0], 4 * 2**i)
+            # no name here for what the first block gets: it makes room when that block is done
+            maps.append(self._forward_blocks(stage.blocks, stage.enter(maps, masks), mask))
+            masks.append(mask)
             if i in self.out_indices:
-                out = masked(self.norms[str(i)](maps[-1]), masks[-1])
+                out = masked(self.norms[str(i)](maps[-1]), mask)
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
 

@@ -56,7 +56,8 @@ def test_a_pattern_sets_depths_and_mixers():
 def test_kinds_of_linear_layers(linear, kind, parts):
     model = SoLAVision(SMALL, ('L', 'L', 'L', 'S'), linear=linear)
     assert mixers(model) == [[kind]] * 3 + [[SoftmaxAttention]]
-    assert model.stages[0].blocks[0].attn.parts == parts
+    projection = model.stages[0].blocks[0].attn.in_proj
+    assert projection.out_features == parts * projection.in_features
     model(torch.randn(2, 3, 45, 61))[3].sum().backward()
     assert all(p.grad is not None for p in model.stages.parameters())
 
