@@ -175,7 +175,9 @@ def run_rank(args: argparse.Namespace) -> None:
     for name, model in load_models(args).items():
         found[name] = layer_ranks(model.backbone, (prepare(model, image) for image in images))
     head = f'{describe(images)}. Effective rank / numerical rank of full rank.'
-    texts = [head, *(rank_table(found, states) for states in (True, False))]
+    # networks of softmax alone have no states
+    kinds = [states for states in (True, False) if plots.matrix_kinds(found, states)]
+    texts = [head, *(rank_table(found, states) for states in kinds)]
     if any(one['gates'] for layers in found.values() for one in layers.values()):
         texts += ['Gates: mean, and standard deviation over tokens.', gate_table(found)]
     write(args.out_dir / 'rank', found, '\n\n'.join(texts))
@@ -326,10 +328,9 @@ def cell(values: list[float]) -> str:
 
 def make_rows(columns: plots.Results, show: Callable[[dict], str]) -> dict[str, list[str]]:
     """By layer or stage, what the columns have there."""
-    names = sorted({name for column in columns.values() for name in column})
     return {
         name: [show(column[name]) if name in column else '-' for column in columns.values()]
-        for name in names
+        for name in plots.in_order(columns)
     }
 
 

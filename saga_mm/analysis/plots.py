@@ -23,6 +23,12 @@ def _save(figure: Figure, path: Path) -> None:
     few.save(path, optimize=True)
 
 
+def in_order(found: Results) -> list[str]:
+    """The layers or stages of all models, by number: 2.10 after 2.9."""
+    names = {name for results in found.values() for name in results}
+    return sorted(names, key=lambda name: [int(number) for number in name.split('.')])
+
+
 def matrix_kinds(found: Results, states: bool) -> list[tuple[str, str]]:
     """(model, name of a matrix) of all states, or else of all features, in results of ranks."""
     pairs = (
@@ -60,7 +66,7 @@ def rank_curves(found: Results, path: Path) -> None:
 
 def rank_layers(found: Results, path: Path) -> None:
     """Effective rank, layer by layer."""
-    places = sorted({layer for layers in found.values() for layer in layers})
+    places = in_order(found)
     figure = Figure(figsize=(11, 4.4), layout='constrained')
     grid = figure.subplots(1, 2)
     for axes, states in zip(grid, (True, False), strict=True):
@@ -103,7 +109,7 @@ def _legend(figure: Figure, grid: np.ndarray) -> None:
 
 def stage_fields(found: Results, path: Path) -> None:
     """The mass of each patch; its root, for masses differ by orders of magnitude."""
-    stages = sorted({stage for fields in found.values() for stage in fields})
+    stages = in_order(found)
     figure = Figure(figsize=(3.2 * len(stages), 2.7 * len(found)), layout='constrained')
     grid = figure.subplots(len(found), len(stages), squeeze=False)
     for row, (name, fields) in zip(grid, found.items(), strict=True):

@@ -96,6 +96,19 @@ def test_rank(analyze, config, tiny_data, tmp_path, capsys):
     picture(folder / 'rank_layers.png')
 
 
+def test_rank_of_softmax_alone_in_a_deep_stage(analyze, tiny_seg, tiny_data, tmp_path):
+    path = tiny_seg.with_name('deep.py')
+    arch = dict(embed_dims=(4,), depths=(11,), num_heads=(1,))
+    backbone = dict(_delete_=True, type='saga_mm.RAVLT', arch=arch, linear_stages=0)
+    backbone.update(out_indices=(0,))
+    path.write_text(f"_base_ = './{tiny_seg.name}'\nmodel = dict(backbone={backbone})\n")
+    arguments = ['--images', str(tiny_data / 'images/val/0.png'), '--out-dir', str(tmp_path)]
+    analyze.main(['rank', '--device', 'cpu', '--models', f'a={path}', *arguments])
+    lines = (tmp_path / 'rank.md').read_text().splitlines()
+    assert lines[2] == '| layer | a: output | a: gated output |'
+    assert [line.split(' ')[1] for line in lines[4:]] == [f'0.{i}' for i in range(11)]
+
+
 def test_a_checkpoint_is_looked_into_not_the_start(analyze, config, tmp_path):
     path = config('plain')
     model = load(analyze, f'a={path}')
