@@ -220,7 +220,9 @@ def test_ci_runs_all_tests_with_the_wheels_at_hand(known, recording_make, tmp_pa
     environ = clean_environ(PATH=recording_make, WHEELHOUSE=str(wheels), PIP_CONFIG_FILE=os.devnull)
     result = run(ROOT / '.ci/run', cwd=tmp_path, env={**environ, 'PIP_FIND_LINKS': known})
     assert result.returncode == 7  # what make said
-    assert result.stdout.strip() == f'in {ROOT}: make test-all; links: {f"{known} {wheels}".strip()}'
+    assert (
+        result.stdout.strip() == f'in {ROOT}: make test-all; links: {f"{known} {wheels}".strip()}'
+    )
     assert '`make test-all`' in (ROOT / 'README.md').read_text()
 
 
