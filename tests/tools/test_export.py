@@ -220,9 +220,9 @@ def test_wrong_options_are_one_line(
     out, options, expected, export, arguments, tmp_path, monkeypatch
 ):
     (tmp_path / 'folder.pt2').mkdir()
-    monkeypatch.setattr(export.inductor.cpp, 'cxx', (None, 'no-such-compiler'))
     monkeypatch.setattr(export, 'ONNX', ('torch', 'no_such_package'))
-    refuse(export, arguments(out, *options), expected)
+    with export.inductor.patch({'cpp.cxx': (None, 'no-such-compiler')}):
+        refuse(export, arguments(out, *options), expected)
 
 
 def test_other_models_are_one_line(export, segmentor, arguments, tiny_det, tmp_path):
