@@ -4,15 +4,16 @@
     python tools/export.py CONFIG --checkpoint FILE --format aoti --out backbone.pt2
     python tools/export.py CONFIG --checkpoint FILE --part model --size 512 512 --out upernet.onnx
 
-A backbone takes normalised images (B, C, H, W) of any number and size, and gives its maps. A
-segmentor takes images of one size, and gives the logits (B, classes, H, W) of the whole image,
-resized to it as predictions are.
+A backbone takes normalised images (B, C, H, W) of any number and size, for aoti of one size, and
+gives its maps. A segmentor takes images of one size, and gives the logits (B, classes, H, W) of the
+whole image, resized to it as predictions are.
 
 The formats: ONNX; aoti, the program compiled for this kind of CPU by AOTInductor, which Python and
 C++ load; pt2, the program that torch.export makes. What is exported is the reference
 implementation, in float32.
 
-No file is written unless what it computes is that of the model, at the traced size and at others.
+No file is written unless what it computes is that of the model, at the traced size and, where it
+takes any, at others.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=(512, 512),
         metavar=('H', 'W'),
-        help='of the images: the only one of a model, the one to trace a backbone at. Defaults to '
+        help='of the images: the only one, or the one to trace at where any will do. Defaults to '
         '512 512',
     )
     parser.add_argument(
@@ -95,8 +96,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         action='append',
         metavar=('H', 'W'),
-        help='of images to check a backbone with besides, may be given more than once. Defaults to '
-        'two odd sizes below and around --size',
+        help='of images to check besides where any size will do, may be given more than once. '
+        'Defaults to two odd sizes below and around --size',
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE'
@@ -127,15 +128,21 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
+def takes_any_size(args: argparse.Namespace) -> bool:
+    # Heads pool with windows that depend on the size, and AOTInductor of torch 2.13 fails to
+    # compare the strides of channels-last maps whose sizes are symbols.
+    return args.part == 'backbone' and args.format != 'aoti'
+
+
 def check_sizes(args: argparse.Namespace) -> None:
     args.size = height, width = tuple(args.size)
-    if args.part == 'backbone':
+    if takes_any_size(args):
         others = (height * 3 // 4 + 1, width // 2 + 3), (height // 4 + 5, width + 31)
         smallest = SMALLEST
     elif args.check_size:
         raise ValueError(
-            '--check-size is for backbones: a model is exported for one size, as heads pool with '
-            'windows that depend on it'
+            '--check-size is for backbones as onnx and pt2: a model has a head, whose pooling '
+            'depends on the size, and AOTInductor compiles for one size, --size'
         )
     else:
         # other batches of the same size
@@ -202,15 +209,15 @@ def select(model: nn.Module, args: argparse.Namespace) -> Subject:
         (batch, backbone.in_channels, *size)
         for batch, size in zip(cycle(BATCHES), [args.size, *args.check_size])
     ]
+    axes = {0: 'batch', 2: 'height', 3: 'width'} if takes_any_size(args) else {0: 'batch'}
     if args.part == 'backbone':
-        names = [f'stage_{i}' for i in backbone.out_indices]
-        return Subject(backbone, names, {0: 'batch', 2: 'height', 3: 'width'}, shapes)
+        return Subject(backbone, [f'stage_{i}' for i in backbone.out_indices], axes, shapes)
     if not hasattr(model, 'encode_decode'):
         raise ValueError(
             f'--part model is for segmentors, got a {type(model).__name__}: of other models, the '
             'backbone can be exported'
         )
-    return Subject(WholeImage(model, args.size), ['logits'], {0: 'batch'}, shapes)
+    return Subject(WholeImage(model, args.size), ['logits'], axes, shapes)
 
 
 def describe_input(cfg: Config) -> str:
@@ -323,7 +330,7 @@ def run(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f'{args.out} is not written: {error}') from error
         write_atomically(args.out, file.read_bytes())
-    size = 'any size' if args.part == 'backbone' else '{} x {} pixels'.format(*args.size)
+    size = 'any size' if takes_any_size(args) else '{} x {} pixels'.format(*args.size)
     print(f'{args.out}: {", ".join(subject.outputs)} of images of {size}')
 
 
