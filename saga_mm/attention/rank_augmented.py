@@ -67,7 +67,7 @@ class RankAugmentedAttention(PackedAttention):
             out = out + self.lepe(masked(qkv[..., 2 * dim :], mask))
         return self.proj(out * gate)
 
-    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """Mix the tokens of a map of `size` (H, W): (B, N, 3, heads, D) -> (B, N, heads, D)."""
         if self.mixer == 'linear':
             # made anew: as a buffer they would lose digits when the model is cast to fp16
