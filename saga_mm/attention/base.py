@@ -35,7 +35,7 @@ class PackedAttention(nn.Module):
         self.lepe = DepthwiseConv2d(dim, lepe_kernel_size) if lepe_kernel_size else None
         self.proj = init_linear(nn.Linear(dim, dim))
 
-    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """Mix the tokens of a map of `size` (H, W): (B, N, parts, heads, D) -> (B, N, heads, D).
 
         Tokens where `mask` (B, N) is False have no part in it; what they get does not matter.

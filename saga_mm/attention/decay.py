@@ -58,7 +58,7 @@ class DecayLinearAttention(PackedAttention):
         # sigmoid(decay_logit) = exp(-1 / length)
         self.decay_logit = nn.Parameter(-torch.expm1(1 / torch.tensor(lengths)).log())
 
-    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         log_decay = F.logsigmoid(self.decay_logit)
         op = partial(decay_linear_attention, feature_map=self.feature_map, impl=self.impl)
         if mask is None:

@@ -50,5 +50,5 @@ class GatedLinearAttention(PackedAttention):
         if gated:
             nn.init.constant_(self.in_proj.bias[3 * dim :], gate_bias)
 
-    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         return self.op(packed, feature_map=self.feature_map, mask=mask, impl=self.impl)

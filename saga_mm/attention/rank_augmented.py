@@ -61,7 +61,7 @@ class RankAugmentedAttention(PackedAttention):
         qkv, gate = projected.split((3 * dim, dim), dim=-1)
         return super().mix(qkv, mask) * gate
 
-    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """Mix the tokens of a map of `size` (H, W): (B, N, 3, heads, D) -> (B, N, heads, D)."""
         if self.mixer == 'linear':
             # made anew: as a buffer they would lose digits when the model is cast to fp16

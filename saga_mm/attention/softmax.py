@@ -26,7 +26,7 @@ class SoftmaxAttention(PackedAttention):
     def __init__(self, dim: int, num_heads: int, *, lepe_kernel_size: int = 3) -> None:
         super().__init__(dim, num_heads, parts=3, lepe_kernel_size=lepe_kernel_size)
 
-    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
+    def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         return softmax_attention(*packed.unbind(2), mask)
 
 
