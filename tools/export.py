@@ -206,7 +206,7 @@ def select(model: nn.Module, args: argparse.Namespace) -> Subject:
     """The part of a model that is to be exported."""
     backbone = model.backbone
     shapes = [
-        (batch, backbone.in_channels, *size)
+        (batch, backbone.input_channels, *size)
         for batch, size in zip(cycle(BATCHES), [args.size, *args.check_size])
     ]
     axes = {0: 'batch', 2: 'height', 3: 'width'} if takes_any_size(args) else {0: 'batch'}
