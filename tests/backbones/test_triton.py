@@ -9,15 +9,20 @@ import torch
 import saga_mm
 from saga_mm.registry import MODELS
 
-BACKBONES = saga_mm.backbones.__all__
 SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 2))
+COMMON = dict(arch=SMALL, drop_path_rate=0)
+BACKBONES = [
+    *(pytest.param(dict(COMMON, type=name), id=name) for name in saga_mm.backbones.__all__),
+    pytest.param(dict(COMMON, type='SoLAVision', linear='decay'), id='decay'),
+]
 
-pytestmark = pytest.mark.parametrize('name', BACKBONES)
+pytestmark = pytest.mark.parametrize('cfg', BACKBONES)
 
 
-def build(name, impl):
+def build(cfg, impl):
     torch.manual_seed(0)
-    return MODELS.get(name)(arch=SMALL, impl=impl, drop_path_rate=0)
+    options = {key: value for key, value in cfg.items() if key != 'type'}
+    return MODELS.get(cfg['type'])(impl=impl, **options)
 
 
 def outputs_and_gradients(model, call, x):
@@ -27,10 +32,10 @@ def outputs_and_gradients(model, call, x):
     return [*(out.detach() for out in outs), *(p.grad.clone() for p in model.parameters())]
 
 
-def test_whole_backbone_compiles_without_a_graph_break(name, triton_device):
-    model = build(name, 'triton').to(triton_device)
+def test_whole_backbone_compiles_without_a_graph_break(cfg, triton_device):
+    model = build(cfg, 'triton').to(triton_device)
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager', dynamic=True)
-    reference = build(name, 'reference').to(triton_device)
+    reference = build(cfg, 'reference').to(triton_device)
     for size in (40, 44), (48, 36):
         x = torch.randn(1, 3, *size, device=triton_device)
         expected = outputs_and_gradients(reference, reference, x)
@@ -65,11 +70,10 @@ for value, truth in zip(found, expected, strict=True):
 """
 
 
-def test_two_processes_get_the_mean_gradient(name, triton_device, tmp_path):
+def test_two_processes_get_the_mean_gradient(cfg, triton_device, tmp_path):
     if triton_device != 'cpu':
         pytest.skip('two processes on one GPU need another backend than the interpreter')
     script = tmp_path / 'distributed.py'
-    cfg = dict(type=name, arch=SMALL, impl='triton', drop_path_rate=0)
-    script.write_text(DISTRIBUTED.format(cfg=cfg))
+    script.write_text(DISTRIBUTED.format(cfg=dict(cfg, impl='triton')))
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     subprocess.run([*command, str(script)], check=True)
