@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, on one GPU, in under eight minutes:
 #     tools/gpu_check.sh OUT_DIR
-# writes OUT_DIR/{gpu.txt,tests.txt,*/ops.json,*/ops.md} and, if the tool is there, the backbones' table.
+# writes OUT_DIR/{gpu.txt,tests.txt,*/ops.json,*/ops.md} and, if mmdet is there, the backbones' table
+# in OUT_DIR/backbones.
 # Exits with an error if a test failed; the benchmarks run all the same.
 set -euo pipefail
 
@@ -42,7 +43,11 @@ for op in gated rank_augmented decay; do
     timeout 70 "$python" tools/benchmark_ops.py --op $op --tokens 25600 102400 \
         --out-dir "$out_dir/$op" || failed=1
 done
-if [ -f tools/benchmark.py ]; then
-    timeout 100 "$python" tools/benchmark.py --out-dir "$out_dir" || failed=1
+if "$python" -c 'import mmdet' 2> /dev/null; then
+    timeout 230 "$python" tools/benchmark.py --models saga_t sola_vision_t ravlt_t pvt_t pvt_t_sdpa \
+        --baseline pvt_t --sizes 512 1280 2048 --mode infer train --dtype bf16 --rounds 1 \
+        --out "$out_dir/backbones" || failed=1
+else
+    echo 'no mmdet: backbones are not measured'
 fi
 exit $failed
