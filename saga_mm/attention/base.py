@@ -31,6 +31,7 @@ class PackedAttention(nn.Module):
             raise ValueError(f'dim must be a multiple of num_heads, got {dim} and {num_heads}')
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
+        self.parts = parts
         self.in_proj = init_linear(nn.Linear(dim, parts * dim))
         self.lepe = DepthwiseConv2d(dim, lepe_kernel_size) if lepe_kernel_size else None
         self.proj = init_linear(nn.Linear(dim, dim))
