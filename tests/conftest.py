@@ -1,4 +1,7 @@
-"""Same random numbers in every test, whatever runs before it. No GPU: Triton's interpreter."""
+"""Same random numbers and no compiled code in every test, whatever runs before it.
+
+No GPU: Triton's interpreter.
+"""
 
 import importlib
 import importlib.util
@@ -26,6 +29,13 @@ def seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Code that tests share, such as the forward of backbones, is compiled a few times at most."""
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture
