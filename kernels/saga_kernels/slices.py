@@ -31,9 +31,14 @@ def token_slices(
     """
     allowed = not torch.is_grad_enabled() or (with_grad and device.type == 'cpu')
     if torch.compiler.is_compiling() or not allowed:
-        return [slice(0, tokens)]
+        return [slice(None)]
     step = max(1, least, BUDGET.get(device.type, BUDGET_ELSEWHERE) // max(1, bytes_per_token))
     return [slice(start, min(start + step, tokens)) for start in range(0, max(1, tokens), step)]
+
+
+def cut(x: Tensor, slices: Sequence[slice], axis: int = 1) -> Sequence[Tensor]:
+    """The slices of an axis of x, by one split: its backward pass writes one gradient."""
+    return [x] if len(slices) == 1 else x.split(slices[0].stop, axis)
 
 
 def join(pieces: Iterable[Tensor], slices: Sequence[slice]) -> Tensor:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_kernels.slices import join, token_slices
+from saga_kernels.slices import cut, join, token_slices
 
 from .conv import DepthwiseConv2d
 from .init import init_linear
@@ -42,8 +42,7 @@ class FFN(nn.Module):
             return self.fc2(self._hidden(x, mask))
         if self.halo:
             return join((self._strip(x, mask, strip) for strip in strips), strips)
-        # one split, so that the backward pass writes one gradient
-        pieces = x.split(strips[0].stop, 1)
+        pieces = cut(x, strips)
         return join((self.fc2(self._hidden(piece, None)) for piece in pieces), strips)
 
     def _strip(self, x: Tensor, mask: Tensor | None, strip: slice) -> Tensor:

@@ -4,11 +4,14 @@ exports see.
 Legend: B batch, N tokens, H heads, D head dim.
 """
 
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
 from ..feature_maps import phi
-from ..slices import join, token_slices
+from ..slices import cut, join, token_slices
 
 
 def attend(
@@ -32,41 +35,35 @@ def _attend(
 ) -> Tensor:
     batch, tokens, _, heads, dim = qkv.shape
     compute = torch.float64 if qkv.dtype == torch.float64 else torch.float32
-    cos, sin = _rotation(size, frequencies.to(compute))
-    # One unbind, so that the backward pass writes one packed gradient instead of adding up three.
-    query, key, value = qkv.unbind(2)
     slices = token_slices(tokens, batch * heads * dim * compute.itemsize, qkv.device)
-    if len(slices) > 1:
-        return _attend_slices(query, key, value, cos, sin, eps, mask, slices)
-    q, k = (_per_head(phi(x.to(compute), 'elu'), mask) for x in (query, key))
-    weights = _softmax(k @ _mean_query(q.sum(2), tokens, mask), mask)
-    state, normalizer = _state(k * weights, _per_head(value.to(compute), mask), cos, sin)
-    return _out(q, state, normalizer, cos, sin, eps).to(qkv.dtype)
+    masks = [None] * len(slices) if mask is None else cut(mask, slices)
+    # One unbind, so that the backward pass writes one packed gradient instead of adding up three.
+    query, key, value = (cut(x, slices) for x in qkv.unbind(2))
 
+    def features(pieces: Sequence[Tensor]) -> Callable[[], Iterable[Tensor]]:
+        # Needed twice: kept where there is one, and made again where there are several.
+        def make() -> Iterator[Tensor]:
+            for x, hidden in zip(pieces, masks, strict=True):
+                yield _per_head(phi(x.to(compute), 'elu'), hidden)
 
-def _attend_slices(query, key, value, cos, sin, eps, mask, slices):
-    def per_head(x: Tensor, part: slice, feature_map: bool = True) -> Tensor:
-        x = x[:, part].to(cos.dtype)
-        return _per_head(
-            phi(x, 'elu') if feature_map else x, None if mask is None else mask[:, part]
+        kept = list(make()) if len(pieces) == 1 else None
+        return make if kept is None else lambda: kept
+
+    queries, keys = features(query), features(key)
+    total = functools.reduce(torch.add, (q.sum(2) for q in queries()))
+    mean = _mean_query(total, tokens, mask)
+    weights = _softmax(torch.cat([k @ mean for k in keys()], 2), mask)
+    turns = [cut(x, slices, 0) for x in _rotation(size, frequencies.to(compute))]
+    states = [
+        _state(k * weight, _per_head(v.to(compute), hidden), cos, sin)
+        for k, weight, v, hidden, cos, sin in zip(
+            keys(), cut(weights, slices, 2), value, masks, *turns, strict=True
         )
-
-    total = sum(per_head(query, part).sum(2) for part in slices)
-    mean = _mean_query(total, query.shape[1], mask)
-    weights = _softmax(torch.cat([per_head(key, part) @ mean for part in slices], 2), mask)
-    states = (
-        _state(
-            per_head(key, part) * weights[:, :, part],
-            per_head(value, part, feature_map=False),
-            cos[part],
-            sin[part],
-        )
-        for part in slices
-    )
-    state, normalizer = (sum(x) for x in zip(*states, strict=True))
+    ]
+    state, normalizer = (functools.reduce(torch.add, x) for x in zip(*states, strict=True))
     outs = (
-        _out(per_head(query, part), state, normalizer, cos[part], sin[part], eps).to(query.dtype)
-        for part in slices
+        _out(q, state, normalizer, cos, sin, eps).to(qkv.dtype)
+        for q, cos, sin in zip(queries(), *turns, strict=True)
     )
     return join(outs, slices)
 
