@@ -21,9 +21,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from infer import find_images, load_weights, name_outputs, pick_device
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from infer import (
+    backbone_of,
+    build_model,
+    find_images,
+    load_weights,
+    name_outputs,
+    pick_device,
+)
 from torch import Tensor, nn
 
 from saga_mm.analysis import plots
@@ -31,7 +36,6 @@ from saga_mm.analysis.attention_map import attention_maps
 from saga_mm.analysis.field import SHARES, radii, stack_radii, stage_fields
 from saga_mm.analysis.rank import layer_ranks
 from saga_mm.attention import DecayLinearAttention, GatedLinearAttention, SoftmaxAttention
-from saga_mm.backbones.pyramid import PyramidBackbone
 from saga_mm.engine.cli import command_line
 from saga_mm.engine.launch import load_config, make_folder
 from saga_mm.stack import check_stack
@@ -117,17 +121,12 @@ def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
                 f'--models must be NAME=CONFIG[:CHECKPOINT], each name once, got {text!r}'
             )
         cfg = load_config(config, {}, ('model',))
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
         torch.manual_seed(0)
-        model = revert_sync_batchnorm(MODELS.build(cfg.model))
-        backbone = getattr(model, 'backbone', None)
-        if not isinstance(backbone, PyramidBackbone):
-            raise ValueError(
-                f'{config}: model.backbone must be one of saga_mm, got {type(backbone).__name__}'
-            )
+        model = build_model(cfg)
+        backbone_of(model)
         if checkpoint:
             load_weights(model, checkpoint)
-        models[name] = model.to(args.device).eval()
+        models[name] = model.to(args.device)
     return models
 
 

@@ -31,16 +31,13 @@ from itertools import cycle
 from pathlib import Path
 
 import torch
-from infer import load_weights
+from infer import backbone_of, build_model, load_weights
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch._inductor import aoti_compile_and_package
 from torch._inductor import config as inductor
 from torch.export import Dim, ExportedProgram
 
-from saga_mm.backbones.pyramid import PyramidBackbone
 from saga_mm.engine.checkpoint import use_safe_loading
 from saga_mm.engine.cli import ConfigOptions, command_line
 from saga_mm.engine.launch import load_config, make_folder
@@ -186,13 +183,8 @@ class WholeImage(nn.Module):
 
 def build(cfg: Config, checkpoint: str | None) -> nn.Module:
     """The model of a config with its weights, in eval mode on the CPU."""
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-    backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, PyramidBackbone):
-        raise ValueError(
-            f'the backbone of the config must be one of saga_mm, got {type(backbone).__name__}'
-        )
+    model = build_model(cfg)
+    backbone = backbone_of(model)
     if checkpoint:
         load_weights(model, checkpoint)
     elif backbone.init_cfg:

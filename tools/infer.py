@@ -19,6 +19,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
+from saga_mm.backbones.pyramid import PyramidBackbone
 from saga_mm.engine.checkpoint import (
     CheckpointError,
     load_file,
@@ -140,13 +141,28 @@ def load_weights(model: nn.Module, path: str) -> dict:
     return checkpoint.get('meta', {})
 
 
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a config, for one process and in eval mode; no weights are loaded."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+
+
+def backbone_of(model: nn.Module) -> PyramidBackbone:
+    """The backbone of a model; ValueError if it is not one of this project."""
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, PyramidBackbone):
+        raise ValueError(
+            f'the backbone of the config must be one of saga_mm, got {type(backbone).__name__}'
+        )
+    return backbone
+
+
 def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
     """Build the model of a config with trained weights, ready for mmdet's and mmseg's inference.
 
     Class names and colours come from the checkpoint, or else from the test data set of the config.
     """
-    init_default_scope(cfg.default_scope)
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model = build_model(cfg)
     meta = load_weights(model, checkpoint).get('dataset_meta')
     if meta is None:
         meta = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True}).metainfo
@@ -155,7 +171,7 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
         # a tuple would be one colour for all classes
         model.dataset_meta['palette'] = [tuple(color) for color in palette]
     model.cfg = cfg
-    return model.to(device).eval()
+    return model.to(device)
 
 
 def make_detector(model: nn.Module, score_thr: float) -> Draw:
