@@ -31,6 +31,7 @@ import saga_mm  # noqa: F401
 from saga_mm.analysis.cells import run_cells
 from saga_mm.engine.cli import command_line
 from saga_mm.engine.launch import make_folder
+from saga_mm.engine.memory import keep_freed_memory
 from saga_mm.stack import check_stack
 
 PVT_T = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
@@ -64,6 +65,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'])
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument(
+        '--keep-memory',
+        action='store_true',
+        help='on a CPU: a process keeps the memory that it frees, as in tools/infer.py',
+    )
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each cell')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
@@ -82,7 +88,9 @@ def check(args: argparse.Namespace) -> None:
             )
     if min(args.sizes) < 32:
         raise ValueError(f'--sizes must be at least 32 pixels, got {min(args.sizes)}')
-    torch.device(args.device)
+    device = torch.device(args.device)
+    if args.keep_memory and device.type != 'cpu':
+        raise ValueError(f'--keep-memory is for --device cpu, got {args.device}')
     for name in args.models:
         if name not in KNOWN and not Path(name).is_file() and '.' not in name:
             raise ValueError(
@@ -128,6 +136,8 @@ def measure(cell: dict) -> dict:
     torch.manual_seed(0)
     model, call = build(cell['model'])
     train = cell['mode'] == 'train'
+    if cell['keep_memory'] and not keep_freed_memory():
+        raise OSError('--keep-memory needs glibc')
     # Batch norms keep their statistics, which need more than one value.
     model.to(device).eval().requires_grad_(train)
     channels = getattr(getattr(model, 'backbone', model), 'input_channels', 3)
@@ -202,7 +212,12 @@ def make_cells(args: argparse.Namespace) -> list[dict]:
     """Every measurement, so ordered that the models take turns."""
     settings = product(args.mode, args.dtype, args.sizes, range(args.rounds), args.models)
     names = ('mode', 'dtype', 'size', 'round', 'model')
-    common = dict(device=args.device, batch_size=args.batch_size, threads=torch.get_num_threads())
+    common = dict(
+        device=args.device,
+        batch_size=args.batch_size,
+        threads=torch.get_num_threads(),
+        keep_memory=args.keep_memory,
+    )
     return [dict(zip(names, values, strict=True), **common) for values in settings]
 
 
@@ -244,7 +259,8 @@ def describe_machine(args: argparse.Namespace) -> str:
         processor = (
             f'{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads'
         )
-    return f'{processor}, torch {torch.__version__}, batch {args.batch_size}'
+    kept = ', freed memory kept' if args.keep_memory else ''
+    return f'{processor}, torch {torch.__version__}, batch {args.batch_size}{kept}'
 
 
 def table(rows: list[dict], args: argparse.Namespace) -> str:

@@ -29,6 +29,7 @@ from saga_mm.engine.checkpoint import (
 )
 from saga_mm.engine.cli import ConfigOptions, command_line
 from saga_mm.engine.launch import load_config, make_folder
+from saga_mm.engine.memory import keep_freed_memory
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 # weights that predictions do without
@@ -238,6 +239,8 @@ def run(args: argparse.Namespace) -> None:
     images = find_images(args.images)
     out_files = name_outputs(images, args.out_dir)
     device = pick_device(args.device)
+    if device.type == 'cpu':
+        keep_freed_memory()
     cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
     scope = cfg.get('default_scope')
     if scope not in ('mmdet', 'mmseg'):

@@ -6,11 +6,13 @@ import argparse
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 
 from saga_mm.engine.cli import add_common_arguments, command_line
 from saga_mm.engine.data import check_data
 from saga_mm.engine.launch import make_folder, prepare
+from saga_mm.engine.memory import keep_freed_memory
 
 TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
 
@@ -79,6 +81,8 @@ def run(args: argparse.Namespace) -> dict:
     ]
     check_data(cfg, ['test'])
     make_folder(cfg.work_dir)
+    if get_device() == 'cpu':
+        keep_freed_memory()
     return RUNNERS.build(cfg).test()
 
 

@@ -5,7 +5,9 @@ import torch
 
 from saga_mm.analysis.cells import run_cells
 
-CELL = dict(dtype='fp32', size=64, round=0, device='cpu', batch_size=2, threads=1)
+CELL = dict(
+    dtype='fp32', size=64, round=0, device='cpu', batch_size=2, threads=1, keep_memory=False
+)
 
 
 @pytest.fixture
@@ -106,6 +108,7 @@ def test_a_cell_that_fails_in_its_process(tmp_path):
         (['--baseline', 'pvt_x'], "--baseline must be one of ['saga_t', 'pvt_t', 'pvt_t_sdpa']"),
         (['--sizes', '8'], '--sizes must be at least 32 pixels, got 8'),
         (['--rounds', '0'], '--rounds must be positive, got 0'),
+        (['--keep-memory', '--device', 'cuda'], '--keep-memory is for --device cpu, got cuda'),
     ],
 )
 def test_wrong_options(benchmark, options, message, tmp_path):
