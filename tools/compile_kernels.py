@@ -2,7 +2,7 @@
 
     python tools/compile_kernels.py > docs/benchmarks/kernels.md    the table of that page
     python tools/compile_kernels.py --quick --json                  what `make test` compiles
-    python tools/compile_kernels.py --all                           all of them; takes an hour
+    python tools/compile_kernels.py --all                           all of them; takes long
 
 Nothing is run, and nothing here says how fast a kernel is. Triton caches what it has compiled.
 """

@@ -35,12 +35,13 @@ _SUMMING = {
 
 # Tokens per tile and warps, phase by phase, by bytes per element and edge of the matrix tile.
 # Chosen by what the compiler reports (docs/benchmarks/kernels.md), not by a measurement: no spilled
-# registers in half precision up to D = 64. With D = 128, or in fp32 with D = 64, some kernels spill
-# on sm_80; in fp32 with D = 128 on every GPU.
+# registers in half precision up to D = 64, but for a few bytes in `decay`, two of whose kernels
+# would read more with smaller tiles. With D = 128, or in fp32 with D = 64, some kernels spill on
+# sm_80; in fp32 with D = 128 on every GPU.
 _TILES = {
     'gated': {
-        (2, 32): ((64, 4), (64, 4), (64, 4), (64, 4)),
-        (2, 64): ((64, 4), (64, 4), (64, 8), (16, 4)),
+        (2, 32): ((64, 8), (64, 4), (64, 4), (128, 8)),
+        (2, 64): ((64, 8), (64, 4), (64, 8), (16, 4)),
         (2, 128): ((32, 8), (64, 8), (32, 8), (16, 8)),
         (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4)),
         (4, 64): ((16, 4), (32, 4), (16, 4), (16, 4)),
@@ -48,7 +49,7 @@ _TILES = {
     },
     # Of `merge`: partial states per tile.
     'rank_augmented': {
-        (2, 32): ((64, 4), (64, 4), (64, 4), (64, 4), (64, 4), (16, 4), (64, 4)),
+        (2, 32): ((64, 8), (64, 4), (64, 4), (64, 4), (32, 4), (16, 4), (64, 4)),
         (2, 64): ((64, 4), (64, 8), (64, 4), (64, 8), (64, 8), (16, 4), (32, 8)),
         (2, 128): ((32, 4), (32, 8), (64, 4), (32, 8), (16, 8), (16, 8), (16, 8)),
         (4, 32): ((64, 4), (32, 4), (64, 4), (32, 4), (32, 4), (16, 4), (32, 4)),
@@ -58,7 +59,7 @@ _TILES = {
     # Of `scan`: chunks per tile.
     'decay': {
         (2, 32): ((64, 4), (32, 4), (64, 4), (64, 4), (32, 4)),
-        (2, 64): ((64, 4), (32, 4), (64, 4), (64, 4), (32, 4)),
+        (2, 64): ((32, 4), (32, 4), (64, 4), (32, 4), (32, 4)),
         (2, 128): ((32, 8), (32, 4), (32, 8), (32, 8), (32, 8)),
         (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4), (16, 4)),
         (4, 64): ((16, 4), (32, 4), (32, 4), (16, 4), (16, 4)),

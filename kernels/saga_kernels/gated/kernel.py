@@ -173,15 +173,15 @@ def kv_backward(
             b_a = 1.0
             b_b = 1.0
         b_v *= b_b
-        b_dk = tl.dot(b_v.to(T), b_dst, input_precision=PRECISION) * scale + b_dz
         b_phi = phi(b_k, ELU) * b_a
-        store(p_d, b_dk * slope(b_k, b_a, b_phi, ELU), m, m_inside)
-        if GATED:
-            store(p_d + 2 * H * D, b_dk * b_phi * (1.0 - b_a), m, m_inside)
         b_dv = tl.dot(b_phi.to(T), b_ds, input_precision=PRECISION) * scale
         store(p_d + H * D, b_dv * b_b, m, m_inside)
         if GATED:
             store(p_d + 3 * H * D, b_dv * b_v * (1.0 - b_b), m, m_inside)
+        b_dk = tl.dot(b_v.to(T), b_dst, input_precision=PRECISION) * scale + b_dz
+        store(p_d, b_dk * slope(b_k, b_a, b_phi, ELU), m, m_inside)
+        if GATED:
+            store(p_d + 2 * H * D, b_dk * b_phi * (1.0 - b_a), m, m_inside)
 
 
 def forward(packed: Tensor, mask: Tensor | None, elu: bool, eps: float) -> tuple[Tensor, Tensor]:
