@@ -31,8 +31,8 @@ def check_impl(impl: str, name: str = 'impl') -> None:
 
 
 def check_eps(eps: float) -> None:
-    if not eps > 0:
-        raise ValueError(f'eps must be positive, got {eps!r}')
+    if not isinstance(eps, (int, float)) or not eps > 0:
+        raise ValueError(f'eps must be a positive number, got {eps!r}')
 
 
 def check_mask(mask: Tensor | None, x: Tensor) -> None:

@@ -101,7 +101,14 @@ def make_folder(path: str | Path) -> None:
 
 def check_processes(cfg: Config) -> None:
     """ValueError if a launcher or strategy can't work: not started by it, or without its GPU."""
-    if cfg.launcher != 'none':
+    if cfg.launcher == 'none':
+        processes = int(os.environ.get('WORLD_SIZE', 1)) if 'RANK' in os.environ else 1
+        if processes > 1:
+            raise ValueError(
+                f'--launcher is none, and torchrun has started {processes} processes, which would '
+                'each work alone and write into one folder: add --launcher pytorch'
+            )
+    else:
         variable, program = STARTED_BY[cfg.launcher]
         if variable not in os.environ:
             raise ValueError(

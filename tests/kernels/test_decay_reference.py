@@ -217,7 +217,7 @@ def zeros(*shape, **options):
         (dict(log_decay=zeros(3)), r'log_decay must have shape \(H,\) = \(2,\), got \(3,\)'),
         (dict(log_decay=zeros(2, device='meta')), 'log_decay must be on cpu, got meta'),
         (dict(feature_map='gelu'), "feature_map must be one of .* got 'gelu'"),
-        (dict(eps=0.0), 'eps must be positive, got 0.0'),
+        (dict(eps=0.0), 'eps must be a positive number, got 0.0'),
         (dict(mask=zeros(1, 4)), 'mask must be a bool tensor, got torch.float32'),
         (dict(impl='cuda'), "impl must be one of .* got 'cuda'"),
     ],

@@ -252,7 +252,7 @@ def test_slices_change_nothing(masked, dtype, monkeypatch):
         (dict(frequencies=torch.ones(4)), r'frequencies must have shape .* \(2,\), got \(4,\)'),
         (dict(frequencies=torch.ones(2, device='meta')), 'frequencies must be on cpu, got meta'),
         (dict(frequencies=torch.ones(2, requires_grad=True)), 'frequencies get no gradient'),
-        (dict(eps=0.0), 'eps must be positive, got 0.0'),
+        (dict(eps=0.0), 'eps must be a positive number, got 0.0'),
         (dict(mask=torch.ones(1, 4)), 'mask must be a bool tensor, got torch.float32'),
         (dict(mask=torch.ones(1, 5, dtype=torch.bool)), r'mask must have shape .*\(1, 4\)'),
         (dict(impl='cuda'), "impl must be one of .* got 'cuda'"),

@@ -53,7 +53,11 @@ LIBRARY = {
     'op: rank': (lambda: attend((1, 4, 8)), r'must have shape \(B, N, 5, H, D\), got \(1, 4, 8\)'),
     'op: parts': (lambda: attend((1, 4, 3, 1, 8)), r'\(B, N, 5, H, D\), got \(1, 4, 3, 1, 8\)'),
     'op: no head': (lambda: attend((1, 4, 5, 0, 8)), 'at least one head and channel'),
-    'op: eps': (lambda: attend(eps=0), 'eps must be positive, got 0'),
+    'op: eps': (lambda: attend(eps=0), 'eps must be a positive number, got 0'),
+    'op: eps as text': (
+        lambda: attend(eps='1e-6'),
+        "eps must be a positive number, got '1e-6'",
+    ),
     'op: feature map': (
         lambda: attend(feature_map='exp'),
         "feature_map must be one of .*, got 'exp'",
@@ -486,6 +490,18 @@ def test_full_disk(tool, world):
     after = world.snapshot()
     assert all(after.get(path) == content for path, content in before.items())
     assert {path.suffix for path in after.keys() - before.keys()} <= {'.log', '.json', '.py'}
+
+
+def test_torchrun_without_launcher(tool, world, monkeypatch):
+    before = world.snapshot()
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    with pytest.raises(SystemExit) as stop:
+        tool('train').main([*world.train('seg')[1:]])
+    assert stop.value.code.startswith(
+        'error: --launcher is none, and torchrun has started 4 processes'
+    )
+    assert world.snapshot() == before
 
 
 def test_debug_shows_the_traceback(tool, world):
