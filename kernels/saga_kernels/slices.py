@@ -1,6 +1,7 @@
 """Work on tokens in slices, so that its temporaries fit a cache and need hardly any memory."""
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -39,6 +40,36 @@ def token_slices(
 def cut(x: Tensor, slices: Sequence[slice], axis: int = 1) -> Sequence[Tensor]:
     """The slices of an axis of x, by one split: its backward pass writes one gradient."""
     return [x] if len(slices) == 1 else x.split(slices[0].stop, axis)
+
+
+def cut_parts(packed: Tensor, slices: Sequence[slice]) -> list[Sequence[Tensor]]:
+    """q, k, v and the rest, (B, n, H, D) each, of each slice of packed (B, N, parts, H, D)."""
+    if len(slices) == 1:
+        return [packed.unbind(2)]
+    flat = _Parts.apply(packed, slices)
+    parts = packed.shape[2]
+    return [flat[i : i + parts] for i in range(0, len(flat), parts)]
+
+
+class _Parts(torch.autograd.Function):
+    """Writes gradients where they belong: those of `split` and `unbind` are two passes."""
+
+    @staticmethod
+    def forward(packed, slices):
+        return tuple(part for piece in cut(packed, slices) for part in piece.unbind(2))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        packed, ctx.slices = inputs
+        ctx.shape = packed.shape
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grad = grads[0].new_empty(ctx.shape)
+        places = product(ctx.slices, range(ctx.shape[2]))
+        for (tokens, part), part_grad in zip(places, grads, strict=True):
+            grad[:, tokens, part] = part_grad
+        return grad, None
 
 
 def join(pieces: Iterable[Tensor], slices: Sequence[slice]) -> Tensor:

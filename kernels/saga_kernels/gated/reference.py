@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..feature_maps import phi
-from ..slices import cut, join, token_slices
+from ..slices import cut, cut_parts, join, token_slices
 
 
 def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
@@ -31,8 +31,8 @@ def _attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -
     width = batch * heads * dim * max(packed.itemsize, 4)
     slices = token_slices(tokens, width, packed.device, with_grad=True)
     masks = [None] * len(slices) if mask is None else cut(mask, slices)
-    # One unbind, so that the backward pass writes one packed gradient instead of adding up five.
-    parts = [piece.unbind(2) for piece in cut(packed, slices)]
+    # The backward pass writes one packed gradient, instead of adding up those of five views.
+    parts = cut_parts(packed, slices)
     states = [
         _state(*others, feature_map=feature_map, mask=hidden)
         for (_, *others), hidden in zip(parts, masks, strict=True)
