@@ -7,12 +7,10 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-# two thirds of the pixels are background
-class_weight = [0.3] + [1.0] * 10
 model = dict(
     data_preprocessor=dict(size=(96, 128)),
-    decode_head=dict(num_classes=11, loss_decode=dict(class_weight=class_weight)),
-    auxiliary_head=dict(num_classes=11, loss_decode=dict(class_weight=class_weight)),
+    decode_head=dict(num_classes=11),
+    auxiliary_head=dict(num_classes=11),
 )
 train_cfg = dict(max_iters=550, val_interval=550)
 default_hooks = dict(checkpoint=dict(interval=110))

@@ -58,6 +58,7 @@ class PackedAttention(nn.Module):
         packed = projected.reshape(batch, height * width, parts, self.num_heads, self.head_dim)
         tokens = None if mask is None else mask.flatten(1)
         out = self.attend(packed, (height, width), tokens).reshape(batch, height, width, dim)
+        # in place: what a forward hook on LePE keeps becomes the sum, unless it is cloned
         return out if position is None else position.add_(out)
 
 

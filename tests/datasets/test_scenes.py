@@ -201,10 +201,6 @@ def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch, error):
     assert not list(tmp_path.iterdir())
 
 
-def _make(out):
-    make_scenes(out, **SMALL)
-
-
 def test_a_kill_leaves_no_folder(tmp_path, scenes):
     out = tmp_path / 'scenes'
     context = multiprocessing.get_context('spawn')
@@ -222,7 +218,7 @@ def test_a_kill_leaves_no_folder(tmp_path, scenes):
 def test_two_processes_at_once(tmp_path, scenes):
     out = tmp_path / 'scenes'
     context = multiprocessing.get_context('spawn')
-    processes = [context.Process(target=_make, args=(out,)) for _ in range(2)]
+    processes = [context.Process(target=make_scenes, args=(out,), kwargs=SMALL) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
