@@ -7,8 +7,8 @@ python = $(VENV)/bin/python
 # One thread per process: two test processes with a thread per core each would get in each other's way.
 pytest = OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-# What depends on the stack: configs and a training step of each, backbones, training.
-stack_tests = tests/configs tests/backbones/test_backbones.py tests/tools/test_train.py
+# What depends on the stack: configs and a training step of each, backbones, training, the demo.
+stack_tests = tests/configs tests/backbones/test_backbones.py tests/tools/test_demo.py tests/tools/test_train.py
 
 .PHONY: setup demo test test-all test-stack compile-kernels lint format clean
 
