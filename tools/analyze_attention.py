@@ -123,7 +123,7 @@ def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
         cfg = load_config(config, {}, ('model',))
         torch.manual_seed(0)
         model = build_model(cfg)
-        backbone_of(model)
+        backbone_of(model, config)
         if checkpoint:
             load_weights(model, checkpoint)
         models[name] = model.to(args.device)

@@ -184,7 +184,7 @@ class WholeImage(nn.Module):
 def build(cfg: Config, checkpoint: str | None) -> nn.Module:
     """The model of a config with its weights, in eval mode on the CPU."""
     model = build_model(cfg)
-    backbone = backbone_of(model)
+    backbone = backbone_of(model, cfg.filename)
     if checkpoint:
         load_weights(model, checkpoint)
     elif backbone.init_cfg:

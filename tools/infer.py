@@ -148,12 +148,13 @@ def build_model(cfg: Config) -> nn.Module:
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
 
 
-def backbone_of(model: nn.Module) -> PyramidBackbone:
-    """The backbone of a model; ValueError if it is not one of this project."""
+def backbone_of(model: nn.Module, config: str) -> PyramidBackbone:
+    """The backbone of the model of a config; ValueError if it is not one of this project."""
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, PyramidBackbone):
         raise ValueError(
-            f'the backbone of the config must be one of saga_mm, got {type(backbone).__name__}'
+            f'{config}: the backbone of the config must be one of saga_mm, got '
+            f'{type(backbone).__name__}'
         )
     return backbone
 

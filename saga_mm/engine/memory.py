@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that its tensors free, for those that follow.
 
     glibc returns blocks of more than 32 MiB to the system when they are freed, which fills the next
-    ones with zeros, page by page: for maps of large images, a fifth of the time and more. Blocks
+    ones with zeros, page by page: docs/benchmarks/speed.md has what that costs large images. Blocks
     kept may lie so that the next ones don't fit: the process can grow larger.
 
     Returns:

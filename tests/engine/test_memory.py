@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from saga_mm.engine.memory import keep_freed_memory
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -38,7 +40,5 @@ def test_freed_memory(mode):
 
 
 def test_another_c_library(monkeypatch):
-    from saga_mm.engine.memory import keep_freed_memory
-
     monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
     assert not keep_freed_memory()

@@ -192,6 +192,7 @@ def test_mistakes_are_one_line(analyze, config, tiny_data, tiny_seg, tmp_path):
     other = tiny_seg.with_name('resnet.py')
     backbone = "dict(_delete_=True, type='mmseg.ResNet', depth=18)"
     other.write_text(f"_base_ = './{tiny_seg.name}'\nmodel = dict(backbone={backbone})\n")
+    unknown = f'{other}: the backbone of the config must be one of saga_mm, got ResNet'
     large = tmp_path / 'large.png'
     cv2.imwrite(str(large), cv2.resize(cv2.imread(f'{images}/0.png'), (40, 40)))
     for command, message in {
@@ -200,7 +201,7 @@ def test_mistakes_are_one_line(analyze, config, tiny_data, tiny_seg, tmp_path):
         ('rank', '--models', good, good, '--images', images): 'each name once',
         ('rank', '--models', good, '--images', images, '--size', '0', '9'): '--size must be two',
         ('rank', '--models', good, '--images', str(tiny_seg)): 'not readable as an image',
-        ('rank', '--models', f'a={other}', '--images', images): 'one of saga_mm, got ResNet',
+        ('rank', '--models', f'a={other}', '--images', images): unknown,
         ('field', '--models', good): '--models needs --images',
         ('field', '--depth', '0'): '--depth must be at least 1, got 0',
         ('field', '--heads', '3'): 'dim must be a multiple of num_heads, got 64 and 3',
