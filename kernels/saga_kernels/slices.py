@@ -1,6 +1,6 @@
 """Work on tokens in slices, so that its temporaries fit a cache and need hardly any memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
 import torch
@@ -42,6 +42,30 @@ def cut(x: Tensor, slices: Sequence[slice], axis: int = 1) -> Sequence[Tensor]:
     return [x] if len(slices) == 1 else x.split(slices[0].stop, axis)
 
 
+def with_halo(
+    function: Callable[[Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    mask: Tensor | None,
+    strip: slice,
+    halo: int,
+    stride: int = 1,
+) -> Tensor:
+    """A strip of rows of what a function of a map (B, H, W, C) and its mask (B, H, W, 1) gives.
+
+    Args:
+        function: Such as a convolution that pads with zeros.
+        x: The map.
+        mask: Or None.
+        strip: Rows of the output.
+        halo: Rows of the output by which the function may be wrong at the ends of its input.
+        stride: Rows of the input per row of the output.
+    """
+    start = max(0, strip.start - halo)
+    rows = slice(stride * start, stride * (strip.stop + halo))
+    out = function(x[:, rows], None if mask is None else mask[:, rows])
+    return out[:, strip.start - start : strip.stop - start]
+
+
 def cut_parts(packed: Tensor, slices: Sequence[slice]) -> list[Sequence[Tensor]]:
     """q, k, v and the rest, (B, n, H, D) each, of each slice of packed (B, N, parts, H, D)."""
     if len(slices) == 1:
@@ -72,17 +96,42 @@ class _Parts(torch.autograd.Function):
         return grad, None
 
 
-def join(pieces: Iterable[Tensor], slices: Sequence[slice]) -> Tensor:
-    """Results (B, n, ...) of slices of the second axis, as one tensor.
+class Joined:
+    """Results (B, n, ...) of slices of the second axis, to become one tensor (B, N, ...).
 
     Without grad, each is put in its place as it comes, and they never live all at once.
+
+    Args:
+        slices: Of the second axis.
+        out: What they are written to, without grad. Defaults to a new tensor.
+
+    Attributes:
+        pieces: The results so far; without grad, views of their places.
     """
-    if len(slices) == 1 or torch.is_grad_enabled():
-        pieces = tuple(pieces)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
-    out = None
-    for part, piece in zip(slices, pieces, strict=True):
-        if out is None:
-            out = piece.new_empty((piece.shape[0], slices[-1].stop, *piece.shape[2:]))
-        out[:, part] = piece
-    return out
+
+    def __init__(self, slices: Sequence[slice], out: Tensor | None = None) -> None:
+        self.pieces: list[Tensor] = []
+        self._slices = slices
+        self._out = out
+
+    def append(self, piece: Tensor) -> None:
+        if len(self._slices) > 1 and not torch.is_grad_enabled():
+            if self._out is None:
+                tokens = self._slices[-1].stop
+                self._out = piece.new_empty((piece.shape[0], tokens, *piece.shape[2:]))
+            place = self._out[:, self._slices[len(self.pieces)]]
+            piece = place.copy_(piece)
+        self.pieces.append(piece)
+
+    def whole(self) -> Tensor:
+        if self._out is not None:
+            return self._out
+        return self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces, 1)
+
+
+def join(pieces: Iterable[Tensor], slices: Sequence[slice], out: Tensor | None = None) -> Tensor:
+    """All results of slices as one tensor; see `Joined`."""
+    joined = Joined(slices, out)
+    for piece in pieces:
+        joined.append(piece)
+    return joined.whole()

@@ -73,13 +73,15 @@ def label(layer: str) -> str:
 
 
 def record_inputs(model: nn.Module, *args: Tensor) -> dict[str, Tensor]:
-    """Call a model without gradients; return the input (B, H, W, C) of each attention module."""
+    """Call a model without gradients; return what the projection of each attention module gets,
+    (B, H, W, C)."""
     inputs = {}
     with ExitStack() as stack, torch.no_grad():
         for name, module in attention_layers(model).items():
 
             def keep(module: nn.Module, args: tuple, name: str = name) -> None:
-                inputs[name] = args[0]
+                x, _, norm = args
+                inputs[name] = norm(x)
 
             stack.callback(module.register_forward_pre_hook(keep).remove)
         model(*args)

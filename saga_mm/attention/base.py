@@ -3,10 +3,12 @@
 Legend: B batch, H height, W width, N = H * W tokens, C channels.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from ..layers import DepthwiseConv2d, init_linear, masked
+from ..layers import DepthwiseConv2d, identity, init_linear, masked
 
 
 class PackedAttention(nn.Module):
@@ -43,9 +45,15 @@ class PackedAttention(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C), with a mask as in `masked`."""
-        return self.proj(self.mix(self.in_proj(x), mask))
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        norm: Callable[[Tensor], Tensor] = identity,
+    ) -> Tensor:
+        """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C), with a mask as in `masked`, and a
+        norm that comes first."""
+        return self.proj(self.mix(self.in_proj(norm(x)), mask))
 
     def mix(self, projected: Tensor, mask: Tensor | None) -> Tensor:
         """Attention plus LePE: (B, H, W, parts * C), q, k, v first, -> (B, H, W, C)."""

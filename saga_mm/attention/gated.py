@@ -3,11 +3,18 @@
 Legend: B batch, H height, W width, N = H * W tokens, C channels.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
 from torch import Tensor, nn
 
 from saga_kernels import gated_linear_attention, linear_attention
+from saga_kernels.dispatch import resolve_impl, why_not_triton
+from saga_kernels.gated.reference import kv_state, read_state, sum_states
+from saga_kernels.slices import Joined, cut, join, token_slices
 from saga_kernels.validation import check_feature_map, check_impl
 
+from ..layers import identity
 from .base import PackedAttention
 
 
@@ -15,7 +22,9 @@ class GatedLinearAttention(PackedAttention):
     """Multi-head linear attention over all tokens of a map, gated as SAGA does, plus LePE.
 
     One projection writes q, k, v and the two gate logits, and
-    `saga_kernels.gated_linear_attention` mixes the tokens in O(N).
+    `saga_kernels.gated_linear_attention` mixes the tokens in O(N). Where its reference would run,
+    rows go through in strips, from the norm to the KV state, and from there to the output: the
+    packed projection is never there as a whole.
 
     Args:
         dim: C, a multiple of `num_heads`.
@@ -52,3 +61,59 @@ class GatedLinearAttention(PackedAttention):
 
     def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         return self.op(packed, feature_map=self.feature_map, mask=mask, impl=self.impl)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        norm: Callable[[Tensor], Tensor] = identity,
+    ) -> Tensor:
+        strips = self._strips(x)
+        if len(strips) == 1:
+            return super().forward(x, mask, norm)
+        return self._forward_strips(x, mask, norm, strips)
+
+    def _strips(self, x: Tensor) -> Sequence[slice]:
+        """Strips of rows for the reference; one, which is the map, for the kernel."""
+        row = x[:, :1].numel() * max(x.itemsize, 4)
+        least = 16 * self.lepe.halo if self.lepe is not None else 1
+        strips = token_slices(x.shape[1], row, x.device, least=least, with_grad=True)
+        if len(strips) > 1:
+            tokens = x.flatten(1, 2).unflatten(-1, (1, self.num_heads, self.head_dim))
+            impl = resolve_impl(self.impl, self.op.__name__, why_not_triton(tokens))
+            if impl == 'triton':
+                return [slice(None)]
+        return strips
+
+    def _forward_strips(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        norm: Callable[[Tensor], Tensor],
+        strips: Sequence[slice],
+    ) -> Tensor:
+        heads = (self.num_heads, self.head_dim)
+        hidden = [None] * len(strips)
+        if mask is not None:
+            hidden = [strip.flatten(1) for strip in cut(mask, strips)]
+        queries, values, states = Joined(strips), Joined(strips), []
+        for piece, inside in zip(cut(x, strips), hidden, strict=True):
+            # (B, N, heads, D) each
+            parts = self.in_proj(norm(piece)).flatten(1, 2).unflatten(-1, (-1, *heads)).unbind(2)
+            states.append(kv_state(*parts[1:], feature_map=self.feature_map, mask=inside))
+            queries.append(parts[0].reshape(piece.shape))
+            if self.lepe is not None:
+                values.append(parts[2].reshape(piece.shape))
+        state = sum_states(states)
+        position = [None] * len(strips)
+        if self.lepe is not None:
+            position = self.lepe.strips(values.whole(), mask, strips)
+
+        def outs() -> Iterator[Tensor]:
+            for query, place, inside in zip(queries.pieces, position, hidden, strict=True):
+                tokens = query.flatten(1, 2).unflatten(-1, heads)
+                out = read_state(tokens, state, self.feature_map, mask=inside).reshape(query.shape)
+                yield self.proj(out if place is None else out + place)
+
+        # in the place of the queries, which nobody needs then
+        return join(outs(), strips, None if torch.is_grad_enabled() else queries.whole())

@@ -82,7 +82,12 @@ class Stage(nn.Module):
     """One resolution of the pyramid.
 
     An embedding that sets grid and width, then blocks that keep them.
+
+    Attributes:
+        reach: How many of the latest maps `enter` reads.
     """
+
+    reach = 1
 
     def __init__(self, embed: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -90,10 +95,10 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def enter(self, maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
-        """What the blocks get, from the image and the outputs of all earlier stages.
+        """What the blocks get, from the latest of the image and the outputs of earlier stages.
 
         Args:
-            maps: (B, H, W, C) each.
+            maps: (B, H, W, C) each, `reach` of them at least.
             masks: (B, H, W, 1) each, see `masked`, or None.
         """
         return self.embed(maps[-1], masks[-1])
@@ -178,16 +183,25 @@ class PyramidBackbone(BaseModule):
             Contiguous, as mmcv's ops expect.
         """
         maps, masks = ([part] for part in self._split(x))
+        inside = masks[0]
+        reach = max(stage.reach for stage in self.stages)
         outs = []
         for i, stage in enumerate(self.stages):
-            mask = strided(masks[0], 4 * 2**i)
-            # no name here for what the first block gets: it makes room when that block is done
-            maps.append(self._forward_blocks(stage.blocks, stage.enter(maps, masks), mask))
+            mask = strided(inside, 4 * 2**i)
+            # no name here for what the first block gets: it makes room when that block is done,
+            # and maps that no other stage reads before
+            entry = [stage.enter(maps, masks)]
+            for earlier in (maps, masks):
+                del earlier[: len(earlier) + 1 - reach]
+            maps.append(self._forward_blocks(stage.blocks, entry.pop(), mask))
             masks.append(mask)
             if i in self.out_indices:
-                out = masked(self.norms[str(i)](maps[-1]), mask)
-                outs.append(out.permute(0, 3, 1, 2).contiguous())
+                outs.append(self._output(i, maps[-1], mask))
         return tuple(outs)
+
+    def _output(self, i: int, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map i of those returned, (B, C, H, W), from the output of its stage."""
+        return masked(self.norms[str(i)](x), mask).permute(0, 3, 1, 2).contiguous()
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Image (B, H, W, in_channels) and mask (B, H, W, 1) or None."""

@@ -99,10 +99,11 @@ class BridgedStage(Stage):
     def __init__(self, embed: nn.Module, blocks: Sequence[nn.Module], hsb: HSB) -> None:
         super().__init__(embed, blocks)
         self.hsb = hsb
+        self.reach = len(hsb.paths)
 
     def enter(self, maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
-        # maps[0] is the image
-        earlier = [masked(x, mask) for x, mask in zip(maps[1:], masks[1:], strict=True)]
+        latest = zip(maps[-self.reach :], masks[-self.reach :], strict=True)
+        earlier = [masked(x, mask) for x, mask in latest]
         return self.hsb(super().enter(maps, masks), earlier)
 
 

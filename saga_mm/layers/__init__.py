@@ -3,7 +3,7 @@
 from .block import Block
 from .conv import Conv2d, DepthwiseConv2d
 from .drop_path import DropPath, drop_path_schedule
-from .ffn import FFN
+from .ffn import FFN, identity
 from .hsb import HSB
 from .init import init_linear
 from .mask import masked, strided
@@ -21,6 +21,7 @@ __all__ = [
     'DropPath',
     'PatchEmbed',
     'drop_path_schedule',
+    'identity',
     'init_linear',
     'masked',
     'rotary_frequencies',

@@ -5,16 +5,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from saga_kernels.slices import cut, join, token_slices
+
 from .conv import DepthwiseConv2d
 from .drop_path import DropPath
-from .mask import masked
 
 
 class Block(nn.Module):
     """Positional encoding, attention and FFN, each on a residual: (B, H, W, C) -> the same.
 
     Args:
-        attention, ffn: Modules on (B, H, W, C) and its mask.
+        attention, ffn: Modules on (B, H, W, C), its mask, and a norm that comes first.
         dim: C.
         cpe_kernel_size: Depthwise convolution that encodes position; 0 for none.
         drop_path: Rate at which an image skips attention, and FFN.
@@ -46,10 +47,19 @@ class Block(nn.Module):
             self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        given = x
         if self.cpe is not None:
-            x = x + self.cpe(masked(x, mask))
-        x = x + self._residual(self.attn(self.norm1(x), mask), self.gamma1)
-        return x + self._residual(self.ffn(self.norm2(x), mask), self.gamma2)
+            row = x[:, :1].numel() * x.itemsize
+            strips = token_slices(x.shape[1], row, x.device, least=16 * self.cpe.halo)
+            encoding = self.cpe.strips(x, mask, strips)
+            x = join((a + b for a, b in zip(cut(x, strips), encoding, strict=True)), strips)
+        x = self._add(x, self.attn(x, mask, self.norm1), self.gamma1, given)
+        return self._add(x, self.ffn(x, mask, self.norm2), self.gamma2, given)
 
-    def _residual(self, x: Tensor, gamma: Tensor | None) -> Tensor:
-        return self.drop_path(x if gamma is None else x * gamma)
+    def _add(self, x: Tensor, residual: Tensor, gamma: Tensor | None, given: Tensor) -> Tensor:
+        """x plus a residual; without grad in place, if x is not the caller's."""
+        residual = self.drop_path(residual if gamma is None else residual * gamma)
+        wide = torch.promote_types(x.dtype, residual.dtype) == x.dtype
+        if x is given or torch.is_grad_enabled() or not wide:
+            return x + residual
+        return x.add_(residual)

@@ -1,13 +1,20 @@
 """Feed-forward network of a transformer block."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_kernels.slices import cut, join, token_slices
+from saga_kernels.slices import cut, join, token_slices, with_halo
 
 from .conv import DepthwiseConv2d
 from .init import init_linear
 from .mask import masked
+
+
+def identity(x: Tensor) -> Tensor:
+    """Stands for a norm where there is none."""
+    return x
 
 
 class FFN(nn.Module):
@@ -29,7 +36,13 @@ class FFN(nn.Module):
         self.fc2 = init_linear(nn.Linear(hidden_dim, dim))
         self.halo = conv_kernel_size // 2
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        norm: Callable[[Tensor], Tensor] = identity,
+    ) -> Tensor:
+        """(B, H, W, C) -> the same, with a mask as in `masked`, and a norm that comes first."""
         height, row = x.shape[1], x[:, :1].numel() // x.shape[-1] * self.fc1.out_features
         strips = token_slices(
             height,
@@ -39,16 +52,16 @@ class FFN(nn.Module):
             with_grad=not self.halo,
         )
         if len(strips) == 1:
-            return self.fc2(self._hidden(x, mask))
-        if self.halo:
-            return join((self._strip(x, mask, strip) for strip in strips), strips)
-        pieces = cut(x, strips)
-        return join((self.fc2(self._hidden(piece, None)) for piece in pieces), strips)
+            return self.fc2(self._hidden(norm(x), mask))
+        if not self.halo:
+            pieces = (self.fc2(self._hidden(norm(piece), None)) for piece in cut(x, strips))
+            return join(pieces, strips)
 
-    def _strip(self, x: Tensor, mask: Tensor | None, strip: slice) -> Tensor:
-        rows = slice(max(0, strip.start - self.halo), strip.stop + self.halo)
-        hidden = self._hidden(x[:, rows], None if mask is None else mask[:, rows])
-        return self.fc2(hidden[:, strip.start - rows.start : strip.stop - rows.start])
+        def hidden(x: Tensor, mask: Tensor | None) -> Tensor:
+            return self._hidden(norm(x), mask)
+
+        pieces = (with_halo(hidden, x, mask, strip, self.halo) for strip in strips)
+        return join((self.fc2(piece) for piece in pieces), strips)
 
     def _hidden(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = F.gelu(self.fc1(x))

@@ -8,6 +8,7 @@ from torch import nn
 from saga_kernels import slices
 from saga_mm.layers import (
     FFN,
+    Block,
     Conv2d,
     ConvNormEmbed,
     ConvStem,
@@ -15,6 +16,7 @@ from saga_mm.layers import (
     DropPath,
     PatchEmbed,
     drop_path_schedule,
+    masked,
     rotary_frequencies,
     rotate,
 )
@@ -50,6 +52,34 @@ def test_patch_embed_rounds_up(overlap, stride, size):
 def test_conv_stem_rounds_up(size):
     out = ConvStem(3, 9, nn.LayerNorm)(torch.randn(2, *size, 3))
     assert out.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 9)
+
+
+@pytest.mark.parametrize('kernel_size', [3, 7])
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('with_grad', [False, True])
+def test_depthwise_conv_in_strips_equals_the_whole(kernel_size, padded, with_grad):
+    conv, x = DepthwiseConv2d(4, kernel_size), torch.randn(2, 21, 5, 4)
+    mask = torch.rand(2, 21, 5, 1) < 0.5 if padded else None
+    rows = [slice(0, 8), slice(8, 16), slice(16, 21)]
+    with torch.set_grad_enabled(with_grad):
+        strips = list(conv.strips(x, mask, rows))
+    assert [strip.shape[1] for strip in strips] == [8, 8, 5]
+    torch.testing.assert_close(torch.cat(strips, 1), conv(masked(x, mask)))
+
+
+@pytest.mark.parametrize('height', [1, 63, 64, 65, 66, 67, 68, 140])
+@pytest.mark.parametrize('padded', [False, True])
+def test_conv_stem_in_strips_equals_the_whole(height, padded, monkeypatch):
+    stem, x = ConvStem(3, 8, nn.LayerNorm), torch.randn(2, height, 9, 3)
+    mask = torch.rand(2, height, 9, 1) < 0.5 if padded else None
+    whole = stem(x, mask)
+    rows = []
+    stem.embed2.register_forward_hook(lambda module, args, out: rows.append(out.shape[1]))
+    monkeypatch.setitem(slices.BUDGET, 'cpu', 1)
+    with torch.no_grad():
+        out = stem(x, mask)
+    assert len(rows) == -(-whole.shape[1] // 16)
+    torch.testing.assert_close(out, whole)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (2, 5), (7, 9), (16, 8)])
@@ -102,6 +132,53 @@ def test_ffn_in_strips_equals_the_whole(kernel_size, height, with_grad, padded, 
     # with a convolution, a strip is no thinner than 16 halos, and autograd gets no strips
     step = (height if with_grad else 16) if kernel_size else 7
     assert rows == [min(step, height - start) for start in range(0, height, step)]
+
+
+class Scale(nn.Linear):
+    """Stands for attention or an FFN."""
+
+    def forward(self, x, mask, norm):
+        return super().forward(norm(x))
+
+
+@pytest.mark.parametrize('cpe_kernel_size', [0, 3])
+@pytest.mark.parametrize('layer_scale', [None, 0.5])
+def test_block_without_grad_changes_nothing_of_others(cpe_kernel_size, layer_scale, monkeypatch):
+    block = Block(
+        Scale(4, 4),
+        Scale(4, 4),
+        4,
+        cpe_kernel_size=cpe_kernel_size,
+        drop_path=0,
+        norm_layer=nn.LayerNorm,
+        layer_scale=layer_scale,
+    )
+    x = torch.randn(2, 40, 5, 4)
+    given, kept = x.clone(), {}
+    for name in ('attn', 'ffn'):
+        block.get_submodule(name).register_forward_hook(
+            lambda module, args, out, name=name: kept.update({name: (out, out.clone())})
+        )
+    truth = block(x)
+    monkeypatch.setitem(slices.BUDGET, 'cpu', 1)
+    with torch.no_grad():
+        out = block(x)
+    torch.testing.assert_close(out, truth)
+    assert torch.equal(x, given)
+    for tensor, then in kept.values():
+        assert torch.equal(tensor, then)
+
+
+def test_block_without_grad_keeps_the_wider_dtype():
+    options = dict(cpe_kernel_size=3, drop_path=0, norm_layer=nn.LayerNorm, layer_scale=0.5)
+    block = Block(Scale(4, 4), Scale(4, 4), 4, **options)
+    x = torch.randn(1, 4, 4, 4, dtype=torch.bfloat16)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        truth = block(x)
+        with torch.no_grad():
+            out = block(x)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, truth)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])

@@ -4,12 +4,16 @@ Legend: B batch, N tokens, H heads, D head dim.
 """
 
 import functools
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from ..feature_maps import phi
 from ..slices import cut, cut_parts, join, token_slices
+
+# S (B*H, D, D) and z (B*H, D, 1)
+State = tuple[Tensor, Tensor]
 
 
 def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
@@ -19,36 +23,42 @@ def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) ->
     Half precision is computed in fp32, under autocast too. Without grad, tokens go through in
     slices: there is no temporary of the size of the input.
     """
-    device = packed.device.type
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return _attend(packed, feature_map, eps, mask)
-    return _attend(packed, feature_map, eps, mask)
-
-
-def _attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
     batch, tokens, _, heads, dim = packed.shape
     width = batch * heads * dim * max(packed.itemsize, 4)
     slices = token_slices(tokens, width, packed.device, with_grad=True)
     masks = [None] * len(slices) if mask is None else cut(mask, slices)
     # The backward pass writes one packed gradient, instead of adding up those of five views.
     parts = cut_parts(packed, slices)
-    states = [
-        _state(*others, feature_map=feature_map, mask=hidden)
+    state = sum_states(
+        kv_state(*others, feature_map=feature_map, mask=hidden)
         for (_, *others), hidden in zip(parts, masks, strict=True)
-    ]
-    state, normalizer = (functools.reduce(torch.add, x) for x in zip(*states, strict=True))
+    )
     outs = (
-        _out(query, state, normalizer, feature_map, eps, hidden)
+        read_state(query, state, feature_map, eps, hidden)
         for (query, *_), hidden in zip(parts, masks, strict=True)
     )
     return join(outs, slices)
 
 
-def _state(
+def _outside_autocast(function: Callable) -> Callable:
+    """Let a function of tensors compute in the precision that it chooses."""
+
+    @functools.wraps(function)
+    def call(x: Tensor, *args, **kwargs):
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return function(x, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(x, *args, **kwargs)
+
+    return call
+
+
+@_outside_autocast
+def kv_state(
     key: Tensor, value: Tensor, *gates: Tensor, feature_map: str, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """S (B*H, D, D) and z (B*H, D, 1) of k, v and, if any, a, b, each (B, N, H, D)."""
+) -> State:
+    """What some tokens add to the state: k, v and, if any, a, b, each (B, N, H, D)."""
     compute = torch.float64 if key.dtype == torch.float64 else torch.float32
 
     def gated(x: Tensor, index: int) -> Tensor:
@@ -59,20 +69,22 @@ def _state(
     return k.transpose(1, 2) @ v, k.sum(1).unsqueeze(-1)
 
 
-def _out(
-    query: Tensor,
-    state: Tensor,
-    normalizer: Tensor,
-    feature_map: str,
-    eps: float,
-    mask: Tensor | None,
+def sum_states(states: Iterable[State]) -> State:
+    """The state of all tokens, from those of slices of them."""
+    return functools.reduce(lambda a, b: (a[0] + b[0], a[1] + b[1]), states)
+
+
+@_outside_autocast
+def read_state(
+    query: Tensor, state: State, feature_map: str, eps: float = 1e-6, mask: Tensor | None = None
 ) -> Tensor:
-    """Output (B, N, H, D) of the queries (B, N, H, D)."""
+    """Output (B, N, H, D) of the queries (B, N, H, D) of some tokens, from the state of all."""
     batch, tokens, heads, dim = query.shape
+    sums, normalizer = state
     # A masked query has phi(q) = 0, so its output is 0 / eps = 0.
-    q = _per_head(phi(query.to(state.dtype), feature_map), mask)
+    q = _per_head(phi(query.to(sums.dtype), feature_map), mask)
     # eps keeps its place in the denominator, (B*H, N, 1), small beside a token tensor.
-    out = (q @ state) / (q @ normalizer + eps)
+    out = (q @ sums) / (q @ normalizer + eps)
     return out.view(batch, heads, tokens, dim).transpose(1, 2).to(query.dtype)
 
 
