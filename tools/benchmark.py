@@ -5,8 +5,9 @@
 
 Each cell of the table is measured in a fresh process, several times, in rounds in which the models
 take turns. Time is the median over rounds; its spread is the range over rounds. Memory is the peak
-that the work adds to the loaded model and the input. Writes benchmark.md, benchmark.png, and
-results.jsonl, from which an interrupted run goes on.
+that the work adds to the loaded model and the input. FLOPs are those of the work on one image, two
+per multiply-add, in matrix products, convolutions and attention. Writes benchmark.md,
+benchmark.png, and results.jsonl, from which an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import saga_mm  # noqa: F401
 from saga_mm.analysis.cells import run_cells
+from saga_mm.analysis.cost import FORMULAS
 from saga_mm.engine.cli import command_line
 from saga_mm.engine.launch import make_folder
 from saga_mm.engine.memory import keep_freed_memory
@@ -131,7 +134,7 @@ def tensors(outputs: object) -> list[Tensor]:
 
 
 def measure(cell: dict) -> dict:
-    """Seconds per image, and the bytes that the work adds, in this process."""
+    """Seconds and FLOPs per image, and the bytes that the work adds, in this process."""
     device, dtype = torch.device(cell['device']), DTYPES[cell['dtype']]
     torch.manual_seed(0)
     model, call = build(cell['model'])
@@ -163,11 +166,16 @@ def measure(cell: dict) -> dict:
     step()
     added = max(0, peak(device) - before)
     times = timed(step, device)
-    return dict(
+    result = dict(
         seconds=statistics.median(times) / cell['batch_size'],
         bytes=added,
         parameters=sum(p.numel() for p in model.parameters()),
     )
+    if cell['round'] == 0:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+            step()
+        result['flops'] = counter.get_total_flops() / cell['batch_size']
+    return result
 
 
 def timed(step: Callable[[], None], device: torch.device) -> list[float]:
@@ -240,6 +248,7 @@ def summarize(results: list[dict], baseline: str) -> list[dict]:
                 spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
                 bytes=statistics.median(result['bytes'] for result in rounds),
                 parameters=rounds[0]['parameters'],
+                flops=rounds[0]['flops'],
             )
         summary[mode, dtype, size, model] = row
     for (mode, dtype, size, _), row in summary.items():
@@ -268,17 +277,18 @@ def table(rows: list[dict], args: argparse.Namespace) -> str:
         f'{describe_machine(args)}; medians of {args.rounds} rounds, spread: their range.',
         f'Speed-up and memory ratio: against {Path(args.baseline).stem}.',
         '',
-        '| mode | dtype | side | model | parameters, M | images/s | spread | ns/token | speed-up '
-        '| peak memory, MiB | memory ratio |',
-        '|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|',
+        '| mode | dtype | side | model | parameters, M | GFLOPs | images/s | spread | ns/token '
+        '| speed-up | peak memory, MiB | memory ratio |',
+        '|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|',
     ]
     for row in rows:
         cells = [row['mode'], row['dtype'], row['size'], Path(row['model']).stem]
         if 'error' in row:
-            lines.append('| ' + ' | '.join(map(str, cells)) + f' | {row["error"]} |||||||')
+            lines.append('| ' + ' | '.join(map(str, cells)) + f' | {row["error"]} ||||||||')
             continue
         cells += [
             f'{row["parameters"] / 1e6:.1f}',
+            f'{row["flops"] / 1e9:.1f}',
             f'{1 / row["seconds"]:.3g}',
             f'{row["spread"]:.0%}',
             f'{per_token(row):.0f}',

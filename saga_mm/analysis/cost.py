@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 
 def _sdpa(query, key, value, *args, out_shape=None, **kwargs) -> int:
@@ -20,8 +25,19 @@ def _sdpa_backward(grad, query, key, value, *args, out_shape=None, **kwargs) -> 
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
-# What torch's counter does not know; it would count nothing. The ops of saga_kernels bring theirs.
+def _convolution_backward(
+    grad, x, weight, _bias, _stride, _padding, _dilation, transposed, _out_padding, _groups,
+    output_mask, out_shape=None,
+) -> int:  # fmt: skip
+    gradients = sum(output_mask[:2])
+    return gradients * conv_flop_count(x, weight, grad, transposed=transposed)
+
+
+# What torch's counter does not know, and would count nothing for; and the gradient of a convolution
+# by its weight, for which it takes each group to be as wide as the map. The ops of saga_kernels
+# bring theirs.
 FORMULAS = {
+    torch.ops.aten.convolution_backward: _convolution_backward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
 }

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from saga_mm.analysis.cost import measure_cost
+from saga_mm.analysis.cost import FORMULAS, measure_cost
 from saga_mm.attention import (
     DecayLinearAttention,
     GatedLinearAttention,
@@ -26,6 +27,15 @@ def test_linear_layers_by_hand():
     assert [costs[name].parameters for name in ('', '0', '1', '2')] == [104, 60, 0, 44]
     # The input, and the output of the ReLU, which the next layer reads as well.
     assert [costs[name].activations for name in ('', '0', '1', '2')] == [448, 168, 280, 0]
+
+
+def test_backward_pass_of_a_depthwise_convolution_by_hand():
+    conv = nn.Conv2d(5, 5, 3, padding=1, groups=5)
+    x = torch.randn(2, 5, 6, 7, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        conv(x).sum().backward()
+    # the output, and the gradients of input and weight
+    assert counter.get_total_flops() == 3 * 2 * (2 * 5 * 6 * 7) * 9
 
 
 # Of what follows: H, W, C, heads, and what these make.

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from saga_mm.analysis.cells import run_cells
+from saga_mm.analysis.cost import measure_cost
 
 CELL = dict(
     dtype='fp32', size=64, round=0, device='cpu', batch_size=2, threads=1, keep_memory=False
@@ -24,12 +25,20 @@ def test_a_backbone(benchmark, model, mode):
     assert result['seconds'] > 0
     assert result['bytes'] >= 0
     assert result['parameters'] > 10e6
+    backbone, call = benchmark.build(model)
+    images = torch.randn(1, 3, 64, 64)
+    cost = measure_cost(backbone, lambda: call(backbone, images))['']
+    # backward, each product becomes two, but the first convolution, for images get no gradient
+    factor = 3 if mode == 'train' else 1
+    assert result['flops'] == pytest.approx(factor * cost.flops, rel=0.03 * (factor - 1))
 
 
 @pytest.mark.parametrize('scope', ['det', 'seg'])
 def test_a_config_file(benchmark, scope, request):
     path = str(request.getfixturevalue(f'tiny_{scope}'))
-    assert benchmark.measure(dict(CELL, model=path, mode='train'))['seconds'] > 0
+    result = benchmark.measure(dict(CELL, model=path, mode='train'))
+    assert result['seconds'] > 0
+    assert result['flops'] > 0
 
 
 def test_the_faster_attention_of_the_baseline_changes_no_number(benchmark):
@@ -47,7 +56,8 @@ def made_up(cell):
     if cell['model'] == 'swin_t':
         return dict(error='out of memory')
     factor = {'saga_t': 1, 'pvt_t': 3}[cell['model']]
-    return dict(seconds=factor * (1 + cell['round']), bytes=factor * 2**20, parameters=10**7)
+    result = dict(seconds=factor * (1 + cell['round']), bytes=factor * 2**20, parameters=10**7)
+    return result | (dict(flops=2e9) if cell['round'] == 0 else {})
 
 
 def test_ratios_failed_cells_and_resuming(benchmark, monkeypatch, tmp_path, capsys):
@@ -68,7 +78,7 @@ def test_ratios_failed_cells_and_resuming(benchmark, monkeypatch, tmp_path, caps
     (row,) = (line for line in text.splitlines() if '| 64 | saga_t |' in line)
     # median 2 s of 1, 2, 3; a third of the baseline's time and memory
     cells = [cell.strip() for cell in row.split('|')]
-    assert cells[5:12] == ['10.0', '0.5', '100%', '7812500', '3.00', '1', '0.33']
+    assert cells[5:13] == ['10.0', '2.0', '0.5', '100%', '7812500', '3.00', '1', '0.33']
     assert '| infer | fp32 | 64 | swin_t | out of memory |' in text
     assert (tmp_path / 'benchmark.png').stat().st_size > 0
 
