@@ -74,7 +74,7 @@ class GatedLinearAttention(PackedAttention):
         return self._forward_strips(x, mask, norm, strips)
 
     def _strips(self, x: Tensor) -> Sequence[slice]:
-        """Strips of rows for the reference; one, which is the map, for the kernel."""
+        """Strips of rows for the reference; one, the whole map, for the kernel."""
         row = x[:, :1].numel() * max(x.itemsize, 4)
         least = 16 * self.lepe.halo if self.lepe is not None else 1
         strips = token_slices(x.shape[1], row, x.device, least=least, with_grad=True)
@@ -93,11 +93,12 @@ class GatedLinearAttention(PackedAttention):
         strips: Sequence[slice],
     ) -> Tensor:
         heads = (self.num_heads, self.head_dim)
-        hidden = [None] * len(strips)
+        # (B, N) each
+        masks = [None] * len(strips)
         if mask is not None:
-            hidden = [strip.flatten(1) for strip in cut(mask, strips)]
+            masks = [strip.flatten(1) for strip in cut(mask, strips)]
         queries, values, states = Joined(strips), Joined(strips), []
-        for piece, inside in zip(cut(x, strips), hidden, strict=True):
+        for piece, inside in zip(cut(x, strips), masks, strict=True):
             # (B, N, heads, D) each
             parts = self.in_proj(norm(piece)).flatten(1, 2).unflatten(-1, (-1, *heads)).unbind(2)
             states.append(kv_state(*parts[1:], feature_map=self.feature_map, mask=inside))
@@ -105,12 +106,12 @@ class GatedLinearAttention(PackedAttention):
             if self.lepe is not None:
                 values.append(parts[2].reshape(piece.shape))
         state = sum_states(states)
-        position = [None] * len(strips)
+        places = [None] * len(strips)
         if self.lepe is not None:
-            position = self.lepe.strips(values.whole(), mask, strips)
+            places = self.lepe.strips(values.whole(), mask, strips)
 
         def outs() -> Iterator[Tensor]:
-            for query, place, inside in zip(queries.pieces, position, hidden, strict=True):
+            for query, place, inside in zip(queries.pieces, places, masks, strict=True):
                 tokens = query.flatten(1, 2).unflatten(-1, heads)
                 out = read_state(tokens, state, self.feature_map, mask=inside).reshape(query.shape)
                 yield self.proj(out if place is None else out + place)

@@ -19,12 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..feature_maps import phi
+from ..precision import outside_autocast
 
 # Tokens per chunk, and chunks per group.
 CHUNK = 64
 GROUP = 8
 
 
+@outside_autocast
 def attend(
     packed: Tensor,
     log_decay: Tensor,
@@ -37,14 +39,6 @@ def attend(
 
     Half precision is computed in fp32, under autocast too.
     """
-    device = packed.device.type
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return _attend(packed, log_decay, size, feature_map, eps, mask)
-    return _attend(packed, log_decay, size, feature_map, eps, mask)
-
-
-def _attend(packed, log_decay, size, feature_map, eps, mask):
     height, width = size
     heads = packed.shape[3]
     halves = [heads - heads // 2, heads // 2]

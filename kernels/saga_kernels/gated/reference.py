@@ -4,12 +4,13 @@ Legend: B batch, N tokens, H heads, D head dim.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from ..feature_maps import phi
+from ..precision import outside_autocast
 from ..slices import cut, cut_parts, join, token_slices
 
 # S (B*H, D, D) and z (B*H, D, 1)
@@ -40,21 +41,7 @@ def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) ->
     return join(outs, slices)
 
 
-def _outside_autocast(function: Callable) -> Callable:
-    """Let a function of tensors compute in the precision that it chooses."""
-
-    @functools.wraps(function)
-    def call(x: Tensor, *args, **kwargs):
-        device = x.device.type
-        if not torch.is_autocast_enabled(device):
-            return function(x, *args, **kwargs)
-        with torch.autocast(device, enabled=False):
-            return function(x, *args, **kwargs)
-
-    return call
-
-
-@_outside_autocast
+@outside_autocast
 def kv_state(
     key: Tensor, value: Tensor, *gates: Tensor, feature_map: str, mask: Tensor | None
 ) -> State:
@@ -74,7 +61,7 @@ def sum_states(states: Iterable[State]) -> State:
     return functools.reduce(lambda a, b: (a[0] + b[0], a[1] + b[1]), states)
 
 
-@_outside_autocast
+@outside_autocast
 def read_state(
     query: Tensor, state: State, feature_map: str, eps: float = 1e-6, mask: Tensor | None = None
 ) -> Tensor:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ..feature_maps import phi
+from ..precision import outside_autocast
 from ..slices import cut, join, token_slices
 
 
+@outside_autocast
 def attend(
     qkv: Tensor, size: tuple[int, int], frequencies: Tensor, eps: float, mask: Tensor | None
 ) -> Tensor:
@@ -23,16 +25,6 @@ def attend(
     slices: besides the rotation's table, which images and heads share, there is no temporary of the
     size of the input.
     """
-    device = qkv.device.type
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return _attend(qkv, size, frequencies, eps, mask)
-    return _attend(qkv, size, frequencies, eps, mask)
-
-
-def _attend(
-    qkv: Tensor, size: tuple[int, int], frequencies: Tensor, eps: float, mask: Tensor | None
-) -> Tensor:
     batch, tokens, _, heads, dim = qkv.shape
     compute = torch.float64 if qkv.dtype == torch.float64 else torch.float32
     slices = token_slices(tokens, batch * heads * dim * compute.itemsize, qkv.device)
