@@ -5,9 +5,9 @@
 
 Each cell of the table is measured in a fresh process, several times, in rounds in which the models
 take turns. Time is the median over rounds; its spread is the range over rounds. Memory is the peak
-that the work adds to the loaded model and the input. FLOPs are those of the work on one image, two
-per multiply-add, in matrix products, convolutions and attention. Writes benchmark.md,
-benchmark.png, and results.jsonl, from which an interrupted run goes on.
+that the work adds to the loaded model and the input. FLOPs, counted in one more process, are those
+of the work on one image, two per multiply-add, in matrix products, convolutions and attention.
+Writes benchmark.md, benchmark.png, and results.jsonl, from which an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ KNOWN = {
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 # Seconds of work that a round times, and the fewest and most repeats of it.
 SECONDS, FEWEST, MOST = 4, 2, 200
+# Stands for a round in which FLOPs are counted: the counter needs time and memory of its own.
+COUNT = 'count'
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -134,12 +136,12 @@ def tensors(outputs: object) -> list[Tensor]:
 
 
 def measure(cell: dict) -> dict:
-    """Seconds and FLOPs per image, and the bytes that the work adds, in this process."""
+    """Seconds per image, and the bytes that the work adds, in this process; or FLOPs."""
     device, dtype = torch.device(cell['device']), DTYPES[cell['dtype']]
     torch.manual_seed(0)
     model, call = build(cell['model'])
     train = cell['mode'] == 'train'
-    if cell['keep_memory'] and not keep_freed_memory():
+    if cell['keep_memory'] and cell['round'] != COUNT and not keep_freed_memory():
         raise OSError('--keep-memory needs glibc')
     # Batch norms keep their statistics, which need more than one value.
     model.to(device).eval().requires_grad_(train)
@@ -158,6 +160,10 @@ def measure(cell: dict) -> dict:
         if train:
             sum(x.float().mean() for x in outputs if x.requires_grad).backward()
 
+    if cell['round'] == COUNT:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+            step()
+        return dict(flops=counter.get_total_flops() / cell['batch_size'])
     if device.type == 'cuda':
         # the first run needs more, to choose algorithms; on a CPU, it finds no memory to use again
         step()
@@ -166,16 +172,11 @@ def measure(cell: dict) -> dict:
     step()
     added = max(0, peak(device) - before)
     times = timed(step, device)
-    result = dict(
+    return dict(
         seconds=statistics.median(times) / cell['batch_size'],
         bytes=added,
         parameters=sum(p.numel() for p in model.parameters()),
     )
-    if cell['round'] == 0:
-        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-            step()
-        result['flops'] = counter.get_total_flops() / cell['batch_size']
-    return result
 
 
 def timed(step: Callable[[], None], device: torch.device) -> list[float]:
@@ -218,7 +219,8 @@ def reset_peak(device: torch.device) -> None:
 
 def make_cells(args: argparse.Namespace) -> list[dict]:
     """Every measurement, so ordered that the models take turns."""
-    settings = product(args.mode, args.dtype, args.sizes, range(args.rounds), args.models)
+    rounds = [*range(args.rounds), COUNT]
+    settings = product(args.mode, args.dtype, args.sizes, rounds, args.models)
     names = ('mode', 'dtype', 'size', 'round', 'model')
     common = dict(
         device=args.device,
@@ -231,10 +233,13 @@ def make_cells(args: argparse.Namespace) -> list[dict]:
 
 def summarize(results: list[dict], baseline: str) -> list[dict]:
     """One row for each model, mode, dtype and size: medians over rounds, ratios to the baseline."""
-    rows = {}
+    rows, flops = {}, {}
     for result in results:
         key = tuple(result[name] for name in ('mode', 'dtype', 'size', 'model'))
-        rows.setdefault(key, []).append(result)
+        if result['round'] == COUNT:
+            flops[key] = result.get('flops')
+        else:
+            rows.setdefault(key, []).append(result)
     summary = {}
     for (mode, dtype, size, model), rounds in rows.items():
         row = dict(mode=mode, dtype=dtype, size=size, model=model)
@@ -248,7 +253,7 @@ def summarize(results: list[dict], baseline: str) -> list[dict]:
                 spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
                 bytes=statistics.median(result['bytes'] for result in rounds),
                 parameters=rounds[0]['parameters'],
-                flops=rounds[0]['flops'],
+                flops=flops[mode, dtype, size, model],
             )
         summary[mode, dtype, size, model] = row
     for (mode, dtype, size, _), row in summary.items():
@@ -288,7 +293,7 @@ def table(rows: list[dict], args: argparse.Namespace) -> str:
             continue
         cells += [
             f'{row["parameters"] / 1e6:.1f}',
-            f'{row["flops"] / 1e9:.1f}',
+            f'{row["flops"] / 1e9:.1f}' if row['flops'] is not None else '',
             f'{1 / row["seconds"]:.3g}',
             f'{row["spread"]:.0%}',
             f'{per_token(row):.0f}',
