@@ -75,6 +75,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='on a CPU: a process keeps the memory that it frees, as in tools/infer.py',
     )
+    parser.add_argument(
+        '--no-flops', action='store_true', help='do not count FLOPs, which takes one more process'
+    )
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each cell')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
@@ -219,7 +222,7 @@ def reset_peak(device: torch.device) -> None:
 
 def make_cells(args: argparse.Namespace) -> list[dict]:
     """Every measurement, so ordered that the models take turns."""
-    rounds = [*range(args.rounds), COUNT]
+    rounds = list(range(args.rounds)) + ([] if args.no_flops else [COUNT])
     settings = product(args.mode, args.dtype, args.sizes, rounds, args.models)
     names = ('mode', 'dtype', 'size', 'round', 'model')
     common = dict(
@@ -253,7 +256,7 @@ def summarize(results: list[dict], baseline: str) -> list[dict]:
                 spread=(max(seconds) - min(seconds)) / statistics.median(seconds),
                 bytes=statistics.median(result['bytes'] for result in rounds),
                 parameters=rounds[0]['parameters'],
-                flops=flops[mode, dtype, size, model],
+                flops=flops.get((mode, dtype, size, model)),
             )
         summary[mode, dtype, size, model] = row
     for (mode, dtype, size, _), row in summary.items():

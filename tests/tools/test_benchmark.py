@@ -95,6 +95,11 @@ def test_ratios_failed_cells_and_resuming(benchmark, monkeypatch, tmp_path, caps
     assert {cell['model'] for cell in measured if cell['round'] != 'count'} == {'swin_t'}
     assert capsys.readouterr().out == text
 
+    measured.clear()
+    benchmark.main([*options, '--no-flops'])
+    assert 'count' not in {cell['round'] for cell in measured}
+    assert '| infer | fp32 | 64 | saga_t | 10.0 |  | 0.5 |' in capsys.readouterr().out
+
 
 def test_a_cell_that_fails_in_its_process(tmp_path):
     script = tmp_path / 'script.py'
