@@ -1,6 +1,8 @@
 """What the tests of the ops share."""
 
 import itertools
+import subprocess
+import sys
 
 import torch
 
@@ -24,3 +26,27 @@ def pairwise(**axes):
         missing -= pairs[best]
         chosen.append(best)
     return chosen
+
+
+PEAK_SCRIPT = """
+import torch
+from torch.profiler import ProfilerActivity, profile
+{setup}
+with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+    out = {call}
+events = [e for e in prof.profiler.kineto_results.events() if e.name() == '[memory]']
+live = peak = 0
+for event in sorted(events, key=lambda e: e.start_ns()):
+    live += event.nbytes()
+    peak = max(peak, live)
+print(peak / (out.numel() * out.element_size()))
+"""
+
+
+def peak_memory(setup, call):
+    """Most memory that tensors take in a call without grad, its output included, in outputs.
+
+    In a process of its own, after some lines of code.
+    """
+    command = [sys.executable, '-c', PEAK_SCRIPT.format(setup=setup, call=call)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -1,7 +1,6 @@
 """Work on tokens in slices, so that its temporaries fit a cache and need hardly any memory."""
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -37,6 +36,20 @@ def token_slices(
     return [slice(start, min(start + step, tokens)) for start in range(0, max(1, tokens), step)]
 
 
+def row_strips(x: Tensor, channels: int, *, least: int = 1, with_grad: bool = False) -> list[slice]:
+    """Slices over the rows of a map (B, H, W, C), as `token_slices` makes them.
+
+    Args:
+        x: The map.
+        channels: Of the largest temporary, which has as many cells and the dtype of the map.
+        least: Rows of the smallest strip but the last.
+        with_grad: As in `token_slices`.
+    """
+    batch, height, width, _ = x.shape
+    row = batch * width * channels * x.itemsize
+    return token_slices(height, row, x.device, least=least, with_grad=with_grad)
+
+
 def cut(x: Tensor, slices: Sequence[slice], axis: int = 1) -> Sequence[Tensor]:
     """The slices of an axis of x, by one split: its backward pass writes one gradient."""
     return [x] if len(slices) == 1 else x.split(slices[0].stop, axis)
@@ -64,36 +77,6 @@ def with_halo(
     rows = slice(stride * start, stride * (strip.stop + halo))
     out = function(x[:, rows], None if mask is None else mask[:, rows])
     return out[:, strip.start - start : strip.stop - start]
-
-
-def cut_parts(packed: Tensor, slices: Sequence[slice]) -> list[Sequence[Tensor]]:
-    """q, k, v and the rest, (B, n, H, D) each, of each slice of packed (B, N, parts, H, D)."""
-    if len(slices) == 1:
-        return [packed.unbind(2)]
-    flat = _Parts.apply(packed, slices)
-    parts = packed.shape[2]
-    return [flat[i : i + parts] for i in range(0, len(flat), parts)]
-
-
-class _Parts(torch.autograd.Function):
-    """Writes gradients where they belong: those of `split` and `unbind` are two passes."""
-
-    @staticmethod
-    def forward(packed, slices):
-        return tuple(part for piece in cut(packed, slices) for part in piece.unbind(2))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        packed, ctx.slices = inputs
-        ctx.shape = packed.shape
-
-    @staticmethod
-    def backward(ctx, *grads):
-        grad = grads[0].new_empty(ctx.shape)
-        places = product(ctx.slices, range(ctx.shape[2]))
-        for (tokens, part), part_grad in zip(places, grads, strict=True):
-            grad[:, tokens, part] = part_grad
-        return grad, None
 
 
 class Joined:

@@ -3,12 +3,10 @@
 Legend: B batch, H height, W width, N = H * W tokens, C channels.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from ..layers import DepthwiseConv2d, identity, init_linear, masked
+from ..layers import DepthwiseConv2d, Norm, identity, init_linear, masked
 
 
 class PackedAttention(nn.Module):
@@ -45,12 +43,7 @@ class PackedAttention(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        norm: Callable[[Tensor], Tensor] = identity,
-    ) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, norm: Norm = identity) -> Tensor:
         """Mix the tokens of a map: (B, H, W, C) -> (B, H, W, C), with a mask as in `masked`, and a
         norm that comes first."""
         return self.proj(self.mix(self.in_proj(norm(x)), mask))

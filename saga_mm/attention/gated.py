@@ -3,7 +3,7 @@
 Legend: B batch, H height, W width, N = H * W tokens, C channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from saga_kernels import gated_linear_attention, linear_attention
 from saga_kernels.dispatch import resolve_impl, why_not_triton
 from saga_kernels.gated.reference import kv_state, read_state, sum_states
-from saga_kernels.slices import Joined, cut, join, token_slices
+from saga_kernels.slices import Joined, cut, join, row_strips
 from saga_kernels.validation import check_feature_map, check_impl
 
-from ..layers import identity
+from ..layers import Norm, identity
 from .base import PackedAttention
 
 
@@ -62,12 +62,7 @@ class GatedLinearAttention(PackedAttention):
     def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         return self.op(packed, feature_map=self.feature_map, mask=mask, impl=self.impl)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        norm: Callable[[Tensor], Tensor] = identity,
-    ) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, norm: Norm = identity) -> Tensor:
         strips = self._strips(x)
         if len(strips) == 1:
             return super().forward(x, mask, norm)
@@ -75,9 +70,8 @@ class GatedLinearAttention(PackedAttention):
 
     def _strips(self, x: Tensor) -> Sequence[slice]:
         """Strips of rows for the reference; one, the whole map, for the kernel."""
-        row = x[:, :1].numel() * max(x.itemsize, 4)
         least = 16 * self.lepe.halo if self.lepe is not None else 1
-        strips = token_slices(x.shape[1], row, x.device, least=least, with_grad=True)
+        strips = row_strips(x, x.shape[-1], least=least, with_grad=True)
         if len(strips) > 1:
             tokens = x.flatten(1, 2).unflatten(-1, (1, self.num_heads, self.head_dim))
             impl = resolve_impl(self.impl, self.op.__name__, why_not_triton(tokens))
@@ -86,11 +80,7 @@ class GatedLinearAttention(PackedAttention):
         return strips
 
     def _forward_strips(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        norm: Callable[[Tensor], Tensor],
-        strips: Sequence[slice],
+        self, x: Tensor, mask: Tensor | None, norm: Norm, strips: Sequence[slice]
     ) -> Tensor:
         heads = (self.num_heads, self.head_dim)
         # (B, N) each

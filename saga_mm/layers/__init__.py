@@ -3,10 +3,11 @@
 from .block import Block
 from .conv import Conv2d, DepthwiseConv2d
 from .drop_path import DropPath, drop_path_schedule
-from .ffn import FFN, identity
+from .ffn import FFN
 from .hsb import HSB
 from .init import init_linear
 from .mask import masked, strided
+from .norm import Norm, identity
 from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
 from .rotary import rotary_frequencies, rotate
 
@@ -19,6 +20,7 @@ __all__ = [
     'ConvStem',
     'DepthwiseConv2d',
     'DropPath',
+    'Norm',
     'PatchEmbed',
     'drop_path_schedule',
     'identity',

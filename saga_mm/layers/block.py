@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from saga_kernels.slices import cut, join, token_slices
+from saga_kernels.slices import cut, join, row_strips
 
 from .conv import DepthwiseConv2d
 from .drop_path import DropPath
@@ -49,8 +49,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         given = x
         if self.cpe is not None:
-            row = x[:, :1].numel() * x.itemsize
-            strips = token_slices(x.shape[1], row, x.device, least=16 * self.cpe.halo)
+            strips = row_strips(x, x.shape[-1], least=16 * self.cpe.halo)
             encoding = self.cpe.strips(x, mask, strips)
             x = join((a + b for a, b in zip(cut(x, strips), encoding, strict=True)), strips)
         x = self._add(x, self.attn(x, mask, self.norm1), self.gamma1, given)

@@ -1,20 +1,14 @@
 """Feed-forward network of a transformer block."""
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_kernels.slices import cut, join, token_slices, with_halo
+from saga_kernels.slices import cut, join, row_strips, with_halo
 
 from .conv import DepthwiseConv2d
 from .init import init_linear
 from .mask import masked
-
-
-def identity(x: Tensor) -> Tensor:
-    """Stands for a norm where there is none."""
-    return x
+from .norm import Norm, identity
 
 
 class FFN(nn.Module):
@@ -36,21 +30,9 @@ class FFN(nn.Module):
         self.fc2 = init_linear(nn.Linear(hidden_dim, dim))
         self.halo = conv_kernel_size // 2
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        norm: Callable[[Tensor], Tensor] = identity,
-    ) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, norm: Norm = identity) -> Tensor:
         """(B, H, W, C) -> the same, with a mask as in `masked`, and a norm that comes first."""
-        height, row = x.shape[1], x[:, :1].numel() // x.shape[-1] * self.fc1.out_features
-        strips = token_slices(
-            height,
-            row * x.element_size(),
-            x.device,
-            least=16 * self.halo,
-            with_grad=not self.halo,
-        )
+        strips = row_strips(x, self.fc1.out_features, least=16 * self.halo, with_grad=not self.halo)
         if len(strips) == 1:
             return self.fc2(self._hidden(norm(x), mask))
         if not self.halo:

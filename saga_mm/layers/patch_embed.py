@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_kernels.slices import join, token_slices, with_halo
+from saga_kernels.slices import join, row_strips, with_halo
 
 from .conv import Conv2d
 from .mask import masked, strided
@@ -70,9 +70,8 @@ class ConvStem(nn.Module):
         self.embed2 = PatchEmbed(hidden, dim, 2, True, norm_layer)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        # two rows of the map in between, of half as many cells
-        row = x[:, :1].numel() // x.shape[-1] * self.embed1.proj.out_channels
-        strips = token_slices(-(-x.shape[1] // 4), row * x.itemsize, x.device, least=16)
+        # per row of the output two of the map in between, of half as many cells
+        strips = row_strips(x[:, ::4], self.embed1.proj.out_channels, least=16)
         if len(strips) == 1:
             return self._embed(x, mask)
         # at the ends of a strip, zeros stand for what is beyond

@@ -1,11 +1,9 @@
 """What is special about SAGA."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from harness import peak_memory
 from saga_mm.backbones import SAGA
 
 SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
@@ -102,29 +100,15 @@ def test_explicit_triton_raises_where_it_cannot_run():
         SAGA(SMALL, impl='triton')(torch.randn(1, 3, 32, 32))
 
 
-MEMORY_SCRIPT = """
-import torch
+def test_inference_needs_four_maps():
+    setup = """
 from saga_kernels import slices
 from saga_mm.backbones import SAGA
-from torch.profiler import ProfilerActivity, profile
 slices.BUDGET['cpu'] = 2**14
 arch = dict(embed_dims=(16,), depths=(2,), num_heads=(1,), mlp_ratios=(8,))
 model = SAGA(arch, out_indices=0).eval()
 images = torch.randn(1, 3, 2048, 512)
-with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-    (out,) = model(images)
-events = [e for e in prof.profiler.kineto_results.events() if e.name() == '[memory]']
-live = peak = 0
-for event in sorted(events, key=lambda e: e.start_ns()):
-    live += event.nbytes()
-    peak = max(peak, live)
-print(peak / (out.numel() * out.element_size()))
 """
-
-
-def test_inference_needs_four_maps():
-    command = [sys.executable, '-c', MEMORY_SCRIPT]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
     # what a block gets, its sum with the positional encoding, queries and values; and strips, of
     # 16 of 512 rows at least
-    assert float(result.stdout) < 4.5
+    assert peak_memory(setup, 'model(images)[0]') < 4.5

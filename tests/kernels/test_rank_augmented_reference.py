@@ -1,15 +1,12 @@
 """The reference against the formula as the paper's code states it, written out, in float64."""
 
-import gc
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from harness import BOUNDS, rms_ratio
+from harness import BOUNDS, peak_memory, rms_ratio
 from saga_kernels import dispatch, slices
 from saga_kernels import rank_augmented_linear_attention as attention
 
@@ -195,30 +192,14 @@ def test_all_tokens_masked_gives_zeros():
     assert (qkv.grad == 0).all()
 
 
-MEMORY_SCRIPT = """
-import torch
-from saga_kernels import rank_augmented_linear_attention
-from torch.profiler import ProfilerActivity, profile
-qkv = torch.randn(*{shape})
-frequencies = torch.rand({shape}[-1] // 4)
-size = ({shape}[1] // 256, 256)
-with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-    out = rank_augmented_linear_attention(qkv, size, frequencies)
-events = [e for e in prof.profiler.kineto_results.events() if e.name() == '[memory]']
-live = peak = 0
-for event in sorted(events, key=lambda e: e.start_ns()):
-    live += event.nbytes()
-    peak = max(peak, live)
-print(peak / (out.numel() * out.element_size()))
-"""
-
-
 def test_few_token_tensors_besides_input_and_output():
-    gc.collect()
-    command = [sys.executable, '-c', MEMORY_SCRIPT.format(shape=(2, 25600, 3, 4, 32))]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    setup = """
+from saga_kernels import rank_augmented_linear_attention
+qkv, frequencies = torch.randn(2, 25600, 3, 4, 32), torch.rand(8)
+"""
     # The output, the rotation's table, which images and heads share, and slices.
-    assert float(result.stdout) <= 1.7
+    call = 'rank_augmented_linear_attention(qkv, (100, 256), frequencies)'
+    assert peak_memory(setup, call) <= 1.7
 
 
 @pytest.mark.parametrize('masked', [False, True])

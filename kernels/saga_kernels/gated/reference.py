@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..feature_maps import phi
 from ..precision import outside_autocast
-from ..slices import cut, cut_parts, join, token_slices
+from ..slices import cut, join, token_slices
 
 # S (B*H, D, D) and z (B*H, D, 1)
 State = tuple[Tensor, Tensor]
@@ -28,8 +28,8 @@ def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) ->
     width = batch * heads * dim * max(packed.itemsize, 4)
     slices = token_slices(tokens, width, packed.device, with_grad=True)
     masks = [None] * len(slices) if mask is None else cut(mask, slices)
-    # The backward pass writes one packed gradient, instead of adding up those of five views.
-    parts = cut_parts(packed, slices)
+    # One unbind, so that the backward pass writes one packed gradient, instead of adding up five.
+    parts = [piece.unbind(2) for piece in cut(packed, slices)]
     state = sum_states(
         kv_state(*others, feature_map=feature_map, mask=hidden)
         for (_, *others), hidden in zip(parts, masks, strict=True)
