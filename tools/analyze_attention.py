@@ -36,8 +36,8 @@ from saga_mm.analysis.attention_map import attention_maps
 from saga_mm.analysis.field import SHARES, radii, stack_radii, stage_fields
 from saga_mm.analysis.rank import layer_ranks
 from saga_mm.attention import DecayLinearAttention, GatedLinearAttention, SoftmaxAttention
-from saga_mm.engine.cli import command_line
-from saga_mm.engine.launch import load_config, make_folder
+from saga_mm.checkpoint import make_folder
+from saga_mm.cli import command_line, load_config
 from saga_mm.stack import check_stack
 
 KINDS = ('decay', 'gated', 'plain', 'softmax')

@@ -32,9 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import saga_mm  # noqa: F401
 from saga_mm.analysis.cells import run_cells
 from saga_mm.analysis.cost import FORMULAS
-from saga_mm.engine.cli import command_line
-from saga_mm.engine.launch import make_folder
-from saga_mm.engine.memory import keep_freed_memory
+from saga_mm.checkpoint import make_folder
+from saga_mm.cli import command_line, keep_freed_memory
 from saga_mm.stack import check_stack
 
 PVT_T = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])

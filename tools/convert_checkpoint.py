@@ -26,17 +26,17 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 from saga_mm.backbones import SAGA
-from saga_mm.engine.checkpoint import (
+from saga_mm.checkpoint import (
     CheckpointError,
-    Match,
+    LoadReport,
+    extract_state_dict,
     load_file,
+    make_folder,
     match_weights,
-    state_dict,
     translate,
+    write_atomically,
 )
-from saga_mm.engine.cli import ConfigOptions, command_line
-from saga_mm.engine.launch import make_folder
-from saga_mm.engine.saving import write_atomically
+from saga_mm.cli import ConfigOptions, command_line
 
 # what is replaced in the names of PVT, by what; stages count from 1 there
 PVT_TRANSLATION = (
@@ -65,13 +65,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def convert(cfg: Config, checkpoint: str) -> tuple[dict[str, Tensor], Match]:
+def convert(cfg: Config, checkpoint: str) -> tuple[dict[str, Tensor], LoadReport]:
     """The weights that fit the config's backbone, or, from a whole model, its model.
 
     Raises:
         CheckpointError: The file can't be read, or none of its weights fits.
     """
-    weights = state_dict(load_file(checkpoint))
+    weights = extract_state_dict(load_file(checkpoint))
     whole = any(name.startswith('backbone.') for name in weights)
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model if whole else cfg.model.backbone)
@@ -117,7 +117,7 @@ def with_gates(qkv: Tensor, own: Tensor) -> Tensor:
     return torch.cat([qkv, gates if own.ndim == 1 else torch.zeros_like(gates)])
 
 
-def table(match: Match) -> str:
+def table(match: LoadReport) -> str:
     """How many weights there are of each kind, and which, but for those that are converted."""
     kinds = dict(
         loaded='converted',

@@ -26,7 +26,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from saga_mm.engine.cli import command_line
+from saga_mm.cli import command_line
 
 CONFIG = Path(__file__).parents[1] / 'configs/segmentation/upernet_saga_t_demo.py'
 ROWS = 3

@@ -38,10 +38,8 @@ from torch._inductor import aoti_compile_and_package
 from torch._inductor import config as inductor
 from torch.export import Dim, ExportedProgram
 
-from saga_mm.engine.checkpoint import use_safe_loading
-from saga_mm.engine.cli import ConfigOptions, command_line
-from saga_mm.engine.launch import load_config, make_folder
-from saga_mm.engine.saving import write_atomically
+from saga_mm.checkpoint import make_folder, use_safe_loading, write_atomically
+from saga_mm.cli import ConfigOptions, command_line, load_config
 from saga_mm.stack import check_stack
 
 # Largest error that a file may have, in parts of the largest value of an output.

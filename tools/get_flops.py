@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from saga_mm.analysis.cost import Cost, measure_cost
-from saga_mm.engine.cli import ConfigOptions, command_line
-from saga_mm.engine.launch import make_folder
+from saga_mm.checkpoint import make_folder
+from saga_mm.cli import ConfigOptions, command_line
 from saga_mm.stack import check_stack
 
 # As in mmdet's tables.

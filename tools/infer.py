@@ -20,16 +20,15 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from saga_mm.backbones.pyramid import PyramidBackbone
-from saga_mm.engine.checkpoint import (
+from saga_mm.checkpoint import (
     CheckpointError,
+    extract_state_dict,
     load_file,
+    make_folder,
     match_weights,
-    state_dict,
     translate,
 )
-from saga_mm.engine.cli import ConfigOptions, command_line
-from saga_mm.engine.launch import load_config, make_folder
-from saga_mm.engine.memory import keep_freed_memory
+from saga_mm.cli import ConfigOptions, command_line, keep_freed_memory, load_config
 
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 # weights that predictions do without
@@ -131,7 +130,7 @@ def load_weights(model: nn.Module, path: str) -> dict:
         CheckpointError: The file can't be read, or lacks a weight that predictions need.
     """
     checkpoint = load_file(path)
-    weights = translate(model, state_dict(checkpoint))
+    weights = translate(model, extract_state_dict(checkpoint))
     match = match_weights(model, weights)
     needed = [name for name in match.missing if not name.startswith(TRAINING_ONLY)]
     if needed or match.mismatched:

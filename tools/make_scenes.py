@@ -6,8 +6,8 @@ import argparse
 import shlex
 from pathlib import Path
 
+from saga_mm.cli import command_line
 from saga_mm.datasets.scenes import LAYOUTS, make_scenes
-from saga_mm.engine.cli import command_line
 
 # Where configs look for the data set, from the folder they are run in.
 DATA_ROOTS = dict(

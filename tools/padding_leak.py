@@ -16,7 +16,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 import saga_mm  # noqa: F401
-from saga_mm.engine.cli import command_line
+from saga_mm.cli import command_line
 from saga_mm.preprocessors import add_mask
 
 KNOWN = {

@@ -35,9 +35,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from saga_mm.analysis.cells import run_cells
 from saga_mm.analysis.cost import measure_cost
 from saga_mm.backbones.sola_vision import LINEAR, PRESETS, SoLAVision, resolve_layers
-from saga_mm.engine.cli import ConfigOptions, command_line
-from saga_mm.engine.data import check_data
-from saga_mm.engine.launch import make_folder
+from saga_mm.checkpoint import make_folder
+from saga_mm.cli import ConfigOptions, check_data, command_line
 from saga_mm.registry import MODELS
 
 # of a row: how much one unit is, digits, the unit

@@ -9,10 +9,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 
-from saga_mm.engine.cli import add_common_arguments, command_line
-from saga_mm.engine.data import check_data
-from saga_mm.engine.launch import make_folder, prepare
-from saga_mm.engine.memory import keep_freed_memory
+from saga_mm.checkpoint import make_folder
+from saga_mm.cli import add_common_arguments, check_data, command_line, keep_freed_memory, prepare
 
 TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
 

@@ -8,10 +8,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 
-from saga_mm.engine.cli import add_common_arguments, command_line
-from saga_mm.engine.data import check_data
-from saga_mm.engine.launch import make_folder, prepare
-from saga_mm.engine.saving import latest_checkpoint
+from saga_mm.checkpoint import latest_checkpoint, make_folder
+from saga_mm.cli import add_common_arguments, check_data, command_line, prepare
 
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 

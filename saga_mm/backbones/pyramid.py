@@ -16,7 +16,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..engine.checkpoint import load_backbone_weights
+from ..checkpoint import load_weights
 from ..layers import masked, strided
 
 
@@ -166,7 +166,7 @@ class PyramidBackbone(BaseModule):
         """Apply `init_cfg`; `saga_mm.engine.checkpoint` loads pretrained weights, and reports."""
         if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
             options = {key: value for key, value in self.init_cfg.items() if key != 'type'}
-            load_backbone_weights(self, **options)
+            load_weights(self, **options)
             self._is_init = True
         else:
             super().init_weights()

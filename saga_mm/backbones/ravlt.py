@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attention import RankAugmentedAttention
-from ..engine.checkpoint import state_dict as find_weights
+from ..checkpoint import extract_state_dict
 from ..layers import FFN, Block, ConvNormEmbed, drop_path_schedule, rotary_frequencies
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, resolve_arch
@@ -214,7 +214,7 @@ def accept_published(module: RAVLT, state_dict: dict, prefix: str, *_: object) -
     own = {name: weight for name, weight in state_dict.items() if name.startswith(prefix)}
     weights = {name[len(prefix) :]: weight for name, weight in own.items()}
     if not prefix:
-        weights = find_weights(weights)
+        weights = extract_state_dict(weights)
     published = {name for name in weights if PUBLISHED.fullmatch(name)}
     if not published:
         return

@@ -1,8 +1,10 @@
-"""What training needs: hooks, an optimizer constructor, safe checkpoints, tools' common parts."""
+"""What training needs: hooks, one file each, and an optimizer constructor."""
 
-from .hooks import CheckpointCheckHook, DataCheckHook, ExactResumeHook
+from .atomic_checkpoint import AtomicCheckpointHook
+from .checkpoint_check import CheckpointCheckHook
+from .data_check import DataCheckHook
+from .exact_resume import ExactResumeHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
-from .saving import AtomicCheckpointHook
 
 __all__ = [
     'AtomicCheckpointHook',

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from saga_mm.backbones import RAVLT
-from saga_mm.engine.checkpoint import load_backbone_weights
+from saga_mm.checkpoint import load_weights
 
 SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 2))
 
@@ -102,7 +102,7 @@ def test_published_weights_load_as_they_are(prefix, nested, dense, tmp_path):
 
     model = RAVLT(SMALL)
     norms = copy.deepcopy(model.norms.state_dict())
-    match = load_backbone_weights(model, save(tmp_path / 'a.pth', content))
+    match = load_weights(model, save(tmp_path / 'a.pth', content))
     assert match.mismatched == []
     assert match.unexpected == sorted(others)
     assert match.missing == ([] if dense else sorted(f'norms.{name}' for name in norms))

@@ -7,9 +7,9 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from saga_mm.checkpoint import CheckpointError, load_file
 from saga_mm.engine import CheckpointCheckHook, ExactResumeHook
-from saga_mm.engine.checkpoint import CheckpointError, load_file
-from saga_mm.engine.hooks import get_random_state, set_random_state
+from saga_mm.engine.exact_resume import get_random_state, set_random_state
 from saga_mm.registry import HOOKS
 
 

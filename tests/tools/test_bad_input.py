@@ -16,8 +16,8 @@ from torch import nn
 
 from saga_kernels import gated_linear_attention
 from saga_mm.backbones import SAGA
+from saga_mm.checkpoint import load_weights
 from saga_mm.engine import AtomicCheckpointHook, LayerDecayOptimWrapperConstructor
-from saga_mm.engine.checkpoint import load_backbone_weights
 
 TINY = dict(arch=dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2)), out_indices=(0, 1))
 
@@ -157,7 +157,7 @@ def test_checkpoints(tmp_path, name):
     module = nn.Linear(2, 2)
     before = module.weight.clone()
     with pytest.raises(ValueError, match=CHECKPOINTS[name]) as error:
-        load_backbone_weights(module, path, prefix='backbone.')
+        load_weights(module, path, prefix='backbone.')
     assert '\n' not in str(error.value)
     assert str(error.value).startswith(str(path))
     assert torch.equal(module.weight, before)

@@ -5,7 +5,7 @@ import torch
 from published_ravlt import published
 
 from saga_mm.backbones import RAVLT, SAGA
-from saga_mm.engine.checkpoint import load_backbone_weights, load_file
+from saga_mm.checkpoint import load_file, load_weights
 
 ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 2))
 
@@ -95,7 +95,7 @@ def test_pvt_for_saga(convert, capsys, patch_embed):
     assert f'| left out | {number} | block1.0.attn.norm.weight, block1.0.attn.sr.weight, ' in text
 
     model = SAGA(ARCH, patch_embed=patch_embed)
-    match = load_backbone_weights(model, out)
+    match = load_weights(model, out)
     assert match.unexpected == match.mismatched == []
     # the rest is what PVT lacks: LePE, positions, output norms, and with 'conv' some embeddings
     lacking = ('lepe', 'cpe', 'norms.', 'embed.')[: 4 if patch_embed == 'conv' else 3]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saga_mm.engine.checkpoint import load_file, missing_for_resume
+from saga_mm.checkpoint import load_file, missing_for_resume
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / 'tools/train.py'

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from saga_mm.engine.checkpoint import load_file
+from saga_mm.checkpoint import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLER = """

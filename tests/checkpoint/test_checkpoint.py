@@ -13,14 +13,15 @@ from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from saga_mm.engine import checkpoint as checkpoints
-from saga_mm.engine.checkpoint import (
+from saga_mm.checkpoint import (
     CheckpointError,
-    load_backbone_weights,
+    download,
     load_file,
-    load_from_vetted,
+    load_weights,
     use_safe_loading,
 )
+from saga_mm.checkpoint import weights as weights_module
+from saga_mm.checkpoint.loading import load_from_vetted
 
 
 class Reduced:
@@ -256,7 +257,7 @@ def test_failed_downloads_are_errors(tmp_path, server):
 
 def test_names_in_mmengines_tables(monkeypatch, tmp_path, server):
     save(tmp_path / 'web' / 'a.pth', {'w': torch.ones(2)})
-    monkeypatch.setattr(checkpoints, 'get_external_models', lambda: {'a': f'{server}/a.pth'})
+    monkeypatch.setattr(download, 'get_external_models', lambda: {'a': f'{server}/a.pth'})
     assert load_file('open-mmlab://a')['w'].sum() == 2
     with pytest.raises(CheckpointError, match='open-mmlab://b is unknown'):
         load_file('open-mmlab://b')
@@ -279,7 +280,7 @@ def test_backbone_weights(tmp_path, nest, prefix, argument):
     source, target = layers(), layers()
     weights = {prefix + name: weight for name, weight in source.state_dict().items()}
     path = save(tmp_path / 'a.pth', nest(weights))
-    match = load_backbone_weights(target, path, prefix=argument)
+    match = load_weights(target, path, prefix=argument)
     for name, weight in source.state_dict().items():
         assert torch.equal(target.state_dict()[name], weight), name
     assert len(match.loaded) == len(weights)
@@ -294,9 +295,9 @@ def test_backbone_weights_are_reported(tmp_path, monkeypatch):
     weights |= {f'head.{i}': torch.ones(1) for i in range(5)}
     path = save(tmp_path / 'a.pth', weights)
     lines = []
-    monkeypatch.setattr(checkpoints, 'print_log', lambda text, **_: lines.append(text))
+    monkeypatch.setattr(weights_module, 'print_log', lambda text, **_: lines.append(text))
     before = target.a.weight.clone()
-    match = load_backbone_weights(target, path)
+    match = load_weights(target, path)
     assert match.missing == ['a.weight']
     assert match.mismatched == ['c.weight']
     assert len(match.unexpected) == 5
@@ -314,7 +315,7 @@ def test_backbone_weights_that_fit_nowhere_are_an_error(tmp_path):
     with pytest.raises(
         CheckpointError, match=r'no weight that fits Sequential.*backbone\.a'
     ) as error:
-        load_backbone_weights(layers(), path)
+        load_weights(layers(), path)
     assert '\n' not in str(error.value)
     with pytest.raises(CheckpointError, match="under prefix='neck"):
-        load_backbone_weights(layers(), path, prefix='neck')
+        load_weights(layers(), path, prefix='neck')

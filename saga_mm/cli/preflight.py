@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
-from torch.utils.data import Dataset
 
 SPLITS = ('train', 'val', 'test')
 SUFFIXES = {'img_path': ('img_suffix', '.jpg'), 'seg_map_path': ('seg_map_suffix', '.png')}
@@ -30,18 +29,6 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         for dataset in _datasets(cfg, split):
             if missing := _missing(dataset):
                 raise FileNotFoundError(_advice(cfg, split, dataset, missing))
-
-
-def describe_empty(dataset: Dataset) -> str:
-    """What to say about a data set without an image."""
-    names = ('ann_file', 'data_prefix', 'filter_cfg')
-    given = ((name, getattr(dataset, name, None)) for name in names)
-    told = ', '.join(f'{name}={value!r}' for name, value in given if value)
-    classes = getattr(dataset, 'metainfo', {}).get('classes')
-    return (
-        'the data set must have at least one image with labels of its classes, got none from '
-        f'{type(dataset).__name__}({told}) for classes={classes!r}'
-    )
 
 
 def _datasets(cfg: Config, split: str) -> Iterator[dict]:

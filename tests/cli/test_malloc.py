@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from saga_mm.engine.memory import keep_freed_memory
+from saga_mm.cli import keep_freed_memory
 
 SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from saga_mm.engine.memory import keep_freed_memory
+from saga_mm.cli import keep_freed_memory
 
 def resident():
     return int(Path('/proc/self/statm').read_text().split()[1]) * 4096

@@ -1,11 +1,10 @@
-"""Processes, folders and options that training and testing set up alike."""
+"""Processes that training and testing set up alike."""
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch.distributed
@@ -13,10 +12,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 
+from ..checkpoint import use_safe_loading
 from ..stack import check_stack
-from .checkpoint import use_safe_loading
+from .options import load_config
 
 # what each launcher's processes have in their environment, and the program that puts it there
 STARTED_BY = {
@@ -24,19 +23,6 @@ STARTED_BY = {
     'slurm': ('SLURM_PROCID', 'srun'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'mpirun'),
 }
-# entries of a config that not the Runner's arguments but its methods read, or the tools
-READ_ELSEWHERE = (
-    'activation_checkpointing',
-    'compile',
-    'custom_imports',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'runner_type',
-    'strategy',
-    'test_pipeline',
-    'tta_model',
-    'tta_pipeline',
-)
 
 
 def prepare(args: argparse.Namespace, needed: Sequence[str]) -> Config:
@@ -65,38 +51,6 @@ def prepare(args: argparse.Namespace, needed: Sequence[str]) -> Config:
     if args.launcher == 'pytorch' and get_device() == 'cpu':
         use_cpu_processes(cfg)
     return cfg
-
-
-def load_config(path: str, options: Mapping[str, object], needed: Sequence[str]) -> Config:
-    """A config with the `--cfg-options` in it; the errors are those of `prepare`."""
-    try:
-        cfg = Config.fromfile(path)
-    except SyntaxError as error:
-        where = error.filename if os.path.exists(error.filename or '') else path
-        raise ValueError(f'{where} is no Python: {error.msg} (line {error.lineno})') from error
-    read = {*cfg, *inspect.signature(Runner.__init__).parameters, *READ_ELSEWHERE}
-    for key in options:
-        if key.partition('.')[0] not in read:
-            raise ValueError(f'--cfg-options: {path} has no entry {key.partition(".")[0]!r}')
-    try:
-        cfg.merge_from_dict(dict(options))
-    except (AssertionError, KeyError, IndexError, TypeError, ValueError) as error:
-        given = ', '.join(f'{key}={value!r}' for key, value in options.items())
-        raise ValueError(f'--cfg-options: {given} does not fit {path}: {error}') from error
-    for key in needed:
-        if not cfg.get(key):
-            raise ValueError(f'{path} must have an entry {key!r}, got {cfg.get(key)!r}')
-    if not isinstance(cfg.model, Mapping):
-        raise ValueError(f'model in {path} must be a dict, got {cfg.model!r}')
-    return cfg
-
-
-def make_folder(path: str | Path) -> None:
-    """Make a folder, unless there is one, and see that it can be written; OSError if not."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f'{folder} can not be written: name another folder')
 
 
 def check_processes(cfg: Config) -> None:

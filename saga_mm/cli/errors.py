@@ -1,19 +1,17 @@
-"""What the command-line tools share: options, and errors of one line."""
+"""Errors of the command-line tools, in one line."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import textwrap
 from traceback import walk_tb
 from types import TracebackType
 
-from mmengine.config import DictAction
 from mmengine.dataset import BaseDataset
 
+from ..engine.data_check import describe_empty
 from ..stack import StackError
-from .data import describe_empty
 
 # mistakes of the user; anything else may be a fault of the program
 EXPECTED = (OSError, StackError, ValueError)
@@ -45,38 +43,6 @@ class command_line:
             sys.exit(130)
         if isinstance(error, Exception) and not self.debug:
             sys.exit(f'error: {describe(error)}')
-
-
-class ConfigOptions(DictAction):
-    """`--cfg-options KEY=VALUE ...` as a dict; ends the program on anything else."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        for value in values:
-            if '=' not in value:
-                parser.error(f'{option_string}: expected KEY=VALUE, got {value!r}')
-        super().__call__(parser, namespace, values, option_string)
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that training and testing share."""
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='config entries to change, such as train_dataloader.batch_size=4',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how processes are started. Defaults to none',
-    )
-    # some launchers pass it
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
 
 def describe(error: Exception) -> str:

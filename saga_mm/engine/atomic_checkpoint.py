@@ -1,4 +1,4 @@
-"""Saves checkpoints whole or not at all, and finds the one to resume from.
+"""Saves checkpoints whole or not at all.
 
 mmengine opens the file that it replaces, and removes the oldest checkpoint before it writes the
 next: a kill or a full disk at that moment can leave nothing to resume from.
@@ -6,7 +6,6 @@ next: a kill or a full disk at that moment can leave nothing to resume from.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections import deque
@@ -16,42 +15,12 @@ from pathlib import Path
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..checkpoint.files import TEMPORARY, make_folder, write_atomically
 from ..registry import HOOKS
-from .checkpoint import CheckpointError, load_file, missing_for_resume
-from .launch import make_folder
 
 BACKEND = 'saga_mm.atomic'
-TEMPORARY = '.tmp'
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file so that at any moment it is the old one or the new one, also after a power cut.
-
-    Raises:
-        OSError: Names `path`, which is as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    # the name, too, is to survive a power cut; not every file system can
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 @register_backend(BACKEND, force=True)
@@ -168,35 +137,3 @@ class AtomicCheckpointHook(CheckpointHook):
             paths = getattr(self, 'best_ckpt_path_dict', {}).values()
             best = [getattr(self, 'best_ckpt_path', None), *paths]
             self.file_backend.remove_outdated(self.out_dir, needed=filter(None, best))
-
-
-def latest_checkpoint(work_dir: str | Path) -> str:
-    """The checkpoint to resume from: the one that `last_checkpoint` names.
-
-    If that can't be resumed, it is the newest one in the folder that can, and a line tells so.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    note = Path(work_dir, 'last_checkpoint')
-    named = note.read_text(errors='replace').strip() if note.is_file() else ''
-    problem = _problem(named) if named else f'{note} is missing or empty'
-    if not problem:
-        return named
-    files = Path(work_dir).glob('*.pth')
-    for path in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        if not _problem(path):
-            print_log(f'{problem}: resuming from {path}, the newest checkpoint that is whole')
-            return str(path)
-    raise CheckpointError(
-        f'nothing to resume: {work_dir} has no checkpoint of an earlier run ({problem})'
-    )
-
-
-def _problem(path: str | Path) -> str:
-    """Why a checkpoint can't be resumed; empty if it can."""
-    try:
-        missing = missing_for_resume(load_file(path))
-    except CheckpointError as error:
-        return str(error)
-    return f'{path} holds no {", ".join(missing)}' if missing else ''

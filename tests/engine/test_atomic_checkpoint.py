@@ -14,14 +14,16 @@ from mmengine.model import BaseModel
 from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from torch import nn
 
-from saga_mm.engine import AtomicCheckpointHook
-from saga_mm.engine.checkpoint import (
+from saga_mm.checkpoint import (
     CheckpointError,
+    latest_checkpoint,
     load_file,
     missing_for_resume,
     use_safe_loading,
+    write_atomically,
 )
-from saga_mm.engine.saving import AtomicBackend, latest_checkpoint, write_atomically
+from saga_mm.engine import AtomicCheckpointHook
+from saga_mm.engine.atomic_checkpoint import AtomicBackend
 
 WEIGHTS = 20000
 

@@ -2,8 +2,9 @@ import argparse
 
 import pytest
 
-from saga_mm.engine.checkpoint import CheckpointError
-from saga_mm.engine.cli import add_common_arguments, command_line, describe
+from saga_mm.checkpoint import CheckpointError
+from saga_mm.cli import add_common_arguments, command_line
+from saga_mm.cli.errors import describe
 from saga_mm.stack import StackError
 
 

@@ -1,7 +1,7 @@
 import pytest
 from mmengine.config import Config
 
-from saga_mm.engine.data import check_data
+from saga_mm.cli import check_data
 
 
 @pytest.fixture

@@ -1,0 +1,17 @@
+"""What the command-line tools share: options, errors, checks before a run, processes."""
+
+from .errors import command_line
+from .launch import prepare
+from .malloc import keep_freed_memory
+from .options import ConfigOptions, add_common_arguments, load_config
+from .preflight import check_data
+
+__all__ = [
+    'ConfigOptions',
+    'add_common_arguments',
+    'check_data',
+    'command_line',
+    'keep_freed_memory',
+    'load_config',
+    'prepare',
+]
