@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 
-from mmengine.config import Config
-from mmengine.device import get_device
-from mmengine.registry import RUNNERS
-
-from saga_mm.checkpoint import latest_checkpoint, make_folder
-from saga_mm.cli import add_common_arguments, check_data, command_line, prepare
-
-TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+from saga_mm.apis import train
+from saga_mm.cli import add_common_arguments, command_line
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,52 +27,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def apply_options(cfg: Config, args: argparse.Namespace) -> None:
-    """Put the options into the config; ValueError for those that can't be met."""
-    if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and get_device() == 'cpu':
-        raise ValueError('mixed precision (--amp, AmpOptimWrapper) needs a GPU, and there is none')
-    if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
-        cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = args.resume
-        if args.resume == 'latest':
-            cfg.load_from = latest_checkpoint(cfg.work_dir)
-    save_atomically(cfg)
-    complete = bool(cfg.get('resume'))
-    cfg.custom_hooks = [
-        *cfg.get('custom_hooks', []),
-        dict(type='saga_mm.CheckpointCheckHook', complete=complete, resume=complete),
-        dict(type='saga_mm.DataCheckHook'),
-        dict(type='saga_mm.ExactResumeHook'),
-    ]
-
-
-def save_atomically(cfg: Config) -> None:
-    """Put the project's checkpoint hook in the place of mmengine's, also in configs of others."""
-    hook = cfg.get('default_hooks', {}).get('checkpoint', dict(type='CheckpointHook', interval=1))
-    if hook and hook['type'] == 'CheckpointHook':
-        hook = dict(hook, type='saga_mm.AtomicCheckpointHook')
-        cfg.merge_from_dict({'default_hooks.checkpoint': hook})
-
-
-def run(args: argparse.Namespace) -> None:
-    cfg = prepare(args, TRAINING)
-    apply_options(cfg, args)
-    check_data(cfg, ('train', 'val'))
-    make_folder(cfg.work_dir)
-    RUNNERS.build(cfg).train()
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     with command_line(args.debug):
-        run(args)
+        train(
+            args.config,
+            work_dir=args.work_dir,
+            options=args.cfg_options,
+            resume=args.resume,
+            amp=args.amp,
+            auto_scale_lr=args.auto_scale_lr,
+            launcher=args.launcher,
+        )
 
 
 if __name__ == '__main__':

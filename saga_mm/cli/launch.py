@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch.distributed
@@ -25,14 +24,25 @@ STARTED_BY = {
 }
 
 
-def prepare(args: argparse.Namespace, needed: Sequence[str]) -> Config:
-    """The config of a run, from the arguments of `add_common_arguments` and `config`.
+def prepare(
+    config: str | os.PathLike,
+    needed: Sequence[str],
+    *,
+    options: Mapping[str, object] | None = None,
+    work_dir: str | os.PathLike | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """The config of a run, for processes that are ready to work together.
 
     Checkpoints are loaded safely from here on.
 
     Args:
-        args (argparse.Namespace): What the command line says.
-        needed (Sequence[str]): Entries that the config must have.
+        config: The file.
+        needed: Entries that the config must have.
+        options: Entries to change, by dotted names. Defaults to none.
+        work_dir: Folder of the run. Defaults to that of the config, else to
+            `work_dirs/<name of the config>`.
+        launcher: How the processes were started: 'none', 'pytorch', 'slurm' or 'mpi'.
 
     Raises:
         StackError: Two distributions have overwritten each other.
@@ -42,13 +52,11 @@ def prepare(args: argparse.Namespace, needed: Sequence[str]) -> Config:
     """
     check_stack()
     use_safe_loading()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = load_config(args.config, args.cfg_options, needed)
-    cfg.launcher = args.launcher
-    name = Path(args.config).stem
-    cfg.work_dir = str(args.work_dir or cfg.get('work_dir') or Path('work_dirs', name))
+    cfg = load_config(str(config), options or {}, needed)
+    cfg.launcher = launcher
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem))
     check_processes(cfg)
-    if args.launcher == 'pytorch' and get_device() == 'cpu':
+    if launcher == 'pytorch' and get_device() == 'cpu':
         use_cpu_processes(cfg)
     return cfg
 

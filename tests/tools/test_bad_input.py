@@ -458,8 +458,7 @@ def test_tools(tool, world, monkeypatch, name):
     script, *arguments = arguments(world)
     before = world.snapshot()
     main = tool(script).main
-    if script == 'train':
-        monkeypatch.setitem(main.__globals__, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr('saga_mm.apis.runs.get_device', lambda: 'cpu')
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     # `sys.exit(message)` prints the message, and the status is 1

@@ -190,7 +190,7 @@ def test_mistakes_are_one_line(tool, tiny_seg, tmp_path, monkeypatch):
     assert 'drop_path' in message
     assert message.endswith('(run with --debug for the traceback)')
     assert 'needs auto_scale_lr' in failure(main, tiny_seg, *work_dir, '--auto-scale-lr')
-    monkeypatch.setitem(main.__globals__, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr('saga_mm.apis.runs.get_device', lambda: 'cpu')
     assert failure(main, tiny_seg, *work_dir, '--amp').startswith('mixed precision (--amp')
     with pytest.raises(TypeError):
         main([str(tiny_seg), '--debug', '--work-dir', str(tmp_path / 'work'), *option])
@@ -226,8 +226,8 @@ def test_options_reach_the_runner(tool, tiny_seg, tmp_path, monkeypatch):
         configs.append(cfg)
         return Runner()
 
-    monkeypatch.setattr(module.RUNNERS, 'build', build)
-    monkeypatch.setattr(module, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr('saga_mm.apis.runs.RUNNERS.build', build)
+    monkeypatch.setattr('saga_mm.apis.runs.get_device', lambda: 'cuda')
     monkeypatch.chdir(tmp_path)
     options = ('--cfg-options', 'auto_scale_lr.base_batch_size=4')
     module.main([str(tiny_seg), '--amp', '--auto-scale-lr', *options])
