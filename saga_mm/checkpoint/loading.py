@@ -1,8 +1,8 @@
 """Loads checkpoints, for the whole project: a file is data, and nothing in it runs.
 
-torch reads a checkpoint without executing it when it is told so (`weights_only`), and refuses all
-classes but a few. Training checkpoints of mmengine hold some more, which are named here. Anything
-else is an error, without a fallback.
+torch reads a checkpoint without running anything in it when it is told so (`weights_only`), and
+refuses all classes but a few. For those that training checkpoints of mmengine hold besides, the
+stand-ins of `plain` are read. Anything else is an error, without a fallback.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import struct
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from .download import find_file
 from .errors import CheckpointError
+from .plain import make_plain, stand_ins
 
 SCHEMES = (
     '',
@@ -36,7 +37,12 @@ SCHEMES = (
     r'(\S+\:)?s3://',
     r'(\S+\:)?petrel://',
 )
-# what torch raises on bytes that are not a checkpoint, or not all of one
+# What torch says of a class or function that it does not know, and `plain` of wrong arguments.
+FORBIDDEN = re.compile(r'GLOBAL (.+?)( was not an allowed global| whose module|$)', re.MULTILINE)
+STAND_INS = stand_ins()
+# Held while the stand-ins are on torch's list, of which there is one for all threads.
+LOCK = Lock()
+# What torch raises on bytes that are not a checkpoint, or not all of one
 UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,
@@ -71,10 +77,9 @@ def load_file(path: str | Path, map_location: str | torch.device | None = 'cpu')
     """
     file = find_file(str(path))
     try:
-        with torch.serialization.safe_globals(_safe_globals()):
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        checkpoint = _read(file, map_location)
     except UNREADABLE as error:
-        if forbidden := re.search(r'GLOBAL (\S+)', str(error)):
+        if forbidden := FORBIDDEN.search(str(error)):
             raise CheckpointError(
                 f'{path} is refused: it holds {forbidden[1]}, which is neither a tensor nor plain '
                 'data and could run code; if you trust it, save its state_dict alone to a new file'
@@ -111,43 +116,29 @@ def load_from_vetted(filename: str, map_location: str | torch.device | None = No
     return checkpoint
 
 
+def _read(file: Path, map_location: str | torch.device | None) -> Any:
+    """What `torch.load` reads from a file, made plain."""
+    with LOCK:
+        listed = torch.serialization.get_safe_globals()
+        # entries of somebody else's would take the place of the stand-ins
+        others = [entry for entry in listed if _name(entry) in STAND_INS]
+        with torch.serialization.safe_globals(others):
+            # which removes them in the end
+            pass
+        try:
+            with torch.serialization.safe_globals([(own, name) for name, own in STAND_INS.items()]):
+                read = torch.load(file, map_location=map_location, weights_only=True)
+        finally:
+            torch.serialization.add_safe_globals(others)
+    return make_plain(read, [entry for entry in listed if isinstance(entry, type)])
+
+
+def _name(entry: Callable | tuple[Callable, str]) -> str:
+    """The name in a file that an entry of torch's list stands for."""
+    return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
+
+
 def _holds_tensors(value: object) -> bool:
     if isinstance(value, dict):
         return any(map(_holds_tensors, value.values()))
     return isinstance(value, Tensor)
-
-
-def _safe_globals() -> list:
-    """Classes and functions that training checkpoints of mmengine need besides torch's own list.
-
-    Numbers logged by mmengine are in `HistoryBuffer`s, in numpy arrays.
-    """
-    numpy = np.__dict__.get('_core', None) or np.core
-    multiarray = numpy.multiarray
-    # numpy 1 and 2 write different module names, and read both
-    functions = [
-        (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
-        for name in ('_reconstruct', 'scalar')
-        for core in ('core', '_core')
-    ]
-    dtypes = {type(np.dtype(code)) for code in np.typecodes['AllInteger'] + '?efdgFDG'}
-    functions += [(_number_dtype, 'numpy.dtype'), (_history_method, 'builtins.getattr')]
-    return [HistoryBuffer, np.ndarray, *functions, *dtypes]
-
-
-def _number_dtype(code: str, *_: object) -> np.dtype:
-    """Stands in for `numpy.dtype` in a file: numbers only, and no copy.
-
-    A copy would take its flags from the file: an 'object' type without them makes numpy read
-    pointers out of the file. The built-in types that this returns ignore such flags.
-    """
-    if not isinstance(code, str) or np.dtype(code).kind not in 'biufc':
-        raise pickle.UnpicklingError(f'GLOBAL numpy.dtype({code!r})')
-    return np.dtype(code)
-
-
-def _history_method(owner: type, name: str) -> Callable:
-    """Stands in for `getattr` in a file: `HistoryBuffer` writes its methods so."""
-    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
-        raise pickle.UnpicklingError('GLOBAL getattr')
-    return getattr(owner, name)

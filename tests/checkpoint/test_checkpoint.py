@@ -4,6 +4,7 @@ import os
 import threading
 import zipfile
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -319,3 +320,24 @@ def test_backbone_weights_that_fit_nowhere_are_an_error(tmp_path):
     assert '\n' not in str(error.value)
     with pytest.raises(CheckpointError, match="under prefix='neck"):
         load_weights(layers(), path, prefix='neck')
+
+
+def test_threads_may_load_at_once(tmp_path):
+    content = {'w': torch.ones(1), 'a': np.arange(3), 'log': HistoryBuffer([0.5], [1])}
+    path = save(tmp_path / 'a.pth', content)
+    before = torch.serialization.get_safe_globals()
+    with ThreadPoolExecutor(4) as threads:
+        for loaded in threads.map(load_file, [path] * 100):
+            assert loaded['a'].tolist() == [0, 1, 2]
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
+def test_the_own_list_of_a_program_does_not_matter(tmp_path):
+    # the real numpy functions, as some programs allow them
+    entries = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, getattr]
+    forged = Reduced(np.ndarray, ((1,), 'O', b'A' * 8))
+    path = save(tmp_path / 'a.pth', {'w': torch.ones(1), 'x': forged})
+    with torch.serialization.safe_globals(entries):
+        with pytest.raises(CheckpointError):
+            load_file(path)
+        assert set(entries) <= set(torch.serialization.get_safe_globals())
