@@ -126,6 +126,16 @@ def test_saga_mm_imports_mmdet_and_mmseg_lazily_only():
     ]
 
 
+def test_no_tool_imports_another():
+    tools = {path.stem for path in (ROOT / 'tools').glob('*.py')}
+    assert not [
+        (path.name, name)
+        for path in (ROOT / 'tools').glob('*.py')
+        for name, _ in imports(path.read_text(), path.stem, is_package=False)
+        if within(name, *tools)
+    ]
+
+
 # None makes an import fail, and importlib.util.find_spec() find nothing.
 BLOCKER = 'import sys\nsys.modules.update(dict.fromkeys({blocked!r}))\n'
 

@@ -21,24 +21,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from infer import (
-    backbone_of,
-    build_model,
-    find_images,
-    load_weights,
-    name_outputs,
-    pick_device,
-)
 from torch import Tensor, nn
 
 from saga_mm.analysis import plots
 from saga_mm.analysis.attention_map import attention_maps
 from saga_mm.analysis.field import SHARES, radii, stack_radii, stage_fields
 from saga_mm.analysis.rank import layer_ranks
+from saga_mm.apis import (
+    backbone_of,
+    build_model,
+    find_images,
+    load_complete_weights,
+    name_outputs,
+    select_device,
+)
 from saga_mm.attention import DecayLinearAttention, GatedLinearAttention, SoftmaxAttention
 from saga_mm.checkpoint import make_folder
-from saga_mm.cli import command_line, load_config
-from saga_mm.stack import check_stack
+from saga_mm.cli import add_options, load_config, run_tool
 
 KINDS = ('decay', 'gated', 'plain', 'softmax')
 
@@ -54,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             help=run.__doc__.splitlines()[0],
             formatter_class=formatter,
         )
-        command.set_defaults(run=run)
+        command.set_defaults(command=run)
         add_common_arguments(command, required=name != 'field')
         if name == 'field':
             add_stack_arguments(command)
@@ -89,7 +88,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, required: bool) -> Non
     )
     parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to cuda, else cpu')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/attention'))
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_options(parser, config=False)
 
 
 def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +124,7 @@ def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
         model = build_model(cfg)
         backbone_of(model, config)
         if checkpoint:
-            load_weights(model, checkpoint)
+            load_complete_weights(model, checkpoint)
         models[name] = model.to(args.device)
     return models
 
@@ -346,13 +345,14 @@ def write(path: Path, found: object, text: str) -> None:
     print(f'{text}\n\n{path}.json')
 
 
+def run(args: argparse.Namespace) -> None:
+    args.device = select_device(args.device)
+    make_folder(args.out_dir)
+    args.command(args)
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with command_line(args.debug):
-        check_stack()
-        args.device = pick_device(args.device)
-        make_folder(args.out_dir)
-        args.run(args)
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == '__main__':

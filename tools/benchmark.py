@@ -16,15 +16,13 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,9 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import saga_mm  # noqa: F401
 from saga_mm.analysis.cells import run_cells
 from saga_mm.analysis.cost import FORMULAS
+from saga_mm.analysis.measure import DTYPES, added_memory, timed
+from saga_mm.apis import build_model
 from saga_mm.checkpoint import make_folder
-from saga_mm.cli import command_line, keep_freed_memory
-from saga_mm.stack import check_stack
+from saga_mm.cli import add_options, keep_freed_memory, load_config, run_tool
 
 PVT_T = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
 KNOWN = {
@@ -45,9 +44,6 @@ KNOWN = {
     'pvt_t_sdpa': PVT_T,
     'swin_t': dict(type='mmdet.SwinTransformer'),
 }
-DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
-# Seconds of work that a round times, and the fewest and most repeats of it.
-SECONDS, FEWEST, MOST = 4, 2, 200
 # Stands for a round in which FLOPs are counted: the counter needs time and memory of its own.
 COUNT = 'count'
 
@@ -79,7 +75,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each cell')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_options(parser, config=False)
     parser.add_argument('--cell', type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -108,9 +104,7 @@ def check(args: argparse.Namespace) -> None:
 def build(name: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], object]]:
     """A model, and how to call it on images (B, 3, H, W)."""
     if Path(name).is_file():
-        cfg = Config.fromfile(name)
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
-        return MODELS.build(cfg.model), call_whole
+        return build_model(load_config(name, {}, ('model',))), call_whole
     model = MODELS.build(KNOWN.get(name, dict(type=name)))
     if name.endswith('_sdpa'):
         for module in model.modules():
@@ -166,57 +160,13 @@ def measure(cell: dict) -> dict:
         with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             step()
         return dict(flops=counter.get_total_flops() / cell['batch_size'])
-    if device.type == 'cuda':
-        # the first run needs more, to choose algorithms; on a CPU, it finds no memory to use again
-        step()
-    reset_peak(device)
-    before = memory(device)
-    step()
-    added = max(0, peak(device) - before)
+    added = added_memory(step, device)
     times = timed(step, device)
     return dict(
         seconds=statistics.median(times) / cell['batch_size'],
         bytes=added,
         parameters=sum(p.numel() for p in model.parameters()),
     )
-
-
-def timed(step: Callable[[], None], device: torch.device) -> list[float]:
-    times: list[float] = []
-    while len(times) < FEWEST or (sum(times) < SECONDS and len(times) < MOST):
-        synchronize(device)
-        start = time.perf_counter()
-        step()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-
-
-def memory(device: torch.device, kind: str = 'VmRSS') -> int:
-    if device.type == 'cuda':
-        return torch.cuda.memory_allocated(device)
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(f'{kind}:'):
-            return 1024 * int(line.split()[1])
-    raise OSError('/proc/self/status tells no resident memory: Linux is needed')
-
-
-def peak(device: torch.device) -> int:
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device)
-    return memory(device, 'VmHWM')
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path('/proc/self/clear_refs').write_text('5')
 
 
 def make_cells(args: argparse.Namespace) -> list[dict]:
@@ -348,7 +298,6 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_stack()
     check(args)
     make_folder(args.out)
     results = run_cells(make_cells(args), __file__, args.out / 'results.jsonl')
@@ -365,8 +314,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(args.cell['threads'])
         print(json.dumps(measure(args.cell)))
         return
-    with command_line(args.debug):
-        run(args)
+    run_tool(run, args)
 
 
 if __name__ == '__main__':

@@ -14,19 +14,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import test  # tools/test.py
 import torch
-import train  # tools/train.py
-from infer import load_model, pick_device
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from mmengine.config import Config
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.registry import DATASETS
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from saga_mm.cli import command_line
+from saga_mm.apis import load_model, select_device, test, train
+from saga_mm.cli import add_options, load_config, run_tool
 
 CONFIG = Path(__file__).parents[1] / 'configs/segmentation/upernet_saga_t_demo.py'
 ROWS = 3
@@ -43,10 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--work-dir', default='work_dirs/demo', help='folder of logs, weights and the picture'
     )
     parser.add_argument('--max-iters', type=int, help='iterations of training')
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='as in tools/train.py'
-    )
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -88,26 +82,25 @@ def shorten(path: str | Path) -> str:
 
 def run(args: argparse.Namespace) -> None:
     start = time.monotonic()
-    options = list(args.cfg_options)
+    options = dict(args.cfg_options)
     if args.max_iters is not None:
         if args.max_iters < 1:
             raise ValueError(f'max-iters must be at least 1, got {args.max_iters}')
-        options.append(f'train_cfg.max_iters={args.max_iters}')
-    common = ['--work-dir', args.work_dir, *(['--cfg-options', *options] if options else [])]
-    common += ['--debug'] if args.debug else []
+        options['train_cfg.max_iters'] = args.max_iters
+    common = dict(work_dir=args.work_dir, options=options)
 
-    resume = []
+    resume = None
     if Path(args.work_dir, 'last_checkpoint').is_file():
         checkpoint = find_latest_checkpoint(args.work_dir)
         print(f'going on from {shorten(checkpoint)}; to start over, remove {args.work_dir}')
-        resume = ['--resume']
-    train.main([str(CONFIG), *resume, *common])
+        resume = 'latest'
+    train(CONFIG, resume=resume, **common)
     checkpoint = find_latest_checkpoint(args.work_dir)
-    metrics = test.main([str(CONFIG), checkpoint, *common])
+    metrics = test(CONFIG, checkpoint, **common)
 
     # as it was trained
-    cfg = Config.fromfile(Path(args.work_dir, CONFIG.name))
-    model = load_model(cfg, checkpoint, pick_device(None))
+    cfg = load_config(Path(args.work_dir, CONFIG.name), {}, ('model', 'test_dataloader'))
+    model = load_model(cfg, checkpoint, select_device())
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     picture = Path(args.work_dir, 'scenes.png')
     result = f'mIoU {metrics["mIoU"]:.1f} on {len(dataset)} scenes never trained on'
@@ -124,9 +117,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with command_line(args.debug):
-        run(args)
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == '__main__':

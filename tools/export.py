@@ -31,16 +31,15 @@ from itertools import cycle
 from pathlib import Path
 
 import torch
-from infer import backbone_of, build_model, load_weights
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch._inductor import aoti_compile_and_package
 from torch._inductor import config as inductor
 from torch.export import Dim, ExportedProgram
 
+from saga_mm.apis import backbone_of, build_model, load_complete_weights
 from saga_mm.checkpoint import make_folder, use_safe_loading, write_atomically
-from saga_mm.cli import ConfigOptions, command_line, load_config
-from saga_mm.stack import check_stack
+from saga_mm.cli import add_options, load_config, run_tool
 
 # Largest error that a file may have, in parts of the largest value of an output.
 TOLERANCE = 1e-4
@@ -94,10 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='of images to check besides where any size will do, may be given more than once. '
         'Defaults to two odd sizes below and around --size',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE'
-    )
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -184,7 +180,7 @@ def build(cfg: Config, checkpoint: str | None) -> nn.Module:
     model = build_model(cfg)
     backbone = backbone_of(model, cfg.filename)
     if checkpoint:
-        load_weights(model, checkpoint)
+        load_complete_weights(model, checkpoint)
     elif backbone.init_cfg:
         backbone.init_weights()
     else:
@@ -305,7 +301,6 @@ def verify(kind: str, subject: Subject, file: Path) -> None:
 
 @torch.no_grad()
 def run(args: argparse.Namespace) -> None:
-    check_stack()
     check(args)
     use_safe_loading()
     cfg = load_config(args.config, args.cfg_options, ('model',))
@@ -325,9 +320,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with command_line(args.debug):
-        run(args)
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -17,15 +17,13 @@ import json
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from saga_mm.analysis.cost import Cost, measure_cost
+from saga_mm.apis import build_model
 from saga_mm.checkpoint import make_folder
-from saga_mm.cli import ConfigOptions, command_line
-from saga_mm.stack import check_stack
+from saga_mm.cli import add_options, load_config, run_tool
 
 # As in mmdet's tables.
 BOXES, MASKS = 1000, 100
@@ -47,19 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--json', metavar='FILE', type=Path, help='file for the cost of each module'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE'
-    )
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_options(parser)
     return parser.parse_args(argv)
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """The model of a config, or the backbone if the config is of one; no weights are loaded."""
-    if 'model' not in cfg:
-        raise ValueError('the config has no model')
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    return MODELS.build(cfg.model).eval()
 
 
 def count(model: nn.Module, size: tuple[int, int]) -> dict[str, Cost]:
@@ -121,11 +108,9 @@ def table(costs: dict[str, Cost], names: list[str]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_stack()
     if min(args.size) < 1:
         raise ValueError(f'--size must be two positive numbers, got {args.size}')
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, ('model',))
     if args.json:
         make_folder(args.json.parent)
     model = build_model(cfg)
@@ -138,9 +123,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with command_line(args.debug):
-        run(args)
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == '__main__':

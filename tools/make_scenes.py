@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from saga_mm.cli import command_line
+from saga_mm.cli import add_options, run_tool
 from saga_mm.datasets.scenes import LAYOUTS, make_scenes
 
 # Where configs look for the data set, from the folder they are run in.
@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--size', type=int, nargs=2, metavar=('H', 'W'), help=f'pixels (default: {sizes})'
     )
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_options(parser, config=False)
     return parser.parse_args(argv)
 
 
@@ -45,12 +45,14 @@ def usage(out: Path, layout: str) -> str:
     return 'to train on it, add to the command:\n  ' + ' \\\n    '.join(map(shlex.quote, options))
 
 
+def run(args: argparse.Namespace) -> None:
+    out = make_scenes(args.out, args.layout, args.train, args.val, args.size, args.seed)
+    print(f'{args.layout}: {out}')
+    print(usage(out, args.layout))
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with command_line(args.debug):
-        out = make_scenes(args.out, args.layout, args.train, args.val, args.size, args.seed)
-        print(f'{args.layout}: {out}')
-        print(usage(out, args.layout))
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == '__main__':

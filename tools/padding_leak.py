@@ -16,7 +16,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 import saga_mm  # noqa: F401
-from saga_mm.cli import command_line
+from saga_mm.cli import add_options, run_tool
 from saga_mm.preprocessors import add_mask
 
 KNOWN = {
@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(
             f'--{name}', nargs=2, type=int, default=size, metavar=('H', 'W'), help=text
         )
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_options(parser, config=False)
     return parser.parse_args(argv)
 
 
@@ -71,9 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with command_line(args.debug):
-        run(args)
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == '__main__':

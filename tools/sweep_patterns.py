@@ -25,18 +25,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import train  # tools/train.py
-from benchmark import DTYPES, memory, peak, reset_peak, timed
-from infer import pick_device
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from saga_mm.analysis.cells import run_cells
 from saga_mm.analysis.cost import measure_cost
+from saga_mm.analysis.measure import DTYPES, added_memory, timed
+from saga_mm.apis import select_device, train
 from saga_mm.backbones.sola_vision import LINEAR, PRESETS, SoLAVision, resolve_layers
 from saga_mm.checkpoint import make_folder
-from saga_mm.cli import ConfigOptions, check_data, command_line
+from saga_mm.cli import add_options, check_data, load_config, run_tool
 from saga_mm.registry import MODELS
 
 # of a row: how much one unit is, digits, the unit
@@ -73,15 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=1, help='Defaults to 1')
     parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='Defaults to fp32')
     parser.add_argument('--rounds', type=int, default=3, help='of timing. Defaults to 3')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='config entries to change',
-    )
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_options(parser)
     parser.add_argument('--cell', type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if not args.config and not args.cell:
@@ -95,12 +86,11 @@ def prepare(args: argparse.Namespace) -> Config:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f'--{name.replace("_", "-")} must be at least 1, got {value}')
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, ('model',))
     kind = cfg.model.backbone.type
     if kind not in ('saga_mm.SoLAVision', 'SoLAVision'):
         raise ValueError(f'model.backbone.type must be saga_mm.SoLAVision, got {kind}')
-    args.device = str(pick_device(args.device))
+    args.device = str(select_device(args.device))
     args.size = list(args.size or cfg.model.data_preprocessor.get('size') or (512, 512))
     if min(args.size) < 1:
         raise ValueError(f'--size must be positive, got {args.size}')
@@ -178,13 +168,7 @@ def run_forward(cell: dict) -> dict:
         with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=half):
             model(x)
 
-    if device.type == 'cuda':
-        # the first run needs more, to choose algorithms; on a CPU, it finds no memory to use again
-        step()
-    reset_peak(device)
-    before = memory(device)
-    step()
-    added = peak(device) - before
+    added = added_memory(step, device)
     return {'ms': statistics.median(timed(step, device)), 'peak MiB': added}
 
 
@@ -198,11 +182,11 @@ def count(cell: dict) -> dict:
 
 
 def evaluate(cell: dict) -> dict:
-    """The mIoU after a training by tools/train.py."""
+    """The mIoU after a training."""
     if cell['device'] == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
     folder = Path(cell['folder'])
-    train.main([str(folder / 'config.py'), '--work-dir', str(folder)])
+    train(folder / 'config.py', work_dir=folder)
     newest = max(folder.glob('*/vis_data/scalars.json'))
     entries = map(json.loads, newest.read_text().splitlines())
     return dict(mIoU=[entry['mIoU'] for entry in entries if 'mIoU' in entry][-1])
@@ -281,8 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.cell:
         print(json.dumps(measure(args.cell)))
         return
-    with command_line(args.debug):
-        run(args)
+    run_tool(run, args)
 
 
 if __name__ == '__main__':

@@ -3,15 +3,18 @@
 from .errors import command_line
 from .launch import prepare
 from .malloc import keep_freed_memory
-from .options import ConfigOptions, add_common_arguments, load_config
+from .options import ConfigOptions, add_common_arguments, add_options, load_config
 from .preflight import check_data
+from .tool import run_tool
 
 __all__ = [
     'ConfigOptions',
     'add_common_arguments',
+    'add_options',
     'check_data',
     'command_line',
     'keep_freed_memory',
     'load_config',
     'prepare',
+    'run_tool',
 ]

@@ -6,6 +6,8 @@ import argparse
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from traceback import walk_tb
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
@@ -15,13 +17,28 @@ READ_ELSEWHERE = (
     'activation_checkpointing',
     'compile',
     'custom_imports',
+    'efficient_conv_bn_eval',
     'find_unused_parameters',
+    'init_weights_for_test_or_val',
     'model_wrapper_cfg',
     'runner_type',
     'strategy',
+    'sync_bn',
     'test_pipeline',
     'tta_model',
     'tta_pipeline',
+)
+# what running a config file raises, which is a program, or reading one that is none
+CONFIG_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -35,17 +52,28 @@ class ConfigOptions(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def add_options(parser: argparse.ArgumentParser, config: bool = True) -> None:
+    """Options of every tool.
+
+    Args:
+        parser (argparse.ArgumentParser): Gets `--debug`, and `--cfg-options` for `load_config`.
+        config (bool): Whether the tool takes a config. Defaults to True.
+    """
+    if config:
+        parser.add_argument(
+            '--cfg-options',
+            nargs='+',
+            action=ConfigOptions,
+            default={},
+            metavar='KEY=VALUE',
+            help='config entries to change, such as model.backbone.drop_path_rate=0.2',
+        )
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that training and testing share."""
+    """Options that training and testing share, with those of every tool."""
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='config entries to change, such as train_dataloader.batch_size=4',
-    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -54,16 +82,30 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # some launchers pass it
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_options(parser)
 
 
-def load_config(path: str, options: Mapping[str, object], needed: Sequence[str]) -> Config:
-    """A config with the `--cfg-options` in it; the errors are those of `prepare`."""
+def load_config(path: str | Path, options: Mapping[str, object], needed: Sequence[str]) -> Config:
+    """Read a config, and change it as `--cfg-options` says.
+
+    Args:
+        path (str | Path): The file.
+        options (Mapping[str, object]): Values by dotted keys, as `ConfigOptions` makes them.
+        needed (Sequence[str]): Entries that the config must have.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: The file, or one that it is based on, is no config; it lacks an entry that is
+            needed; or an option changes one that nobody reads.
+    """
     try:
         cfg = Config.fromfile(path)
     except SyntaxError as error:
-        where = error.filename if os.path.exists(error.filename or '') else path
-        raise ValueError(f'{where} is no Python: {error.msg} (line {error.lineno})') from error
+        where = f'{_file_behind(error, path)} is no Python'
+        raise ValueError(f'{where}: {error.msg} (line {error.lineno})') from error
+    except CONFIG_ERRORS as error:
+        where = f'{_file_behind(error, path)} can not be read as a config'
+        raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
     read = {*cfg, *inspect.signature(Runner.__init__).parameters, *READ_ELSEWHERE}
     for key in options:
         if key.partition('.')[0] not in read:
@@ -76,6 +118,12 @@ def load_config(path: str, options: Mapping[str, object], needed: Sequence[str])
     for key in needed:
         if not cfg.get(key):
             raise ValueError(f'{path} must have an entry {key!r}, got {cfg.get(key)!r}')
-    if not isinstance(cfg.model, Mapping):
+    if not isinstance(cfg.get('model', {}), Mapping):
         raise ValueError(f'model in {path} must be a dict, got {cfg.model!r}')
     return cfg
+
+
+def _file_behind(error: Exception, path: str | Path) -> str | Path:
+    """The config that mmengine was reading when an error came: the last in a chain of bases."""
+    names = [frame.f_locals.get('filename') for frame, _ in walk_tb(error.__traceback__)]
+    return [path, *(name for name in names if isinstance(name, str) and os.path.isfile(name))][-1]

@@ -1,7 +1,6 @@
 """tools/analyze_attention.py on tiny models and images, numbers against direct computation."""
 
 import json
-import sys
 
 import cv2
 import pytest
@@ -25,9 +24,7 @@ model = dict(
 
 
 @pytest.fixture
-def analyze(tool, monkeypatch):
-    # a script finds the one next to it
-    monkeypatch.setitem(sys.modules, 'infer', tool('infer'))
+def analyze(tool):
     return tool('analyze_attention')
 
 

@@ -27,10 +27,7 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture
-def demo(tool, monkeypatch):
-    # a script finds those next to it
-    for name in ('infer', 'test', 'train'):
-        monkeypatch.setitem(sys.modules, name, tool(name))
+def demo(tool):
     return tool('demo')
 
 

@@ -51,6 +51,7 @@ def test_a_mask_of_the_padding_costs_no_product(tool, tiny_seg, tmp_path):
     [
         (['--size', '0', '64'], 'error: --size must be two positive numbers, got [0, 64]'),
         (['--cfg-options', 'model.backbone.arch=huge'], 'arch must be one of'),
+        (['--cfg-options', 'optim_wraper.lr=1'], "has no entry 'optim_wraper'"),
     ],
 )
 def test_errors_are_one_line(tool, tiny_seg, options, message):

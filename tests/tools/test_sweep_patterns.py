@@ -1,7 +1,5 @@
 """tools/sweep_patterns.py: the smallest sweep there is, with a cell that fails, and its resume."""
 
-import sys
-
 import cv2
 import pytest
 import torch
@@ -30,10 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def sweep(tool, monkeypatch):
-    # a script finds those next to it
-    for name in ('benchmark', 'infer', 'train'):
-        monkeypatch.setitem(sys.modules, name, tool(name))
+def sweep(tool):
     return tool('sweep_patterns')
 
 

@@ -1,0 +1,56 @@
+"""Loads trained models for inference."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from torch import nn
+
+from ..checkpoint import CheckpointError, extract_state_dict, load_file, match_weights, translate
+from .build import build_model
+
+# weights that predictions do without
+TRAINING_ONLY = 'auxiliary_head.'
+
+
+def load_complete_weights(model: nn.Module, path: str) -> dict:
+    """Load all weights that predictions need from a checkpoint into `model`.
+
+    Args:
+        model: A detector or segmentor.
+        path: A file or a URL, as in `saga_mm.checkpoint.load_file`.
+
+    Returns:
+        The meta data of the checkpoint; empty if it has none.
+
+    Raises:
+        CheckpointError: The file can't be read, or lacks a weight that predictions need.
+    """
+    checkpoint = load_file(path)
+    weights = translate(model, extract_state_dict(checkpoint))
+    match = match_weights(model, weights)
+    needed = [name for name in match.missing if not name.startswith(TRAINING_ONLY)]
+    if needed or match.mismatched:
+        raise CheckpointError(f'{path} does not fit the model of the config, weights: {match}')
+    if match.missing or match.unexpected:
+        print(f'{path}, weights: {match}')
+    model.load_state_dict({name: weights[name] for name in match.loaded}, strict=False)
+    return checkpoint.get('meta', {})
+
+
+def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
+    """Build the model of a config with trained weights, ready for mmdet's and mmseg's inference.
+
+    Class names and colours come from the checkpoint, or else from the test data set of the config.
+    """
+    model = build_model(cfg)
+    meta = load_complete_weights(model, checkpoint).get('dataset_meta')
+    if meta is None:
+        meta = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True}).metainfo
+    model.dataset_meta = {key.lower(): value for key, value in meta.items()}
+    if palette := model.dataset_meta.get('palette'):
+        # a tuple would be one colour for all classes
+        model.dataset_meta['palette'] = [tuple(color) for color in palette]
+    model.cfg = cfg
+    return model.to(device)

@@ -1,0 +1,52 @@
+"""One loader of configs: what it accepts, and how it names what it can't read."""
+
+import pytest
+
+from saga_mm.cli import load_config
+
+# files by name, and what is said about config.py
+BROKEN = {
+    'syntax': (
+        {'config.py': 'a = ('},
+        r"config\.py is no Python: '\(' was never closed \(line 1\)",
+    ),
+    'syntax in a base': (
+        {'config.py': "_base_ = './base.py'", 'base.py': 'a = 1\nb = ('},
+        r"base\.py is no Python: '\(' was never closed \(line 2\)",
+    ),
+    'name': (
+        {'config.py': 'model = dict(type=missing)'},
+        r'config\.py can not be read as a config: NameError: .*missing',
+    ),
+    'name in a base': (
+        {'config.py': "_base_ = './base.py'", 'base.py': 'a = missing'},
+        r'base\.py can not be read as a config: NameError: .*missing',
+    ),
+    'not a config': ({'config.yaml': '[1]'}, r'config\.yaml can not be read as a config'),
+    'import': (
+        {'config.py': "custom_imports = dict(imports=['no_such_module'])"},
+        r'config\.py can not be read as a config: ImportError: .*no_such_module',
+    ),
+    'json': ({'config.json': '{"model": '}, r'config\.json can not be read as a config'),
+    'model': ({'config.py': 'model = 3'}, r'model in .*config\.py must be a dict, got 3'),
+    'no model': ({'config.py': 'a = 3'}, r"config\.py must have an entry 'model', got None"),
+}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_a_config_that_can_not_be_read_is_named(tmp_path, name):
+    files, message = BROKEN[name]
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(tmp_path / next(iter(files)), {}, ('model',))
+
+
+# entries that no config has to have, and that mmengine reads all the same
+@pytest.mark.parametrize('entry', ['sync_bn', 'compile', 'efficient_conv_bn_eval', 'work_dir'])
+def test_options_may_add_what_mmengine_reads(tmp_path, entry):
+    path = tmp_path / 'config.py'
+    path.write_text('model = dict(type=1)')
+    assert load_config(path, {entry: 'torch'}, ('model',))[entry] == 'torch'
+    with pytest.raises(ValueError, match="has no entry 'sink_bn'"):
+        load_config(path, {'sink_bn': 'torch'}, ('model',))
