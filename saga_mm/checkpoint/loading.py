@@ -11,7 +11,7 @@ import pickle
 import re
 import struct
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -108,12 +108,21 @@ def use_safe_loading() -> None:
 
 
 def load_from_vetted(filename: str, map_location: str | torch.device | None = None) -> dict:
-    """`load_file` as a loader of mmengine, without an entry that mmengine would execute."""
+    """`load_file` as a loader of mmengine, without what mmengine would run."""
     checkpoint = load_file(filename, map_location)
-    if isinstance(checkpoint.get('meta'), dict):
-        # Runner.resume runs this text as a Python config
-        checkpoint['meta'].pop('config', None)
+    remove_configs(checkpoint)
     return checkpoint
+
+
+def remove_configs(checkpoint: Mapping) -> None:
+    """Remove the configs in a checkpoint: text that mmengine's runner and inferencers run."""
+    hub = checkpoint.get('message_hub')
+    info = hub.get('runtime_info') if isinstance(hub, dict) else None
+    for place in (checkpoint.get('meta'), info):
+        if isinstance(place, dict):
+            place.pop('cfg', None)
+            # the name before mmengine
+            place.pop('config', None)
 
 
 def _read(file: Path, map_location: str | torch.device | None) -> Any:

@@ -13,11 +13,14 @@ import pickle
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from torch import Tensor, nn
 
 # Besides containers. Those of torch are names of things, and nothing can be done with them.
@@ -36,6 +39,8 @@ PLAIN = (
     torch.layout,
     torch.qscheme,
 )
+# The functions that a scheduler may have in its state.
+ANNEALING = (OneCycleParamScheduler._annealing_cos, OneCycleParamScheduler._annealing_linear)
 STATISTICS = ('current', 'max', 'mean', 'min')
 
 
@@ -69,13 +74,19 @@ class ArrayNote:
         self.array = _numbers(dtype, data).reshape(shape, order='F' if is_fortran else 'C')
 
 
-class HistoryNote:
-    """Stands in for `HistoryBuffer` in a file."""
+class ObjectNote:
+    """Stands in for a class of which a file holds the attributes."""
 
     __slots__ = ('state',)
 
     def __setstate__(self, state: dict) -> None:
         self.state = state
+
+
+class HistoryNote(ObjectNote):
+    """Stands in for `HistoryBuffer` in a file."""
+
+    __slots__ = ()
 
     def make(self) -> HistoryBuffer:
         """The buffer, without the statistics methods of the file: those of the class hold."""
@@ -88,14 +99,23 @@ class HistoryNote:
         return HistoryBuffer(*values, max_length=length)
 
 
+class OneCycleNote:
+    """Stands in for the scheduler whose state names one of its functions."""
+
+    __slots__ = ()
+
+
 def stand_ins() -> dict[str, Callable]:
     """What stands in for which name in a file. numpy 1 and 2 write different ones."""
     known: dict[str, Callable] = {
+        'argparse.Namespace': ObjectNote,
+        'builtins.bytes': _no_bytes,
+        'builtins.getattr': _method,
         'numpy.dtype': DtypeNote,
         'numpy.ndarray': ArrayNote,
-        'builtins.bytes': _no_bytes,
-        'builtins.getattr': _history_method,
-        f'{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}': HistoryNote,
+        _name(ConfigDict): _config,
+        _name(HistoryBuffer): HistoryNote,
+        _name(OneCycleParamScheduler): OneCycleNote,
     }
     for core in ('core', '_core'):
         known[f'numpy.{core}.multiarray._reconstruct'] = _reconstruct
@@ -157,7 +177,9 @@ class _Copy:
             return value.array
         if kind is HistoryNote:
             return value.make()
-        if kind in self.trusted:
+        if kind is ObjectNote:
+            return dict(self.copy(value.state))
+        if kind in self.trusted or (kind is FunctionType and value in ANNEALING):
             return value
         raise _forbidden(getattr(value, '__name__', kind.__name__))
 
@@ -190,10 +212,23 @@ def _no_bytes() -> bytes:
     return b''
 
 
-def _history_method(owner: type, name: str) -> None:
-    """Stands in for `getattr` in a file: `HistoryBuffer` writes its methods so."""
-    if owner is not HistoryNote or name not in STATISTICS:
-        raise _forbidden('getattr')
+def _config(items: dict) -> dict:
+    """Stands in for mmengine's `ConfigDict` in a file."""
+    return dict(items)
+
+
+def _method(owner: type, name: str) -> Callable | None:
+    """Stands in for `getattr` in a file: two classes of mmengine write functions of theirs so."""
+    if owner is HistoryNote and name in STATISTICS:
+        return None
+    for function in ANNEALING:
+        if owner is OneCycleNote and name == function.__name__:
+            return function
+    raise _forbidden('getattr')
+
+
+def _name(kind: type) -> str:
+    return f'{kind.__module__}.{kind.__qualname__}'
 
 
 def _forbidden(what: str) -> pickle.UnpicklingError:

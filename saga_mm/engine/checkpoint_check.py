@@ -5,13 +5,17 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..checkpoint import (
     CheckpointError,
+    check_fused_state,
+    check_training_state,
     extract_state_dict,
     match_weights,
     missing_for_resume,
+    remove_configs,
     translate,
 )
 from ..registry import HOOKS
@@ -24,7 +28,8 @@ class CheckpointCheckHook(Hook):
     Args:
         complete (bool): Each weight of the model must be in the file, with its shape, as for tests
             and for a resume. Else one is enough, as for training that starts from other weights.
-        resume (bool): The file must also hold what a resume needs.
+        resume (bool): The file must also hold what a resume needs, each of it of the right type and
+            range.
     """
 
     def __init__(self, complete: bool, resume: bool = False) -> None:
@@ -32,12 +37,15 @@ class CheckpointCheckHook(Hook):
         self.resume = resume
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        file = runner.cfg.get('load_from') or 'the latest checkpoint'
-        if self.resume and (missing := missing_for_resume(checkpoint)):
-            raise CheckpointError(
-                f'{file} can not be resumed: it holds weights, but no {", ".join(missing)}; '
-                'to start a new training from it, set load_from'
-            )
+        file = _name(runner)
+        if self.resume:
+            if missing := missing_for_resume(checkpoint):
+                raise CheckpointError(
+                    f'{file} can not be resumed: it holds weights, but no {", ".join(missing)}; '
+                    'to start a new training from it, set load_from'
+                )
+            check_training_state(checkpoint, file)
+            remove_configs(checkpoint)
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -45,3 +53,14 @@ class CheckpointCheckHook(Hook):
         if not match.loaded or (self.complete and (match.missing or match.mismatched)):
             raise CheckpointError(f'{file} does not fit the model of the config, weights: {match}')
         print_log(f'{file}, weights: {match}', 'current')
+
+    def before_train(self, runner: Runner) -> None:
+        if not self.resume:
+            return
+        wrappers = runner.optim_wrapper
+        for wrapper in wrappers.values() if isinstance(wrappers, OptimWrapperDict) else [wrappers]:
+            check_fused_state(wrapper.optimizer, _name(runner))
+
+
+def _name(runner: Runner) -> str:
+    return runner.cfg.get('load_from') or 'the latest checkpoint'

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import Tensor
 from torch.utils.data import Sampler
 
+from ..checkpoint import CheckpointError
 from ..registry import HOOKS
+
+# seed and offset of torch's generator for a GPU
+CUDA_BYTES = 16
 
 
 @HOOKS.register_module()
@@ -50,9 +57,11 @@ class ExactResumeHook(Hook):
             self.resumed = None
         elif self.resumed is None:
             print_log('no random state in the checkpoint: the resume is not exact', 'current')
-        elif self.resumed['sampler'] is not None:
-            # a config without a seed got another one, and so another order of the data
-            _sampler(runner).seed = self.resumed['sampler']
+        else:
+            check_random_state(self.resumed)
+            if self.resumed['sampler'] is not None:
+                # a config without a seed got another one, and so another order of the data
+                _sampler(runner).seed = self.resumed['sampler']
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.resumed is None:
@@ -91,6 +100,45 @@ def set_random_state(state: dict) -> None:
         torch.cuda.set_rng_state(state['cuda'].cpu())
     np.random.set_state(('MT19937', *state['numpy']))
     random.setstate(state['python'])
+
+
+def check_random_state(state: object) -> None:
+    """Check a state that comes from a file: numpy reads beyond its memory if a position is wrong.
+
+    Raises:
+        CheckpointError: It is no state of `get_random_state` with the seed of a sampler.
+    """
+    match state:
+        case {
+            'torch': Tensor() as torch_state,
+            'cuda': None | Tensor() as cuda_state,
+            'numpy': (list(keys), int(position), int(has_gauss), float(gauss)),
+            'python': (3, tuple(numbers), None | float() as next_gauss),
+            'sampler': None | int() as seed,
+        }:
+            right = [
+                _is_bytes(torch_state, len(torch.get_rng_state())),
+                cuda_state is None or _is_bytes(cuda_state, CUDA_BYTES),
+                _are_in_range(keys, 624, 2**32) and 0 <= position <= 624,
+                has_gauss in (0, 1) and math.isfinite(gauss),
+                _are_in_range(numbers, 625, 2**32) and numbers[-1] <= 624,
+                next_gauss is None or math.isfinite(next_gauss),
+                seed is None or 0 <= seed < 2**63,
+            ]
+            if all(right):
+                return
+    raise CheckpointError(
+        'the checkpoint can not be resumed: its random_state must hold states of the generators of '
+        f'torch, CUDA, numpy and Python and the seed of a sampler, got {reprlib.repr(state)}'
+    )
+
+
+def _is_bytes(state: Tensor, number: int) -> bool:
+    return state.dtype == torch.uint8 and state.shape == (number,) and state.is_contiguous()
+
+
+def _are_in_range(numbers: Sequence, length: int, end: int) -> bool:
+    return len(numbers) == length and all(type(n) is int and 0 <= n < end for n in numbers)
 
 
 def _sampler(runner: Runner) -> Sampler | None:

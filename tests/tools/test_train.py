@@ -163,16 +163,23 @@ def test_bad_checkpoints_are_refused_in_one_line(tool, tiny_seg, tmp_path):
 
 
 def test_text_in_a_checkpoint_is_not_run(tool, tiny_seg, tmp_path):
-    # mmengine's Runner.resume runs meta['config'] as a Python config
+    # Runner.resume runs meta['config'], and inferencers run the text in the message hub
     train = tool('train').main
-    options = ['--work-dir', str(tmp_path / 'work'), '--cfg-options', 'train_cfg.max_iters=2']
+    options = ['--work-dir', str(tmp_path / 'work'), '--cfg-options', 'train_cfg.max_iters=4']
     train([str(tiny_seg), *options])
     content = load_file(tmp_path / 'work/iter_2.pth')
     file = tmp_path / 'ran'
-    content['meta']['config'] = f'import os\nos.system("touch {file}")'
+    text = f'import os\nos.system("touch {file}")'
+    content['meta'].update(config=text, cfg=text)
+    content['message_hub']['runtime_info']['cfg'] = text
     torch.save(content, tmp_path / 'a.pth')
+    (tmp_path / 'work/iter_4.pth').unlink()
     train([str(tiny_seg), '--resume', str(tmp_path / 'a.pth'), *options])
     assert not file.exists()
+    saved = load_file(tmp_path / 'work/iter_4.pth')
+    for config in (saved['meta']['cfg'], saved['message_hub']['runtime_info']['cfg']):
+        assert 'touch' not in config
+        assert 'EncoderDecoder' in config
 
 
 def test_mistakes_are_one_line(tool, tiny_seg, tmp_path, monkeypatch):
