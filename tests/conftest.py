@@ -16,9 +16,9 @@ if importlib.util.find_spec('triton') and not torch.cuda.is_available():
     # Whether kernels are compiled or interpreted is settled when Triton is imported, so this comes
     # before any other import of it. Unset again: CPU tests are to run the reference.
     os.environ['TRITON_INTERPRET'] = '1'
-    from saga_kernels.launch import PHASES
+    from saga_kernels.launch import KERNELS
 
-    for op in PHASES:
+    for op in KERNELS:
         importlib.import_module(f'saga_kernels.{op}.kernel')
 
     del os.environ['TRITON_INTERPRET']

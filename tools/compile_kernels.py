@@ -29,13 +29,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from saga_kernels.launch import (
+    KERNELS,
     MERGED,
     NUM_STAGES,
-    PHASES,
-    chunk,
+    decay_chunk,
     padded_dim,
     product_precision,
-    tile,
+    tile_config,
 )
 
 TARGETS = {
@@ -46,7 +46,7 @@ TARGETS = {
 }
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 KEY = ('op', 'dtype', 'D', 'kernel', 'block', 'warps')
-KERNELS = [(op, phase) for op, phases in PHASES.items() for phase in phases]
+CASES = [(op, kernel) for op, kernels in KERNELS.items() for kernel in kernels]
 FP32_POINTERS = (
     'p_partial', 'p_state', 'p_dstate', 'p_frequencies', 'p_query', 'p_dquery', 'p_weight',
     'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta',
@@ -70,9 +70,9 @@ def kernel(op, phase):
 def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=False):
     """Compile one kernel as a launch would, and return a row of the table."""
     function = kernel(op, phase)
-    block, num_warps = tile(op, phase, DTYPES[dtype], dim)
+    block, num_warps = tile_config(op, phase, DTYPES[dtype], dim)
     constants = dict(
-        D=dim, BD=padded_dim(dim), BN=block, BE=MERGED, L=chunk(DTYPES[dtype], dim),
+        D=dim, BD=padded_dim(dim), BN=block, BE=MERGED, L=decay_chunk(DTYPES[dtype], dim),
         GATED=gated, PARTS=5 if gated else 3, ELU=elu,
         PRECISION=product_precision(dim, nvidia=target.startswith('sm')),
     )  # fmt: skip
@@ -124,9 +124,9 @@ def resources(compiled, target):
 def quick_cases():
     """At most 64: every kernel in half precision at D = 64 for the GPUs that must not spill, and
     once more with everything else different, for one GPU after the other."""
-    for (op, phase), target in itertools.product(KERNELS, ('sm_80', 'sm_90')):
+    for (op, phase), target in itertools.product(CASES, ('sm_80', 'sm_90')):
         yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=64)
-    for index, (op, phase) in enumerate(KERNELS):
+    for index, (op, phase) in enumerate(CASES):
         yield dict(
             target=list(TARGETS)[index % 4], op=op, phase=phase,
             dtype=('fp16', 'fp32')[index // 2 % 2], dim=(16, 24, 32, 48, 80)[index % 5],
@@ -135,7 +135,7 @@ def quick_cases():
 
 
 def table_cases(dtypes=('bf16', 'fp32'), dims=(32, 64, 128)):
-    for (op, phase), dtype, dim, target in itertools.product(KERNELS, dtypes, dims, TARGETS):
+    for (op, phase), dtype, dim, target in itertools.product(CASES, dtypes, dims, TARGETS):
         yield dict(target=target, op=op, phase=phase, dtype=dtype, dim=dim)
 
 
@@ -192,7 +192,7 @@ def main():
     parser.add_argument('--all', action='store_true', help='every variant, as JSON lines')
     parser.add_argument('--json', action='store_true', help='JSON lines instead of a table')
     parser.add_argument(
-        '--op', nargs='+', choices=list(PHASES), default=list(PHASES), help='Defaults to all'
+        '--op', nargs='+', choices=list(KERNELS), default=list(KERNELS), help='Defaults to all'
     )
     args = parser.parse_args()
     cases = quick_cases() if args.quick else all_cases() if args.all else table_cases()

@@ -1,15 +1,24 @@
 """Linear attention for images in PyTorch.
 
-One eager reference and one fused implementation per op.
+Each op has a specification and an eager implementation in PyTorch, and fused kernels in Triton.
 """
 
 from .decay.api import decay_linear_attention
 from .gated.api import gated_linear_attention, linear_attention
+from .gated.state import KVState, kv_state, read_state, sum_states
 from .rank_augmented.api import rank_augmented_linear_attention
+from .rotary import apply_rotary_2d
+from .tracing import is_tracing_or_compiling
 
 __all__ = [
+    'KVState',
+    'apply_rotary_2d',
     'decay_linear_attention',
     'gated_linear_attention',
+    'is_tracing_or_compiling',
+    'kv_state',
     'linear_attention',
     'rank_augmented_linear_attention',
+    'read_state',
+    'sum_states',
 ]

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .tracing import is_tracing_or_compiling, is_tracing_or_exporting
 from .validation import check_impl
 
 Impl = Literal['auto', 'reference', 'triton']
@@ -52,10 +53,10 @@ def resolve_impl(impl: str, op: str, why_not_triton: str | None) -> str:
         raise RuntimeError(f"{op}: impl='triton' can't run: {why_not_triton}")
     if impl != 'auto':
         return impl
-    if torch.compiler.is_exporting():
+    if is_tracing_or_exporting():
         return 'reference'
     choice = 'reference' if why_not_triton else 'triton'
-    if not torch.compiler.is_compiling():
+    if not is_tracing_or_compiling():
         _log_once(op, choice, why_not_triton)
     return choice
 

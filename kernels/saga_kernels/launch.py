@@ -4,68 +4,104 @@ A compiled kernel depends on dtype and head dim alone. The image size only chang
 one program takes, so a new resolution compiles nothing.
 """
 
+import contextlib
 import functools
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 # Programs per processor that the split over tokens aims at: several are resident at a time, and
 # enough follow that the last ones to finish leave little idle.
 PROGRAMS_PER_PROCESSOR = 8
 
-# The kernels of each op, in the order in which they run.
-PHASES = {
-    'gated': ('kv_forward', 'out_forward', 'q_backward', 'kv_backward'),
-    'rank_augmented': (
-        'mean_forward',
-        'kv_forward',
-        'merge',
-        'out_forward',
-        'state_backward',
-        'kv_backward',
-        'q_backward',
-    ),
-    'decay': ('state_forward', 'scan', 'out_forward', 'state_backward', 'token_backward'),
-}
-# Phases whose programs leave partial states behind.
+# Tokens per tile and warps of every kernel, by bytes per element and edge of the matrix tile. The
+# kernels of an op stand in the order in which they run.
+# Chosen by what the compiler reports (docs/benchmarks/kernels.md), not by a measurement: no spilled
+# registers in half precision up to D = 64, but for a few bytes in `decay`, two of whose kernels
+# would read more with smaller tiles. With D = 128, or in fp32 with D = 64, some kernels spill on
+# sm_80; in fp32 with D = 128 on every GPU.
+TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
+    'gated': {
+        'kv_forward': {
+            (2, 32): (64, 8), (2, 64): (64, 8), (2, 128): (32, 8),
+            (4, 32): (32, 4), (4, 64): (16, 4), (4, 128): (16, 8),
+        },
+        'out_forward': {
+            (2, 32): (64, 4), (2, 64): (64, 4), (2, 128): (64, 8),
+            (4, 32): (32, 4), (4, 64): (32, 4), (4, 128): (16, 8),
+        },
+        'q_backward': {
+            (2, 32): (64, 4), (2, 64): (64, 8), (2, 128): (32, 8),
+            (4, 32): (32, 4), (4, 64): (16, 4), (4, 128): (16, 8),
+        },
+        'kv_backward': {
+            (2, 32): (128, 8), (2, 64): (16, 4), (2, 128): (16, 8),
+            (4, 32): (32, 4), (4, 64): (16, 4), (4, 128): (16, 8),
+        },
+    },
+    'rank_augmented': {
+        'mean_forward': {
+            (2, 32): (64, 8), (2, 64): (64, 4), (2, 128): (32, 4),
+            (4, 32): (64, 4), (4, 64): (32, 4), (4, 128): (16, 4),
+        },
+        'kv_forward': {
+            (2, 32): (64, 4), (2, 64): (64, 8), (2, 128): (32, 8),
+            (4, 32): (32, 4), (4, 64): (16, 8), (4, 128): (16, 8),
+        },
+        # Partial states per tile.
+        'merge': {
+            (2, 32): (64, 4), (2, 64): (64, 4), (2, 128): (64, 4),
+            (4, 32): (64, 4), (4, 64): (64, 4), (4, 128): (64, 4),
+        },
+        'out_forward': {
+            (2, 32): (64, 4), (2, 64): (64, 8), (2, 128): (32, 8),
+            (4, 32): (32, 4), (4, 64): (16, 8), (4, 128): (16, 8),
+        },
+        'state_backward': {
+            (2, 32): (32, 4), (2, 64): (64, 8), (2, 128): (16, 8),
+            (4, 32): (32, 4), (4, 64): (16, 8), (4, 128): (16, 8),
+        },
+        'kv_backward': {
+            (2, 32): (16, 4), (2, 64): (16, 4), (2, 128): (16, 8),
+            (4, 32): (16, 4), (4, 64): (16, 8), (4, 128): (16, 8),
+        },
+        'q_backward': {
+            (2, 32): (64, 4), (2, 64): (32, 8), (2, 128): (16, 8),
+            (4, 32): (32, 4), (4, 64): (16, 8), (4, 128): (16, 8),
+        },
+    },
+    'decay': {
+        'state_forward': {
+            (2, 32): (64, 4), (2, 64): (32, 4), (2, 128): (32, 8),
+            (4, 32): (32, 4), (4, 64): (16, 4), (4, 128): (16, 8),
+        },
+        # Chunks per tile.
+        'scan': {
+            (2, 32): (32, 4), (2, 64): (32, 4), (2, 128): (32, 4),
+            (4, 32): (32, 4), (4, 64): (32, 4), (4, 128): (32, 4),
+        },
+        'out_forward': {
+            (2, 32): (64, 4), (2, 64): (64, 4), (2, 128): (32, 8),
+            (4, 32): (32, 4), (4, 64): (32, 4), (4, 128): (16, 8),
+        },
+        'state_backward': {
+            (2, 32): (64, 4), (2, 64): (32, 4), (2, 128): (32, 8),
+            (4, 32): (32, 4), (4, 64): (16, 4), (4, 128): (16, 8),
+        },
+        'token_backward': {
+            (2, 32): (32, 4), (2, 64): (32, 4), (2, 128): (32, 8),
+            (4, 32): (16, 4), (4, 64): (16, 4), (4, 128): (16, 8),
+        },
+    },
+}  # fmt: skip
+KERNELS = {op: tuple(tiles) for op, tiles in TILES.items()}
+# Kernels whose programs leave partial states behind.
 _SUMMING = {
     'gated': ('kv_forward', 'q_backward'),
     'rank_augmented': ('kv_forward', 'state_backward'),
 }
 
-# Tokens per tile and warps, phase by phase, by bytes per element and edge of the matrix tile.
-# Chosen by what the compiler reports (docs/benchmarks/kernels.md), not by a measurement: no spilled
-# registers in half precision up to D = 64, but for a few bytes in `decay`, two of whose kernels
-# would read more with smaller tiles. With D = 128, or in fp32 with D = 64, some kernels spill on
-# sm_80; in fp32 with D = 128 on every GPU.
-_TILES = {
-    'gated': {
-        (2, 32): ((64, 8), (64, 4), (64, 4), (128, 8)),
-        (2, 64): ((64, 8), (64, 4), (64, 8), (16, 4)),
-        (2, 128): ((32, 8), (64, 8), (32, 8), (16, 8)),
-        (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4)),
-        (4, 64): ((16, 4), (32, 4), (16, 4), (16, 4)),
-        (4, 128): ((16, 8), (16, 8), (16, 8), (16, 8)),
-    },
-    # Of `merge`: partial states per tile.
-    'rank_augmented': {
-        (2, 32): ((64, 8), (64, 4), (64, 4), (64, 4), (32, 4), (16, 4), (64, 4)),
-        (2, 64): ((64, 4), (64, 8), (64, 4), (64, 8), (64, 8), (16, 4), (32, 8)),
-        (2, 128): ((32, 4), (32, 8), (64, 4), (32, 8), (16, 8), (16, 8), (16, 8)),
-        (4, 32): ((64, 4), (32, 4), (64, 4), (32, 4), (32, 4), (16, 4), (32, 4)),
-        (4, 64): ((32, 4), (16, 8), (64, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
-        (4, 128): ((16, 4), (16, 8), (64, 4), (16, 8), (16, 8), (16, 8), (16, 8)),
-    },
-    # Of `scan`: chunks per tile.
-    'decay': {
-        (2, 32): ((64, 4), (32, 4), (64, 4), (64, 4), (32, 4)),
-        (2, 64): ((32, 4), (32, 4), (64, 4), (32, 4), (32, 4)),
-        (2, 128): ((32, 8), (32, 4), (32, 8), (32, 8), (32, 8)),
-        (4, 32): ((32, 4), (32, 4), (32, 4), (32, 4), (16, 4)),
-        (4, 64): ((16, 4), (32, 4), (32, 4), (16, 4), (16, 4)),
-        (4, 128): ((16, 8), (32, 4), (16, 8), (16, 8), (16, 8)),
-    },
-}
 # One tile is loaded while another is worked on.
 NUM_STAGES = 2
 # Elements of a state that one program of `merge` takes.
@@ -111,12 +147,12 @@ def product_precision(dim: int, nvidia: bool) -> str:
     return 'tf32x3' if nvidia and dim <= 64 else 'ieee'
 
 
-def tile(op: str, phase: str, dtype: torch.dtype, dim: int) -> tuple[int, int]:
+def tile_config(op: str, kernel: str, dtype: torch.dtype, dim: int) -> tuple[int, int]:
     """Tokens per tile, and warps."""
-    return _TILES[op][dtype.itemsize, max(32, padded_dim(dim))][PHASES[op].index(phase)]
+    return TILES[op][kernel][dtype.itemsize, max(32, padded_dim(dim))]
 
 
-def chunk(dtype: torch.dtype, dim: int) -> int:
+def decay_chunk(dtype: torch.dtype, dim: int) -> int:
     """Tokens of `decay` that share a state, a multiple of every tile.
 
     A pass over the states takes at most as long as one over a token tensor and D / 32 more; tokens
@@ -126,33 +162,33 @@ def chunk(dtype: torch.dtype, dim: int) -> int:
 
 
 def plan(
-    op: str, phase: str, dtype: torch.dtype, dim: int, heads: int, tokens: int, processors: int
+    op: str, kernel: str, dtype: torch.dtype, dim: int, heads: int, tokens: int, processors: int
 ) -> Launch:
     """Parameters of one launch.
 
     Args:
-        op, phase: Which kernel, from `PHASES`.
+        op, kernel: Which one, from `KERNELS`.
         dtype: Of the packed projection: float16, bfloat16 or float32.
         dim: Head dim D.
         heads: Images times heads, B * H.
         tokens: N, at least 1.
         processors: Streaming multiprocessors (compute units) of the GPU.
     """
-    block, num_warps = tile(op, phase, dtype, dim)
+    block, num_warps = tile_config(op, kernel, dtype, dim)
     if op == 'decay':
-        span = chunk(dtype, dim) if phase.startswith('state') else block
+        span = decay_chunk(dtype, dim) if kernel.startswith('state') else block
         splits = _ceil_div(tokens, span)
         return Launch(block, span, splits, heads * splits, num_warps)
-    splits = min(PROGRAMS_PER_PROCESSOR * processors // heads, tokens // _shortest(op, phase, dim))
+    splits = min(PROGRAMS_PER_PROCESSOR * processors // heads, tokens // _shortest(op, kernel, dim))
     tiles = _ceil_div(tokens, block)
     span = _ceil_div(tiles, max(1, splits)) * block
     splits = _ceil_div(tokens, span)
     return Launch(block, span, splits, heads * splits, num_warps)
 
 
-def _shortest(op: str, phase: str, dim: int) -> int:
+def _shortest(op: str, kernel: str, dim: int) -> int:
     """Fewest tokens for which one program pays."""
-    if phase in _SUMMING[op]:
+    if kernel in _SUMMING[op]:
         # Each program writes a partial state, D + 1 rows of fp32, and it is read again.
         return 256 if dim <= 32 else 512 if dim <= 64 else 640
     # Each program reads the state, from L2.
@@ -161,3 +197,45 @@ def _shortest(op: str, phase: str, dim: int) -> int:
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def new_states(packed: Tensor, splits: int = 1) -> Tensor:
+    """Room for partial states: (B, H, splits, D + 1, D), not yet written."""
+    batch, _, _, heads, dim = packed.shape
+    return packed.new_empty((batch, heads, splits, dim + 1, dim), dtype=torch.float32)
+
+
+def sum_partials(partial: Tensor) -> Tensor:
+    """Sum of partial results over the splits, axis 2, in a fixed order."""
+    return partial[:, :, 0] if partial.shape[2] == 1 else partial.sum(2)
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager:
+    """Makes the GPU of a tensor the one that kernels are launched on."""
+    return torch.cuda.device(x.device) if x.device.type == 'cuda' else contextlib.nullcontext()
+
+
+def launch_of(op: str, kernel: str, packed: Tensor) -> Launch:
+    """Parameters of one launch over the tokens of a packed projection."""
+    batch, tokens, _, heads, dim = packed.shape
+    return plan(op, kernel, packed.dtype, dim, batch * heads, tokens, processors(packed.device))
+
+
+def precision(packed: Tensor) -> str:
+    """Of fp32 matrix products over a packed projection."""
+    nvidia = packed.device.type == 'cuda' and torch.version.hip is None
+    return product_precision(packed.shape[-1], nvidia)
+
+
+def run(kernel, launch: Launch, packed: Tensor, mask: Tensor | None, **arguments) -> None:
+    """Launch a kernel over the tokens of a packed projection (B, N, parts, H, D)."""
+    _, tokens, _, heads, dim = packed.shape
+    x_b, x_n, _, x_h, _ = packed.stride()
+    mask_b, mask_n = (0, 0) if mask is None else mask.stride()
+    with on_device(packed):
+        kernel[(launch.programs,)](
+            p_x=packed, p_mask=mask, N=tokens, H=heads, SPAN=launch.span,
+            x_b=x_b, x_n=x_n, x_h=x_h, mask_b=mask_b, mask_n=mask_n,
+            D=dim, BD=padded_dim(dim), BN=launch.block,
+            num_warps=launch.num_warps, num_stages=NUM_STAGES, **arguments,
+        )  # fmt: skip

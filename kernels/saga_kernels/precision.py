@@ -1,19 +1,31 @@
-"""The precision that references compute in is theirs to choose."""
+"""In which precision the eager implementations compute, whatever autocast says."""
 
 import functools
 from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec('P')
+R = TypeVar('R')
 
-def outside_autocast(function: Callable) -> Callable:
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """float64 for a float64 input, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def outside_autocast(
+    function: Callable[Concatenate[Tensor, P], R],
+) -> Callable[Concatenate[Tensor, P], R]:
     """Switch autocast off while a function runs, on the device of its first argument."""
 
     @functools.wraps(function)
-    def call(x: Tensor, *args, **kwargs):
+    def call(x: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
         device = x.device.type
-        if not torch.is_autocast_enabled(device):
+        # Devices without autocast, such as meta, refuse to be asked whether it is enabled.
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return function(x, *args, **kwargs)
         with torch.autocast(device, enabled=False):
             return function(x, *args, **kwargs)

@@ -5,18 +5,12 @@ Legend: N tokens, H heads, D head dim; i_ program ids, o_ offsets, m_ masks, p_ 
 A state is a (D + 1, D) block of fp32: D rows of S, then z.
 """
 
-import contextlib
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from .launch import NUM_STAGES, Launch, padded_dim, plan, processors, product_precision
 
 
 @triton.jit
-def program(N, H, SPAN):
+def program_range(N, H, SPAN):
     # Heads run fastest: programs of one token range share cache lines of the packed projection.
     i = tl.program_id(0)
     splits = tl.cdiv(N, SPAN)
@@ -72,7 +66,7 @@ def slope(x, scale, y, ELU: tl.constexpr):
 
 
 @triton.jit
-def over(x, z):
+def safe_div(x, z):
     """x / z. Where every k' of a channel is zero, so is x."""
     return x / tl.where(z == 0, 1.0, z)
 
@@ -89,45 +83,3 @@ def store_state(p, b_s, b_z, o_d, D: tl.constexpr):
     m_d = o_d < D
     tl.store(p + o_d[:, None] * D + o_d[None, :], b_s, m_d[:, None] & m_d[None, :])
     tl.store(p + D * D + o_d, b_z, m_d)
-
-
-def new_states(packed: Tensor, splits: int = 1) -> Tensor:
-    """Room for partial states: (B, H, splits, D + 1, D), not yet written."""
-    batch, _, _, heads, dim = packed.shape
-    return packed.new_empty((batch, heads, splits, dim + 1, dim), dtype=torch.float32)
-
-
-def total(partial: Tensor) -> Tensor:
-    """Sum of partial results over the splits, axis 2, in a fixed order."""
-    return partial[:, :, 0] if partial.shape[2] == 1 else partial.sum(2)
-
-
-def on_device(x: Tensor) -> contextlib.AbstractContextManager:
-    """Makes the GPU of a tensor the one that kernels are launched on."""
-    return torch.cuda.device(x.device) if x.device.type == 'cuda' else contextlib.nullcontext()
-
-
-def launch_of(op: str, phase: str, packed: Tensor) -> Launch:
-    """Parameters of one launch over the tokens of a packed projection."""
-    batch, tokens, _, heads, dim = packed.shape
-    return plan(op, phase, packed.dtype, dim, batch * heads, tokens, processors(packed.device))
-
-
-def precision(packed: Tensor) -> str:
-    """Of fp32 matrix products over a packed projection."""
-    nvidia = packed.device.type == 'cuda' and torch.version.hip is None
-    return product_precision(packed.shape[-1], nvidia)
-
-
-def run(kernel, launch: Launch, packed: Tensor, mask: Tensor | None, **arguments) -> None:
-    """Launch a kernel over the tokens of a packed projection (B, N, parts, H, D)."""
-    _, tokens, _, heads, dim = packed.shape
-    x_b, x_n, _, x_h, _ = packed.stride()
-    mask_b, mask_n = (0, 0) if mask is None else mask.stride()
-    with on_device(packed):
-        kernel[(launch.programs,)](
-            p_x=packed, p_mask=mask, N=tokens, H=heads, SPAN=launch.span,
-            x_b=x_b, x_n=x_n, x_h=x_h, mask_b=mask_b, mask_n=mask_n,
-            D=dim, BD=padded_dim(dim), BN=launch.block,
-            num_warps=launch.num_warps, num_stages=NUM_STAGES, **arguments,
-        )  # fmt: skip

@@ -1,10 +1,16 @@
 """Checks shared by every op: one line that names the argument, what was expected and what came."""
 
+import math
+import numbers
+import operator
+
 import torch
 from torch import Tensor
 
 IMPLS = ('auto', 'reference', 'triton')
 FEATURE_MAPS = ('elu', 'relu')
+# The smallest positive float32.
+SMALLEST_EPS = 2.0**-149
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -30,9 +36,13 @@ def check_impl(impl: str, name: str = 'impl') -> None:
         raise ValueError(f'{name} must be one of {IMPLS}, got {impl!r}')
 
 
-def check_eps(eps: float) -> None:
-    if not isinstance(eps, (int, float)) or not eps > 0:
+def check_eps(eps: float) -> float:
+    """Check what is added to denominators; returns it as a Python float."""
+    if not isinstance(eps, float | numbers.Real) or not 0 < eps < math.inf:
         raise ValueError(f'eps must be a positive number, got {eps!r}')
+    if eps < SMALLEST_EPS:
+        raise ValueError(f'eps must be at least 1.5e-45, which float32 can hold, got {eps!r}')
+    return float(eps)
 
 
 def check_mask(mask: Tensor | None, x: Tensor) -> None:
@@ -49,16 +59,28 @@ def check_mask(mask: Tensor | None, x: Tensor) -> None:
         raise ValueError(f'mask must be on {x.device}, got {mask.device}')
 
 
-def check_size(size: tuple[int, int], tokens: int) -> None:
-    """Check the (height, width) of an image of that many tokens."""
+def check_size(size: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """Check the (height, width) of an image of that many tokens; returns it.
+
+    While code is traced, sizes are tensors or symbols, and the trace holds for others too.
+    """
     try:
         height, width = size
     except (TypeError, ValueError):
         raise ValueError(f'size must be (height, width), got {size!r}') from None
-    if not all(isinstance(length, int | torch.SymInt) for length in (height, width)):
-        raise ValueError(f'size must be two integers, got {size!r}')
+    if torch.jit.is_tracing():
+        return height, width
+    try:
+        # A symbol stays one. Other integers, such as those of numpy, become Python's.
+        height, width = (
+            length if isinstance(length, int | torch.SymInt) else operator.index(length)
+            for length in (height, width)
+        )
+    except TypeError:
+        raise ValueError(f'size must be two integers, got {size!r}') from None
     if height < 0 or height * width != tokens:
         raise ValueError(f'size must hold N = {tokens} tokens, got {height} x {width}')
+    return height, width
 
 
 def check_frequencies(frequencies: Tensor, x: Tensor) -> None:

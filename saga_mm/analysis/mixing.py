@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saga_kernels import apply_rotary_2d
 from saga_kernels.feature_maps import phi
 
 from ..attention import (
@@ -25,7 +26,7 @@ from ..attention import (
     SoftmaxAttention,
 )
 from ..attention.base import PackedAttention
-from ..layers import rotate
+from ..layers import rotary_frequencies
 
 # in the denominators of the ops, where modules leave it at its default
 EPS = 1e-6
@@ -122,13 +123,15 @@ def _gated(module: GatedLinearAttention, packed: Tensor, size: tuple[int, int]) 
 
 
 def _rank_augmented(module: RankAugmentedAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+    frequencies = rotary_frequencies(module.head_dim, packed.device)
     if module.mixer == 'softmax':
-        turned = rotate(packed[:, :, :2], size)
+        turned = apply_rotary_2d(packed[:, :, :2], size, frequencies)
         return _softmax(module, torch.cat([turned, packed[:, :, 2:]], 2), size)
     # (B, N, 2, heads, D)
     features = phi(packed[:, :, :2], 'elu')
     value = packed[:, :, 2].transpose(1, 2)
-    (q, k), (turned_q, turned_k) = _per_head(features), _per_head(rotate(features, size))
+    turned = apply_rotary_2d(features, size, frequencies)
+    (q, k), (turned_q, turned_k) = _per_head(features), _per_head(turned)
     # (B, heads, N, 1), of sum 1
     weights = (k @ q.mean(2).unsqueeze(-1) * q.shape[-1] ** -0.5).softmax(2)
     states = {

@@ -8,9 +8,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from saga_kernels import gated_linear_attention, linear_attention
+from saga_kernels import (
+    gated_linear_attention,
+    kv_state,
+    linear_attention,
+    read_state,
+    sum_states,
+)
 from saga_kernels.dispatch import resolve_impl, why_not_triton
-from saga_kernels.gated.reference import kv_state, read_state, sum_states
 from saga_kernels.slices import Joined, cut, join, row_strips
 from saga_kernels.validation import check_feature_map, check_impl
 

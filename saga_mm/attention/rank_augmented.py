@@ -5,10 +5,10 @@ Legend: B batch, H height, W width, N = H * W tokens, C channels, D = C / heads.
 
 from torch import Tensor
 
-from saga_kernels import rank_augmented_linear_attention
+from saga_kernels import apply_rotary_2d, rank_augmented_linear_attention
 from saga_kernels.validation import check_impl
 
-from ..layers import rotary_frequencies, rotate
+from ..layers import rotary_frequencies
 from .base import PackedAttention
 from .softmax import softmax_attention
 
@@ -63,11 +63,11 @@ class RankAugmentedAttention(PackedAttention):
 
     def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """Mix the tokens of a map of `size` (H, W): (B, N, 3, heads, D) -> (B, N, heads, D)."""
+        # made anew: as a buffer they would lose digits when the model is cast to fp16
+        frequencies = rotary_frequencies(self.head_dim, packed.device)
         if self.mixer == 'linear':
-            # made anew: as a buffer they would lose digits when the model is cast to fp16
-            frequencies = rotary_frequencies(self.head_dim, packed.device)
             return rank_augmented_linear_attention(
                 packed, size, frequencies, eps=self.eps, mask=mask, impl=self.impl
             )
-        query, key = rotate(packed[:, :, :2], size).unbind(2)
+        query, key = apply_rotary_2d(packed[:, :, :2], size, frequencies).unbind(2)
         return softmax_attention(query, key, packed[:, :, 2], mask)

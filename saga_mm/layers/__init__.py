@@ -9,7 +9,7 @@ from .init import init_linear
 from .mask import masked, strided
 from .norm import Norm, identity
 from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
-from .rotary import rotary_frequencies, rotate
+from .rotary import rotary_frequencies
 
 __all__ = [
     'FFN',
@@ -27,6 +27,5 @@ __all__ = [
     'init_linear',
     'masked',
     'rotary_frequencies',
-    'rotate',
     'strided',
 ]

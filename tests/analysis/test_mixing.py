@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from saga_kernels import apply_rotary_2d
 from saga_mm.analysis.mixing import record_inputs, take_apart
 from saga_mm.attention import (
     DecayLinearAttention,
@@ -12,7 +13,7 @@ from saga_mm.attention import (
     SoftmaxAttention,
 )
 from saga_mm.backbones import SAGA
-from saga_mm.layers import rotate
+from saga_mm.layers import rotary_frequencies
 
 DIM, HEADS, SIZE = 24, 3, (5, 7)
 MAKERS = {
@@ -94,7 +95,8 @@ def test_states_of_rank_augmented_attention():
     # (B, N, heads, D)
     q, k, v, _ = module.in_proj(x).detach().reshape(2, 35, 4, HEADS, DIM // HEADS).unbind(2)
     q, k = (F.elu(part) + 1 for part in (q, k))
-    turned_q, turned_k = rotate(q, SIZE), rotate(k, SIZE)
+    frequencies = rotary_frequencies(DIM // HEADS)
+    turned_q, turned_k = (apply_rotary_2d(x, SIZE, frequencies) for x in (q, k))
     states = {
         'state without weights': turned_k.transpose(1, 2).mT @ v.transpose(1, 2),
         'state without weights and rotation': k.transpose(1, 2).mT @ v.transpose(1, 2),

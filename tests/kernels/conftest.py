@@ -1,8 +1,17 @@
-"""bfloat16 in Triton's interpreter."""
+"""Chunks of a chosen size, and bfloat16 in Triton's interpreter."""
 
 import importlib.util
 
+import pytest
 import torch
+
+from saga_kernels import chunks
+
+
+@pytest.fixture
+def chunk_budget(monkeypatch):
+    """Sets the bytes of the largest temporary of a chunk."""
+    return lambda size: monkeypatch.setattr(chunks, 'BUDGET', size)
 
 
 def _repair_bfloat16():

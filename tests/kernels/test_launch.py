@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from saga_kernels.launch import PHASES, chunk, plan, tile
+from saga_kernels.launch import KERNELS, decay_chunk, plan, tile_config
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 DIMS = (8, 17, 24, 32, 48, 64, 80, 128)
-KERNELS = [(op, phase) for op, phases in PHASES.items() for phase in phases]
+CASES = [(op, kernel) for op, kernels in KERNELS.items() for kernel in kernels]
 H200 = 132
 TOKENS = (4096, 6400, 25600, 102400, 409600)
 
@@ -18,7 +18,7 @@ def fp32_bytes(elements):
     return 4 * elements
 
 
-@pytest.mark.parametrize(('op', 'phase'), KERNELS)
+@pytest.mark.parametrize(('op', 'phase'), CASES)
 def test_programs_cover_every_token_once(op, phase):
     sizes = itertools.product(DTYPES, DIMS, (1, 8, 100_000), (1, 49, 1000, *TOKENS))
     for dtype, dim, heads, tokens in sizes:
@@ -33,24 +33,24 @@ def test_programs_cover_every_token_once(op, phase):
 
 @pytest.mark.parametrize('processors', (16, 108, H200, 304))
 def test_one_large_image_fills_the_gpu(processors):
-    for (op, phase), dtype, dim, heads in itertools.product(KERNELS, DTYPES, DIMS, (1, 2, 8)):
+    for (op, phase), dtype, dim, heads in itertools.product(CASES, DTYPES, DIMS, (1, 2, 8)):
         assert plan(op, phase, dtype, dim, heads, 409600, processors).programs >= 2 * processors
 
 
 def test_one_image_of_1280_pixels_fills_an_h200():
     # Patches of 4 pixels: 102,400 tokens.
-    for (op, phase), heads in itertools.product(KERNELS, (1, 2, 8)):
+    for (op, phase), heads in itertools.product(CASES, (1, 2, 8)):
         assert plan(op, phase, torch.bfloat16, 64, heads, 102400, H200).programs >= H200
 
 
 def test_many_heads_need_no_split():
-    for op, phase in KERNELS:
+    for op, phase in CASES:
         # Tokens of `decay` are always split, into chunks and tiles.
         if op != 'decay':
             assert plan(op, phase, torch.bfloat16, 64, 2048, 3136, H200).splits == 1
 
 
-@pytest.mark.parametrize(('op', 'phase'), KERNELS)
+@pytest.mark.parametrize(('op', 'phase'), CASES)
 def test_size_changes_no_compiler_option(op, phase):
     for dtype, dim in itertools.product(DTYPES, DIMS):
         compiled = {
@@ -59,7 +59,7 @@ def test_size_changes_no_compiler_option(op, phase):
             for tokens in (1, 49, *TOKENS)
             for launch in [plan(op, phase, dtype, dim, heads, tokens, H200)]
         }
-        assert compiled == {tile(op, phase, dtype, dim)}
+        assert compiled == {tile_config(op, phase, dtype, dim)}
 
 
 def state_traffic(op, phase, dtype, dim, heads, tokens):
@@ -109,6 +109,6 @@ def test_the_states_of_chunks_cost_less_than_the_tokens(dim):
 
 
 def test_tiles_of_decay_divide_its_chunks():
-    for phase, dtype, dim in itertools.product(PHASES['decay'], DTYPES, DIMS):
+    for phase, dtype, dim in itertools.product(KERNELS['decay'], DTYPES, DIMS):
         if phase != 'scan':
-            assert chunk(dtype, dim) % tile('decay', phase, dtype, dim)[0] == 0
+            assert decay_chunk(dtype, dim) % tile_config('decay', phase, dtype, dim)[0] == 0

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from harness import BOUNDS, peak_memory, rms_ratio
-from saga_kernels import dispatch, slices
+from saga_kernels import dispatch
 from saga_kernels import rank_augmented_linear_attention as attention
 
 SHAPES = [(1, (1, 1), 1, 8), (2, (7, 7), 3, 20), (1, (9, 7), 2, 24), (2, (1, 50), 1, 64)]
@@ -197,22 +197,9 @@ def test_few_token_tensors_besides_input_and_output():
 from saga_kernels import rank_augmented_linear_attention
 qkv, frequencies = torch.randn(2, 25600, 3, 4, 32), torch.rand(8)
 """
-    # The output, the rotation's table, which images and heads share, and slices.
+    # The output, the rotation's table, which images and heads share, and chunks.
     call = 'rank_augmented_linear_attention(qkv, (100, 256), frequencies)'
     assert peak_memory(setup, call) <= 1.7
-
-
-@pytest.mark.parametrize('masked', [False, True])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_slices_change_nothing(masked, dtype, monkeypatch):
-    qkv = torch.randn(2, 70, 3, 3, 8).to(dtype).requires_grad_()
-    mask = torch.rand(2, 70) < 0.6 if masked else None
-    whole = attention(qkv, (7, 10), frequencies_of(8), mask=mask)
-    # 16 tokens of a batch of two, at 4 bytes
-    monkeypatch.setitem(slices.BUDGET, 'cpu', 16 * 2 * 3 * 8 * 4)
-    with torch.no_grad():
-        sliced = attention(qkv, (7, 10), frequencies_of(8), mask=mask)
-    torch.testing.assert_close(sliced, whole.detach())
 
 
 @pytest.mark.parametrize(

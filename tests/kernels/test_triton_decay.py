@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness import BOUNDS, pairwise, rms_ratio
 from saga_kernels import decay_linear_attention
 from saga_kernels.decay.reference import attend
-from saga_kernels.launch import chunk
+from saga_kernels.launch import decay_chunk
 
 
 def qkv_of(tokens, dim, *, dtype=torch.float32, device='cpu', batch=2, heads=2):
@@ -97,7 +97,7 @@ def test_equals_reference_in_float64(
 def test_states_pass_many_chunks(gamma, triton_device):
     # More chunks than one tile of the scan over them has.
     qkv = qkv_of(2200, 8, device=triton_device, batch=1)
-    assert 2200 / chunk(qkv.dtype, 8) > 32
+    assert 2200 / decay_chunk(qkv.dtype, 8) > 32
     grad_out = torch.randn(1, 2200, 2, 8, device=triton_device)
     arguments = (qkv, log_decay_of(qkv, (gamma, 1.0)), (44, 50), grad_out)
     assert_near(run(*arguments), truth(*arguments), torch.float32)
@@ -214,7 +214,7 @@ def test_flops_are_counted(triton_device):
     with FlopCounterMode(display=False) as counter:
         decay_linear_attention(qkv, log_decay_of(qkv), (10, 10), impl='triton').sum().backward()
     # Products of tokens with states, and with the tokens of their chunk.
-    products = 12 * 16 + 8 * chunk(qkv.dtype, 16)
+    products = 12 * 16 + 8 * decay_chunk(qkv.dtype, 16)
     assert counter.get_total_flops() == products * 2 * 2 * 100 * 2 * 16
 
 

@@ -12,7 +12,7 @@ from saga_kernels import (
     linear_attention,
     rank_augmented_linear_attention,
 )
-from saga_kernels.decay.reference import attend as attend_decay
+from saga_kernels.decay.eager import attend as attend_decay
 from saga_kernels.gated.reference import attend
 from saga_kernels.rank_augmented.reference import attend as attend_rank_augmented
 

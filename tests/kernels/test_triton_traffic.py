@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saga_kernels.launch import MERGED, chunk, plan, tile
+from saga_kernels.launch import MERGED, decay_chunk, plan, tile_config
 
 interpreter = pytest.importorskip('triton.runtime.interpreter')
 # The interpreter's plan.
@@ -103,7 +103,7 @@ def test_decay_reads_k_and_v_for_the_states_and_again(count):
 
     heads, tokens, dim = 2, 600, 24
     qkv, log_decay = torch.randn(1, tokens, 3, heads, dim).half(), torch.tensor([-0.1, -1.0])
-    length = chunk(qkv.dtype, dim)
+    length = decay_chunk(qkv.dtype, dim)
     sizes = [min(length, tokens - begin) for begin in range(0, tokens, length)]
     assert len(sizes) > 1
     tensor, row = heads * tokens * dim, heads * tokens
@@ -112,7 +112,7 @@ def test_decay_reads_k_and_v_for_the_states_and_again(count):
 
     def tiles(phase):
         """How many there are, and how many tokens they read if each reads its chunk."""
-        block, _ = tile('decay', phase, qkv.dtype, dim)
+        block, _ = tile_config('decay', phase, qkv.dtype, dim)
         counts = [-(-size // block) for size in sizes]
         return sum(counts), heads * sum(map(int.__mul__, counts, sizes))
 

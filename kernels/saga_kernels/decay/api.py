@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..defaults import EPS, FEATURE_MAP
 from ..dispatch import Impl, resolve_impl, why_not_triton
 from ..validation import (
     check_eps,
@@ -11,7 +12,7 @@ from ..validation import (
     check_packed,
     check_size,
 )
-from .reference import attend
+from .eager import attend
 from .registration import decay_forward
 
 
@@ -20,8 +21,8 @@ def decay_linear_attention(
     log_decay: Tensor,
     size: tuple[int, int],
     *,
-    feature_map: str = 'elu',
-    eps: float = 1e-6,
+    feature_map: str = FEATURE_MAP,
+    eps: float = EPS,
     mask: Tensor | None = None,
     impl: Impl = 'auto',
 ) -> Tensor:
@@ -63,10 +64,10 @@ def decay_linear_attention(
     (SoLA-Vision) is about. Two-sided decay along two scans is the project's choice.
     """
     check_packed('qkv', qkv, parts=3)
-    check_size(size, qkv.shape[1])
+    size = check_size(size, qkv.shape[1])
     check_log_decay(log_decay, qkv)
     check_feature_map(feature_map)
-    check_eps(eps)
+    eps = check_eps(eps)
     check_mask(mask, qkv)
     if resolve_impl(impl, 'decay_linear_attention', why_not_triton(qkv)) == 'triton':
         return decay_forward(qkv, log_decay, mask, size[1], feature_map, eps)[0]

@@ -22,8 +22,8 @@ sums don't cancel one another, and no exponent is positive.
 Traffic, in token tensors T. Forward 6: k, v for the states; q, k, v, o. Backward 10, as o is kept:
 q, o, do for the states; q, k, v, do, dq, dk, dv. The tiles of a chunk read each other's k, v, q, do
 again, from L2. One pass over all states is 4 (D + 1) / L of a token tensor in fp32, 8 in half
-precision, which `launch.chunk` holds near T; the forward makes 4 (written, scanned in place, read),
-the backward 6.
+precision, which `launch.decay_chunk` holds near T; the forward makes 4 (written, scanned in place,
+read), the backward 6.
 
 Half precision neither overflows nor fades: the operand of a state is S / z, an average of v, or G
 over its largest element; rows of other operands that grow with N or the loss have theirs taken out.
@@ -34,20 +34,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import NUM_STAGES, chunk, padded_dim
-from ..launch import tile as tile_of
-from ..tiles import (
+from ..launch import (
+    NUM_STAGES,
+    decay_chunk,
     launch_of,
+    new_states,
+    on_device,
+    padded_dim,
+    precision,
+    run,
+    tile_config,
+)
+from ..tiles import (
     live,
     load,
     load_state,
-    new_states,
-    on_device,
-    over,
     phi,
-    precision,
-    program,
-    run,
+    program_range,
+    safe_div,
     slope,
     store,
     store_state,
@@ -99,7 +103,7 @@ def state_forward(
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P and R of each chunk, from k and v."""
-    i_b, i_h, i_chunk, begin, end = program(N, H, SPAN)
+    i_b, i_h, i_chunk, begin, end = program_range(N, H, SPAN)
     rate = tl.load(p_decay + i_h)
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
     o_d = tl.arange(0, BD)
@@ -167,7 +171,7 @@ def out_forward(
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o and r of one tile, from q, k, v of its chunk and the states F and B."""
-    i_b, i_h, _, begin, _ = program(N, H, SPAN)
+    i_b, i_h, _, begin, _ = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     rate = tl.load(p_decay + i_h)
     i_head = i_b * H + i_h
@@ -187,7 +191,7 @@ def out_forward(
         o_out = tl.where(way == 0, o_p - first + 1, first + L - o_p)
         b_w = b_q * b_z[None, :] * weight(rate, o_out)[:, None]
         b_den += tl.sum(b_w, 1)
-        b_o += product(b_w, over(b_s, b_z[:, None]).to(T), PRECISION)
+        b_o += product(b_w, safe_div(b_s, b_z[:, None]).to(T), PRECISION)
     b_q_t = b_q.to(T)
     for n in range(first, tl.minimum(first + L, N), BN):
         o_j = n + tl.arange(0, BN)
@@ -216,7 +220,7 @@ def state_backward(
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """delta, and the states of each chunk that become GF and GB, from q, o, do and r."""
-    i_b, i_h, i_chunk, begin, end = program(N, H, SPAN)
+    i_b, i_h, i_chunk, begin, end = program_range(N, H, SPAN)
     rate = tl.load(p_decay + i_h)
     i_row = (i_b * H + i_h) * N
     p_x += i_b * x_b + i_h * x_h
@@ -256,7 +260,7 @@ def query_across(
     b_decay = tl.zeros(o_l.shape, tl.float32)
     for way in tl.range(2, num_stages=1):
         b_s, b_z = load_state(p_state + way * (D + 1) * D, o_d, D)
-        b_s = tl.trans(over(b_s, b_z[:, None]).to(b_do.dtype))
+        b_s = tl.trans(safe_div(b_s, b_z[:, None]).to(b_do.dtype))
         o_out = tl.where(way == 0, o_l + 1, L - o_l)
         b_x = tl.dot(b_do, b_s, input_precision=PRECISION) - b_delta[:, None]
         b_x *= b_z[None, :] * weight(rate, o_out)[:, None]
@@ -299,7 +303,7 @@ def token_backward(
 ):  # fmt: skip
     """dq, dk, dv and a partial sum of dlog_decay, of one tile, from q, k, v, do, r, delta of its
     chunk and the states F, B, GF, GB."""
-    i_b, i_h, i_tile, begin, _ = program(N, H, SPAN)
+    i_b, i_h, i_tile, begin, _ = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     rate = tl.load(p_decay + i_h)
     i_head = i_b * H + i_h
@@ -381,7 +385,7 @@ def forward(
     values = dict(x_p=qkv.stride(2))
     _run(state_forward, qkv, mask, **options, **values, p_state=state)
     _scan(qkv, options['p_decay'], state)
-    values['L'] = chunk(qkv.dtype, dim)
+    values['L'] = decay_chunk(qkv.dtype, dim)
     _run(out_forward, qkv, mask, **options, **values, p_state=state, p_out=out, p_r=r, eps=eps)
     return out, state, r
 
@@ -415,7 +419,7 @@ def backward(
     within = r.new_empty((batch, heads, launch.splits))
     _run(
         token_backward, qkv, mask, **options, p_state=state, p_dstate=dstate, p_dx=grad,
-        p_partial=within, x_p=qkv.stride(2), L=chunk(qkv.dtype, dim),
+        p_partial=within, x_p=qkv.stride(2), L=decay_chunk(qkv.dtype, dim),
     )  # fmt: skip
     partial = torch.cat([across, within], 2)
     return grad, partial.sum((0, 2), dtype=torch.float64).to(log_decay.dtype)
@@ -433,7 +437,7 @@ def _options(qkv: Tensor, log_decay: Tensor, width: int, elu: bool) -> dict:
 
 def _new_states(qkv: Tensor) -> Tensor:
     """Room for two states a chunk, (B, H, C, 2, D + 1, D), not yet written."""
-    chunks = triton.cdiv(qkv.shape[1], chunk(qkv.dtype, qkv.shape[-1]))
+    chunks = triton.cdiv(qkv.shape[1], decay_chunk(qkv.dtype, qkv.shape[-1]))
     return new_states(qkv, 2 * chunks).unflatten(2, (chunks, 2))
 
 
@@ -448,11 +452,11 @@ def _scan(
     batch, heads, chunks, _, _, dim = state.shape
     rows = 2 * (dim + 1)
     partial = None if other is None else state.new_empty((batch, heads, rows))
-    block, num_warps = tile_of('decay', 'scan', torch.float32, dim)
+    block, num_warps = tile_config('decay', 'scan', torch.float32, dim)
     with on_device(state):
         scan[(batch * heads * rows,)](
             p_state=state, p_decay=log_decay, p_other=other, p_partial=partial, C=chunks, H=heads,
-            D=dim, BD=padded_dim(dim), BN=block, L=chunk(qkv.dtype, dim),
+            D=dim, BD=padded_dim(dim), BN=block, L=decay_chunk(qkv.dtype, dim),
             PRECISION=precision(state), num_warps=num_warps, num_stages=NUM_STAGES,
         )  # fmt: skip
     return partial

@@ -1,139 +1,52 @@
-"""Decay linear attention in eager PyTorch: the specification, the CPU path, and what exports see.
-
-Tokens stand in scan order and are cut into chunks. Tokens of one chunk meet in a (CHUNK x CHUNK)
-product; those of other chunks have left a state (D x (D + 1): S and, beside it, z) that decays from
-chunk to chunk, one state forward and one backward.
-
-States are carried over two levels, so that no Python loop depends on N: GROUP chunks meet in one
-triangular decay matrix, and groups in another. That is O(N) but for the last matrix, which has
-(N / 512)^2 entries per head: 0.64 million for 409,600 tokens. Every exponent is a distance times
-log_decay, and no distance is negative: nothing overflows.
-
-One chunk and one group more than needed: torch.export fixes an axis of length one for good.
-
-Legend: B batch, N tokens, H heads, D head dim, C chunks, L = CHUNK.
-"""
+"""Decay linear attention: the specification, in plain PyTorch, with all weights (N, N)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..feature_maps import phi
-from ..precision import outside_autocast
-
-# Tokens per chunk, and chunks per group.
-CHUNK = 64
-GROUP = 8
+from ..feature_maps import FeatureMap, phi
+from ..precision import compute_dtype, outside_autocast
 
 
 @outside_autocast
 def attend(
-    packed: Tensor,
+    qkv: Tensor,
     log_decay: Tensor,
     size: tuple[int, int],
-    feature_map: str,
+    feature_map: FeatureMap,
     eps: float,
     mask: Tensor | None,
 ) -> Tensor:
-    """Attention over packed q, k, v (B, N, 3, H, D) of a (height, width) map.
+    """Attention over packed q, k, v (B, N, 3, H, D) of a (height, width) map: the formula of
+    `decay_linear_attention`.
 
-    Half precision is computed in fp32, under autocast too.
+    Half precision is computed in fp32, under autocast too. Memory and time are O(N^2).
     """
+    compute = compute_dtype(qkv)
+    query, key, value = qkv.unbind(2)
+    masked = None
+    if mask is not None:
+        masked = ~mask[:, :, None, None]
+        # Before the functions of them, so that what a masked token holds has no gradient either.
+        key = key.masked_fill(masked, -torch.inf)
+        query, value = (x.masked_fill(masked, 0) for x in (query, value))
+    # (B, H, N, D)
+    q, k = (phi(x.to(compute), feature_map).transpose(1, 2) for x in (query, key))
+    v = value.to(compute).transpose(1, 2)
+
+    # (H, N, N)
+    position = scan_positions(size, qkv.shape[3], qkv.device)
+    distance = (position[:, :, None] - position[:, None, :]).abs()
+    decay = (log_decay.to(compute)[:, None, None] * distance).exp()
+    # (B, H, N, N)
+    weights = q @ k.transpose(2, 3) * decay
+    out = weights @ v / (weights.sum(3, keepdim=True) + eps)
+    out = out.transpose(1, 2).to(qkv.dtype)
+    return out if masked is None else out.masked_fill(masked, 0)
+
+
+def scan_positions(size: tuple[int, int], heads: int, device: torch.device) -> Tensor:
+    """Place of every token, row by row, in the scan of every head: (H, N)."""
     height, width = size
-    heads = packed.shape[3]
-    halves = [heads - heads // 2, heads // 2]
-    rows, columns = packed.split(halves, 3)
-    row_decay, column_decay = log_decay.split(halves)
-    by_row = _scan(rows, row_decay, feature_map, eps, mask)
-    by_column = _scan(
-        _transpose(columns, height, width),
-        column_decay,
-        feature_map,
-        eps,
-        None if mask is None else _transpose(mask, height, width),
-    )
-    return torch.cat([by_row, _transpose(by_column, width, height)], 2)
-
-
-def _transpose(x: Tensor, height: int, width: int) -> Tensor:
-    """Row-major tokens (B, N, ...) of a map, column-major."""
-    return x.unflatten(1, (height, width)).transpose(1, 2).flatten(1, 2)
-
-
-def _scan(
-    packed: Tensor, log_decay: Tensor, feature_map: str, eps: float, mask: Tensor | None
-) -> Tensor:
-    """Attention over tokens that stand in scan order: (B, N, 3, H, D) -> (B, N, H, D)."""
-    batch, tokens, _, heads, dim = packed.shape
-    chunks = -(-tokens // CHUNK) + 1
-    compute = torch.float64 if packed.dtype == torch.float64 else torch.float32
-    # One unbind, so that the backward pass writes one packed gradient instead of adding up three.
-    query, key, value = packed.unbind(2)
-    hidden = None if mask is None else ~mask[:, :, None, None]
-
-    def chunked(x: Tensor) -> Tensor:
-        # (B, N, H, D) -> (B, H, C, L, D), the last chunk filled up with zeros
-        if hidden is not None:
-            x = x.masked_fill(hidden, 0)
-        x = F.pad(x, (0, 0, 0, 0, 0, chunks * CHUNK - tokens))
-        return x.reshape(batch, chunks, CHUNK, heads, x.shape[-1]).permute(0, 3, 1, 2, 4)
-
-    q = chunked(phi(query.to(compute), feature_map))
-    k = chunked(phi(key.to(compute), feature_map))
-    # The numerator, and in one more channel the denominator.
-    v = chunked(F.pad(value.to(compute), (0, 1), value=1.0))
-    rate = log_decay.to(compute)
-    here = torch.arange(CHUNK, device=packed.device)
-
-    # (H, L, L)
-    within = _decay(rate, (here[:, None] - here).abs())
-    out = (q @ k.transpose(3, 4) * within[:, None]) @ v
-    # Distances to the ends of the chunk: tokens of earlier chunks arrive from before the first
-    # token, and leave with the last one.
-    to_last, to_first = _decay(rate, CHUNK - 1 - here), _decay(rate, here)
-    step = rate * CHUNK
-    for leave, arrive, forward in ((to_last, to_first, True), (to_first, to_last, False)):
-        # (B, H, C, D, D + 1)
-        states = (k * leave[:, None, :, None]).transpose(3, 4) @ v
-        carried = _carry(states.flatten(3), step, forward).view(states.shape)
-        out = out + (q * (arrive * rate.exp()[:, None])[:, None, :, None]) @ carried
-    # A masked query has phi(q) = 0, so its output is 0 / eps = 0.
-    out = out[..., :dim] / (out[..., dim:] + eps)
-    out = out.permute(0, 2, 3, 1, 4).reshape(batch, chunks * CHUNK, heads, dim)
-    return out[:, :tokens].to(packed.dtype)
-
-
-def _carry(states: Tensor, step: Tensor, forward: bool) -> Tensor:
-    """What has arrived at each state: y_c = sum over b < c of exp(step (c - 1 - b)) x_b.
-
-    Args:
-        states: x, (B, H, C, X).
-        step: (H,), not positive.
-        forward: Else from the other side, b > c.
-    """
-    batch, heads, count, width = states.shape
-    groups = -(-count // GROUP) + 1
-    here = torch.arange(GROUP, device=states.device)
-    to_last, to_first = _decay(step, GROUP - 1 - here), _decay(step, here)
-    leave, arrive = (to_last, to_first) if forward else (to_first, to_last)
-    x = F.pad(states, (0, 0, 0, groups * GROUP - count))
-    x = x.reshape(batch, heads, groups, GROUP, width)
-    # (B, H, groups, X)
-    totals = (leave[:, None, None] @ x).squeeze(3)
-    carried = _passed(step * GROUP, groups, forward) @ totals
-    y = _passed(step, GROUP, forward)[:, None] @ x
-    y = y + arrive[:, None, :, None] * carried.unsqueeze(3)
-    return y.reshape(batch, heads, groups * GROUP, width)[:, :, :count]
-
-
-def _passed(step: Tensor, count: int, forward: bool) -> Tensor:
-    """Weights (H, count, count) of earlier steps: exp(step (c - 1 - b)) where b < c, else 0."""
-    here = torch.arange(count, device=step.device)
-    # The absolute value keeps the entries that are left out finite, and with them their gradient.
-    earlier = _decay(step, (here[:, None] - 1 - here).abs()).tril(-1)
-    return earlier if forward else earlier.transpose(1, 2)
-
-
-def _decay(step: Tensor, distance: Tensor) -> Tensor:
-    """exp(step * distance), (H, *distance.shape)."""
-    return (step.view(-1, *[1] * distance.ndim) * distance).exp()
+    by_row = torch.arange(height * width, device=device)
+    by_column = by_row.view(width, height).t().flatten()
+    return torch.stack([by_row if 2 * head < heads else by_column for head in range(heads)])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..dispatch import require_triton
-from ..launch import chunk
+from ..launch import decay_chunk
 
 
 @torch.library.custom_op(
@@ -63,7 +63,7 @@ def decay_backward(
 @decay_forward.register_fake
 def _forward_fake(qkv, log_decay, mask, width, feature_map, eps):
     batch, tokens, _, heads, dim = qkv.shape
-    chunks = -(-tokens // chunk(qkv.dtype, dim))
+    chunks = -(-tokens // decay_chunk(qkv.dtype, dim))
     shapes = (batch, heads, chunks, 2, dim + 1, dim), (batch, heads, tokens)
     sums = (qkv.new_empty(shape, dtype=torch.float32) for shape in shapes)
     return qkv.new_empty((batch, tokens, heads, dim)), *sums
@@ -99,7 +99,7 @@ def _products(qkv: Tensor) -> tuple[int, int]:
     """FLOPs of one product of tokens with a state, and of one among the tokens of each chunk."""
     batch, tokens, _, heads, dim = qkv.shape
     flops = 2 * batch * tokens * heads * dim
-    return flops * dim, flops * min(tokens, chunk(qkv.dtype, dim))
+    return flops * dim, flops * min(tokens, decay_chunk(qkv.dtype, dim))
 
 
 # Two states are made, and both are read; tokens of a chunk: weights, and these with v.

@@ -2,17 +2,18 @@
 
 from torch import Tensor
 
+from ..defaults import EPS, FEATURE_MAP
 from ..dispatch import Impl, resolve_impl, why_not_triton
 from ..validation import check_eps, check_feature_map, check_mask, check_packed
-from .reference import attend
+from .eager import attend
 from .registration import gated_forward
 
 
 def gated_linear_attention(
     qkvab: Tensor,
     *,
-    feature_map: str = 'elu',
-    eps: float = 1e-6,
+    feature_map: str = FEATURE_MAP,
+    eps: float = EPS,
     mask: Tensor | None = None,
     impl: Impl = 'auto',
 ) -> Tensor:
@@ -54,8 +55,8 @@ def gated_linear_attention(
 def linear_attention(
     qkv: Tensor,
     *,
-    feature_map: str = 'elu',
-    eps: float = 1e-6,
+    feature_map: str = FEATURE_MAP,
+    eps: float = EPS,
     mask: Tensor | None = None,
     impl: Impl = 'auto',
 ) -> Tensor:
@@ -77,7 +78,7 @@ def _attention(
     op: str, packed: Tensor, feature_map: str, eps: float, mask: Tensor | None, impl: str
 ) -> Tensor:
     check_feature_map(feature_map)
-    check_eps(eps)
+    eps = check_eps(eps)
     check_mask(mask, packed)
     if resolve_impl(impl, op, why_not_triton(packed)) == 'triton':
         return gated_forward(packed, mask, feature_map, eps)[0]

@@ -24,22 +24,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tiles import (
+from ..launch import (
     launch_of,
+    new_states,
+    precision,
+    run,
+    sum_partials,
+)
+from ..tiles import (
     live,
     load,
     load_state,
-    new_states,
-    over,
     phi,
-    precision,
-    program,
-    run,
+    program_range,
+    safe_div,
     slope,
     store,
     store_state,
     tile,
-    total,
 )
 
 
@@ -50,7 +52,7 @@ def kv_forward(
     GATED: tl.constexpr, ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Partial S and z from k, v and the gate logits."""
-    i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
+    i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
     o_d = tl.arange(0, BD)
@@ -79,13 +81,13 @@ def out_forward(
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o from q and the state."""
-    i_b, i_h, _, begin, end = program(N, H, SPAN)
+    i_b, i_h, _, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_q = p_x + i_b * x_b + i_h * x_h
     p_o = p_out + (i_b * N * H + i_h) * D
     o_d = tl.arange(0, BD)
     b_s, b_z = load_state(p_state + (i_b * H + i_h) * (D + 1) * D, o_d, D)
-    b_a = over(b_s, b_z[:, None]).to(T)
+    b_a = safe_div(b_s, b_z[:, None]).to(T)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m_d = (o_d < D)[None, :]
@@ -104,14 +106,14 @@ def q_backward(
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, and partial G and g, from q, do and the state."""
-    i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
+    i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_q = p_x + i_b * x_b + i_h * x_h
     p_do += i_b * do_b + i_h * do_h
     p_dq = p_dx + (i_b * N * PARTS * H + i_h) * D
     o_d = tl.arange(0, BD)
     b_s, b_z = load_state(p_state + (i_b * H + i_h) * (D + 1) * D, o_d, D)
-    b_a = tl.trans(over(b_s, b_z[:, None]).to(T))
+    b_a = tl.trans(safe_div(b_s, b_z[:, None]).to(T))
     b_s = tl.zeros([BD, BD], tl.float32)
     b_g = tl.zeros([BD], tl.float32)
     for n in range(begin, end, BN):
@@ -141,7 +143,7 @@ def kv_backward(
     GATED: tl.constexpr, ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk, dv, da, db from k, v, a, b and the gradient of the state."""
-    i_b, i_h, _, begin, end = program(N, H, SPAN)
+    i_b, i_h, _, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     PARTS: tl.constexpr = 5 if GATED else 3
     d_n = PARTS * H * D
@@ -151,8 +153,8 @@ def kv_backward(
     i_state = (i_b * H + i_h) * (D + 1) * D
     b_z = tl.load(p_state + i_state + D * D + o_d, o_d < D, other=0.0)
     b_s, b_g = load_state(p_dstate + i_state, o_d, D)
-    b_ds = over(b_s, b_z[:, None])
-    b_dz = over(b_g, b_z)[None, :]
+    b_ds = safe_div(b_s, b_z[:, None])
+    b_dz = safe_div(b_g, b_z)[None, :]
     # dS has the scale of the loss: as an operand it is at most one.
     scale = tl.max(tl.max(tl.abs(b_ds), 1), 0)
     scale = tl.where(scale > 0, scale, 1.0)
@@ -197,7 +199,7 @@ def forward(packed: Tensor, mask: Tensor | None, elu: bool, eps: float) -> tuple
         kv_forward, launch, packed, mask, **options,
         p_partial=partial, x_p=packed.stride(2), GATED=parts == 5,
     )  # fmt: skip
-    state = total(partial)
+    state = sum_partials(partial)
     launch = launch_of('gated', 'out_forward', packed)
     run(out_forward, launch, packed, mask, **options, p_state=state, p_out=out, eps=eps)
     return out, state
@@ -227,7 +229,7 @@ def backward(
     launch = launch_of('gated', 'kv_backward', packed)
     run(
         kv_backward, launch, packed, mask, **options,
-        p_state=state, p_dstate=total(partial), p_dx=grad, x_p=packed.stride(2),
+        p_state=state, p_dstate=sum_partials(partial), p_dx=grad, x_p=packed.stride(2),
         GATED=parts == 5,
     )  # fmt: skip
     return grad

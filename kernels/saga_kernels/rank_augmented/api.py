@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
+from ..defaults import EPS
 from ..dispatch import Impl, resolve_impl, why_not_triton
 from ..validation import check_eps, check_frequencies, check_mask, check_packed, check_size
-from .reference import attend
+from .eager import attend
 from .registration import rank_augmented_forward
 
 
@@ -13,7 +14,7 @@ def rank_augmented_linear_attention(
     size: tuple[int, int],
     frequencies: Tensor,
     *,
-    eps: float = 1e-6,
+    eps: float = EPS,
     mask: Tensor | None = None,
     impl: Impl = 'auto',
 ) -> Tensor:
@@ -56,9 +57,9 @@ def rank_augmented_linear_attention(
     stand in a module: the local encoding of v and the gate on the output.
     """
     check_packed('qkv', qkv, parts=3)
-    check_size(size, qkv.shape[1])
+    size = check_size(size, qkv.shape[1])
     check_frequencies(frequencies, qkv)
-    check_eps(eps)
+    eps = check_eps(eps)
     check_mask(mask, qkv)
     op = 'rank_augmented_linear_attention'
     if resolve_impl(impl, op, why_not_triton(qkv)) == 'triton':

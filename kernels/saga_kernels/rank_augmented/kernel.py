@@ -32,25 +32,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import MERGED, NUM_STAGES
-from ..launch import tile as tile_of
-from ..tiles import (
+from ..launch import (
+    MERGED,
+    NUM_STAGES,
     launch_of,
+    new_states,
+    on_device,
+    precision,
+    run,
+    sum_partials,
+    tile_config,
+)
+from ..tiles import (
     live,
     load,
     load_state,
-    new_states,
-    on_device,
-    over,
     phi,
-    precision,
-    program,
-    run,
+    program_range,
+    safe_div,
     slope,
     store,
     store_state,
     tile,
-    total,
 )
 
 # log of the least k' that weights are kept relative to, and of the largest of their products.
@@ -137,7 +140,7 @@ def mean_forward(
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of phi(q)."""
-    i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
+    i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     p_q = p_x + i_b * x_b + i_h * x_h
     o_d = tl.arange(0, BD)
     b_sum = tl.zeros([BN, BD], tl.float32)
@@ -156,7 +159,7 @@ def kv_forward(
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Partial S and z, as averages, and the log of their weight, from k, v and g."""
-    i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
+    i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
     o_d = tl.arange(0, BD)
@@ -187,7 +190,7 @@ def kv_forward(
         b_k = rotate(b_k, b_cos, b_sin, BN, BD).to(T)
         b_s = tl.dot(tl.trans(b_k), b_v, b_s * shrunk, input_precision=PRECISION)
     p_state = p_partial + i_partial * (D + 1) * D
-    store_state(p_state, over(b_s, weight), over(b_z, weight), o_d, D)
+    store_state(p_state, safe_div(b_s, weight), safe_div(b_z, weight), o_d, D)
     tl.store(p_weight + i_partial, tl.where(weight == 0, NOTHING, top - ROOM + tl.log(weight)))
 
 
@@ -228,7 +231,7 @@ def out_forward(
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o from q and the state."""
-    i_b, i_h, _, begin, end = program(N, H, SPAN)
+    i_b, i_h, _, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_q = p_x + i_b * x_b + i_h * x_h
     p_o = p_out + (i_b * N * H + i_h) * D
@@ -236,7 +239,7 @@ def out_forward(
     o_d = tl.arange(0, BD)
     b_s, b_z = load_state(p_state, o_d, D)
     b_c = load_scale(p_state, o_d, D)
-    b_a = over(b_s, b_c[:, None]).to(T)
+    b_a = safe_div(b_s, b_c[:, None]).to(T)
     b_first, b_second = turns(p_frequencies, D, BD)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
@@ -247,7 +250,7 @@ def out_forward(
         b_q *= b_c[None, :]
         b_sum = row_sum(b_q)
         b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
-        b_w = rotate(over(b_q, b_sum), b_cos, b_sin, BN, BD)
+        b_w = rotate(safe_div(b_q, b_sum), b_cos, b_sin, BN, BD)
         b_o = tl.dot(b_w.to(T), b_a, input_precision=PRECISION) * (b_sum * b_r)
         store(p_o + tile(o_n, o_d, H * D), b_o, m, (o_n < end)[:, None] & m_d)
 
@@ -259,7 +262,7 @@ def state_backward(
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Partial dS and dz from q, do and the state."""
-    i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
+    i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_q = p_x + i_b * x_b + i_h * x_h
     p_do += i_b * do_b + i_h * do_h
@@ -267,7 +270,7 @@ def state_backward(
     o_d = tl.arange(0, BD)
     b_s, b_z = load_state(p_state, o_d, D)
     b_c = load_scale(p_state, o_d, D)
-    b_a = tl.trans(over(b_s, b_c[:, None]).to(T))
+    b_a = tl.trans(safe_div(b_s, b_c[:, None]).to(T))
     b_first, b_second = turns(p_frequencies, D, BD)
     b_s = tl.zeros([BD, BD], tl.float32)
     b_dz = tl.zeros([BD], tl.float32)
@@ -284,7 +287,7 @@ def state_backward(
         b_dz -= tl.sum(b_q * row_sum(b_w * b_t), 0)
         b_s = tl.dot(tl.trans(b_w.to(T)), b_do, b_s, input_precision=PRECISION)
     p_dstate = p_partial + i_partial * (D + 1) * D
-    store_state(p_dstate, over(b_s, b_c[:, None]), b_dz, o_d, D)
+    store_state(p_dstate, safe_div(b_s, b_c[:, None]), b_dz, o_d, D)
 
 
 @triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
@@ -294,7 +297,7 @@ def kv_backward(
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk, dv and partial dg from k, v, g, the state and its gradient."""
-    i_b, i_h, i_partial, begin, end = program(N, H, SPAN)
+    i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     i_head = i_b * H + i_h
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
@@ -311,7 +314,7 @@ def kv_backward(
     scale = tl.where(scale > 0, scale, 1.0)
     b_ds = (b_ds / scale).to(T)
     b_dst = tl.trans(b_ds)
-    b_c = over(1.0, b_c)[None, :]
+    b_c = safe_div(1.0, b_c)[None, :]
     b_g = tl.load(p_query + i_head * D + o_d, o_d < D, other=0.0)[None, :]
     log_weight = tl.load(p_weight + i_head)
     b_first, b_second = turns(p_frequencies, D, BD)
@@ -337,7 +340,7 @@ def kv_backward(
         store(p_d, b_dk * slope(b_k, 1.0, b_phi, True), m, m_inside)
         b_phi *= b_c
         b_sum = row_sum(b_phi)
-        b_w = rotate(over(b_phi, b_sum), b_cos, b_sin, BN, BD)
+        b_w = rotate(safe_div(b_phi, b_sum), b_cos, b_sin, BN, BD)
         b_dv = tl.dot(b_w.to(T), b_ds, input_precision=PRECISION) * (b_a * b_sum * scale)
         store(p_d + H * D, b_dv, m, m_inside)
     tl.store(p_partial + i_partial * D + o_d, b_dg, o_d < D)
@@ -350,7 +353,7 @@ def q_backward(
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq from q, do, the state and the gradient of the mean."""
-    i_b, i_h, _, begin, end = program(N, H, SPAN)
+    i_b, i_h, _, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_q = p_x + i_b * x_b + i_h * x_h
     p_do += i_b * do_b + i_h * do_h
@@ -359,7 +362,7 @@ def q_backward(
     o_d = tl.arange(0, BD)
     b_s, b_z = load_state(p_state, o_d, D)
     b_c = load_scale(p_state, o_d, D)
-    b_a = tl.trans(over(b_s, b_c[:, None]).to(T))
+    b_a = tl.trans(safe_div(b_s, b_c[:, None]).to(T))
     b_mean = tl.load(p_dquery + (i_b * H + i_h) * D + o_d, o_d < D, other=0.0)[None, :]
     b_first, b_second = turns(p_frequencies, D, BD)
     for n in range(begin, end, BN):
@@ -392,7 +395,7 @@ def forward(
     launch = launch_of('rank_augmented', 'mean_forward', qkv)
     partial = qkv.new_empty((batch, heads, launch.splits, dim), dtype=torch.float32)
     run(mean_forward, launch, qkv, mask, p_partial=partial)
-    query = total(partial) * _share(qkv, mask)
+    query = sum_partials(partial) * _share(qkv, mask)
     image = _image(qkv, frequencies, width)
     launch = launch_of('rank_augmented', 'kv_forward', qkv)
     partial = new_states(qkv, launch.splits)
@@ -433,7 +436,7 @@ def backward(
     launch = launch_of('rank_augmented', 'state_backward', qkv)
     partial = new_states(qkv, launch.splits)
     run(state_backward, launch, qkv, mask, **image, **out, p_partial=partial)
-    dstate = total(partial)
+    dstate = sum_partials(partial)
     launch = launch_of('rank_augmented', 'kv_backward', qkv)
     partial = query.new_empty((batch, heads, launch.splits, dim))
     run(
@@ -441,7 +444,7 @@ def backward(
         p_query=query, p_weight=weight, p_dstate=dstate, p_dx=grad, p_partial=partial,
         x_p=qkv.stride(2),
     )  # fmt: skip
-    dquery = total(partial) * _share(qkv, mask)
+    dquery = sum_partials(partial) * _share(qkv, mask)
     launch = launch_of('rank_augmented', 'q_backward', qkv)
     run(q_backward, launch, qkv, mask, **image, **out, p_dquery=dquery, p_dx=grad)
     return grad
@@ -465,7 +468,7 @@ def _merge(partial: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     if splits == 1:
         return partial[:, :, 0], weight[:, :, 0]
     state, total_weight = torch.empty_like(partial[:, :, 0]), torch.empty_like(weight[:, :, 0])
-    block, num_warps = tile_of('rank_augmented', 'merge', torch.float32, dim)
+    block, num_warps = tile_config('rank_augmented', 'merge', torch.float32, dim)
     programs = batch * heads * triton.cdiv((dim + 1) * dim, MERGED)
     with on_device(partial):
         merge[(programs,)](
