@@ -8,18 +8,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import cv2
-
 from saga_mm.apis import (
+    Predictor,
     find_images,
     load_model,
-    make_detector,
-    make_segmentor,
     name_outputs,
+    printable,
     select_device,
+    write_image,
 )
 from saga_mm.checkpoint import make_folder
-from saga_mm.cli import add_options, keep_freed_memory, load_config, run_tool
+from saga_mm.cli import add_options, go_on, keep_freed_memory, load_config, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,21 +47,19 @@ def run(args: argparse.Namespace) -> None:
     if device.type == 'cpu':
         keep_freed_memory()
     cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
-    scope = cfg.get('default_scope')
-    if scope not in ('mmdet', 'mmseg'):
-        raise ValueError(f"default_scope of the config must be 'mmdet' or 'mmseg', got {scope!r}")
-    model = load_model(cfg, args.checkpoint, device)
-    draw = make_detector(model, args.score_thr) if scope == 'mmdet' else make_segmentor(model)
+    predict = Predictor(load_model(cfg, args.checkpoint, device), args.score_thr)
     make_folder(args.out_dir)
-    broken = []
+    failed: dict[str, str] = {}
     for path, out_file in zip(images, out_files, strict=True):
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            broken.append(str(path))
-        else:
-            print(f'{path} -> {out_file}: {draw(image, out_file)}', flush=True)
-    if broken:
-        raise ValueError(f'not readable as an image: {", ".join(broken)}')
+        # The name comes first: if the system ends the process, the last line tells at which image.
+        print(f'{printable(path)} -> {printable(out_file)}: ', end='', flush=True)
+        with go_on(printable(path), failed, args.debug):
+            prediction = predict(path)
+            write_image(out_file, prediction.picture)
+            print(prediction.text, flush=True)
+    if failed:
+        names = ', '.join(failed) if len(failed) > 1 else ': '.join(*failed.items())
+        raise ValueError(f'{len(failed)} of {len(images)} images failed: {names}')
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,21 +1,27 @@
 """What the tools do, for use from Python: build models, load weights, predict, train and test."""
 
 from .build import backbone_of, build_model, select_device
-from .images import find_images, name_outputs
+from .images import find_images, name_outputs, printable, write_image
 from .load import load_complete_weights, load_model
-from .predict import make_detector, make_segmentor
+from .pipeline import ImagePipeline, to_8_bit
+from .predict import Prediction, Predictor, toolbox_of
 from .runs import test, train
 
 __all__ = [
+    'ImagePipeline',
+    'Prediction',
+    'Predictor',
     'backbone_of',
     'build_model',
     'find_images',
     'load_complete_weights',
     'load_model',
-    'make_detector',
-    'make_segmentor',
     'name_outputs',
+    'printable',
     'select_device',
     'test',
+    'to_8_bit',
+    'toolbox_of',
     'train',
+    'write_image',
 ]

@@ -30,7 +30,7 @@ def select_device(name: str | None = None) -> torch.device:
 
 def build_model(cfg: Config) -> nn.Module:
     """The model of a config, for one process and in eval mode; no weights are loaded."""
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    init_default_scope(cfg.get('default_scope') or _scope_of(cfg.model.type))
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
 
 
@@ -51,3 +51,10 @@ def backbone_of(model: nn.Module, config: str) -> PyramidBackbone:
             f'{type(backbone).__name__}'
         )
     return backbone
+
+
+def _scope_of(kind: str | type) -> str:
+    """The scope where a model looks for its parts, if its config has classes and names no scope."""
+    classes = kind.__mro__ if isinstance(kind, type) else ()
+    packages = [part.__module__.partition('.')[0] for part in classes]
+    return next((name for name in packages if name in ('mmdet', 'mmseg')), 'mmengine')

@@ -1,4 +1,4 @@
-"""Finds images, and names the files of what is drawn on them."""
+"""Finds images, and writes what is drawn into them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import glob
 from collections import Counter
 from pathlib import Path
 
+import cv2
+import numpy as np
+
+from ..checkpoint import write_atomically
+
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 
 
 def find_images(patterns: list[str]) -> list[Path]:
     """Image files behind files, folders (not their subfolders) and globs, each once, in order.
+
+    What is in a folder is told by its name alone: not all of it has to be a readable image.
+
+    Args:
+        patterns: Names of files and folders, and globs such as 'photos/**/*.png'.
 
     Raises:
         ValueError: One of `patterns` leads to no image.
@@ -25,7 +35,8 @@ def find_images(patterns: list[str]) -> list[Path]:
         elif path.exists():
             files = [path]
         else:
-            files = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
+            paths = map(Path, glob.glob(pattern, recursive=True))
+            files = sorted(path for path in paths if not path.is_dir())
             if not files:
                 raise ValueError(f'no such image: {pattern}')
         found += files
@@ -56,3 +67,13 @@ def name_outputs(images: list[Path], out_dir: Path) -> list[Path]:
             taken.add(name.lower())
         names.append(out_dir / f'{name}.png')
     return names
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 3), uint8, BGR, as PNG: whole or not at all."""
+    write_atomically(path, cv2.imencode('.png', image)[1].tobytes())
+
+
+def printable(path: str | Path) -> str:
+    """The name of a file with escapes for bytes that are no text, and for control characters."""
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

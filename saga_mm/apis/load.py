@@ -9,6 +9,7 @@ from torch import nn
 
 from ..checkpoint import CheckpointError, extract_state_dict, load_file, match_weights, translate
 from .build import build_model
+from .pipeline import innermost_dataset
 
 # weights that predictions do without
 TRAINING_ONLY = 'auxiliary_head.'
@@ -40,14 +41,26 @@ def load_complete_weights(model: nn.Module, path: str) -> dict:
 
 
 def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
-    """Build the model of a config with trained weights, ready for mmdet's and mmseg's inference.
+    """Build the model of a config with trained weights, for a `Predictor`.
 
     Class names and colours come from the checkpoint, or else from the test data set of the config.
+
+    Args:
+        cfg: With `model` and `test_dataloader`.
+        checkpoint: As in `load_complete_weights`.
+        device: Where the model goes.
+
+    Returns:
+        The model, with its `cfg` and `dataset_meta`, as mmdet's and mmseg's own inference wants it.
+
+    Raises:
+        CheckpointError: As in `load_complete_weights`.
     """
     model = build_model(cfg)
     meta = load_complete_weights(model, checkpoint).get('dataset_meta')
     if meta is None:
-        meta = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True}).metainfo
+        dataset = innermost_dataset(cfg.test_dataloader.dataset)
+        meta = DATASETS.build({**dataset, 'lazy_init': True}).metainfo
     model.dataset_meta = {key.lower(): value for key, value in meta.items()}
     if palette := model.dataset_meta.get('palette'):
         # a tuple would be one colour for all classes

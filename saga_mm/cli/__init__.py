@@ -5,7 +5,7 @@ from .launch import prepare
 from .malloc import keep_freed_memory
 from .options import ConfigOptions, add_common_arguments, add_options, load_config
 from .preflight import check_data
-from .tool import run_tool
+from .tool import go_on, run_tool
 
 __all__ = [
     'ConfigOptions',
@@ -13,6 +13,7 @@ __all__ = [
     'add_options',
     'check_data',
     'command_line',
+    'go_on',
     'keep_freed_memory',
     'load_config',
     'prepare',

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import resource
+import struct
 from pathlib import Path
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -10,6 +15,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+
+from saga_mm.apis import build_model
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ('cat', 'dog', 'bird')
@@ -184,6 +191,115 @@ def test_files_folders_and_globs_give_one_png_each(infer, models, image, tmp_pat
     assert {path.name for path in out.iterdir()} == set(names.values())
 
 
+def png_header(width, height):
+    """A PNG file that declares a size, and has no pixels."""
+    chunk = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + chunk + struct.pack('>I', crc32(chunk))
+
+
+def test_odd_files_are_named_and_the_others_drawn(fails, models, image, tmp_path, capsys):
+    folder = image.parent
+    (folder / 'huge.png').write_bytes(png_header(100000, 100000))
+    os.mkfifo(folder / 'pipe.png')
+    (folder / 'folder.png').mkdir()
+    (folder / 'link.png').symlink_to('nowhere.png')
+    for name, shape in (('dot', (1, 1, 3)), ('line', (1, 3000, 3)), ('column', (3000, 1, 3))):
+        cv2.imwrite(str(folder / f'{name}.png'), np.zeros(shape, np.uint8))
+    named = folder / os.fsdecode(b'\xff\x1b[31m.png')
+    named.write_bytes(image.read_bytes())
+    out = tmp_path / 'out'
+    message = fails([folder, f'--out-dir={out}', *models['seg']])
+    printed = capsys.readouterr().out
+    assert '\x1b' not in printed and r'\udcff\x1b[31m.png: bird 100.0 %' in printed
+    assert message.startswith('error: 6 of 9 images failed: ')
+    drawn = ('dot.png', named.name, 'photo.png')
+    for name in ('column.png', 'line.png', 'huge.png', 'pipe.png', 'folder.png', 'link.png'):
+        assert name in message
+        assert f'/{name}: failed: ' in printed
+    assert '/pipe.png: failed: not a regular file' in printed
+    assert '/huge.png: failed: not readable as an image (' in printed
+    assert sorted(out.iterdir()) == sorted(out / name for name in drawn)
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError('out of memory'), KeyError('masks')])
+def test_an_error_of_one_image_leaves_the_others(
+    infer, fails, models, image, tmp_path, monkeypatch, error
+):
+    first = copy(image, 'a.png')
+    load_model = infer.load_model
+
+    def load(*args):
+        model = load_model(*args)
+        step = model.test_step
+
+        def test_step(data):
+            if data['data_samples'][0].img_path == str(first):
+                raise error
+            return step(data)
+
+        model.test_step = test_step
+        return model
+
+    monkeypatch.setattr(infer, 'load_model', load)
+    message = fails([image.parent, f'--out-dir={tmp_path / "o"}', *models['seg']])
+    assert message.startswith(f'error: 1 of 2 images failed: {first}: ')
+    assert (tmp_path / 'o/photo.png').is_file()
+
+
+def test_a_full_disk_leaves_the_drawing_of_before(fails, models, image, tmp_path):
+    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 255, (300, 300, 3)))
+    out = tmp_path / 'out/photo.png'
+    out.parent.mkdir()
+    out.write_bytes(b'before')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60000, limits[1]))
+    try:
+        message = fails([image, f'--out-dir={out.parent}', *models['seg']])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f'File too large: {out}' in message
+    assert [(path, path.read_bytes()) for path in out.parent.iterdir()] == [(out, b'before')]
+
+
+PURE_PYTHON = """
+from mmcv.transforms import LoadImageFromFile
+from mmengine.model import BaseModule
+from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
+from mmseg.models import EncoderDecoder, FCNHead, SegDataPreProcessor
+
+from saga_mm.backbones import SAGA
+
+model = dict(
+    type=EncoderDecoder,
+    data_preprocessor=dict(type=SegDataPreProcessor, mean=[100.0] * 3, std=[50.0] * 3),
+    backbone=dict(
+        type=SAGA,
+        arch=dict(embed_dims=(8,), depths=(1,), num_heads=(1,)),
+        out_indices=(0,),
+    ),
+    decode_head=dict(type=FCNHead, in_channels=8, channels=8, num_convs=1, num_classes=2),
+    test_cfg=dict(mode='whole'),
+)
+test_dataloader = dict(
+    dataset=dict(
+        type=BaseSegDataset,
+        metainfo=dict(classes=('a', 'b')),
+        pipeline=[dict(type=kind) for kind in (LoadImageFromFile, LoadAnnotations, PackSegInputs)],
+    )
+)
+"""
+
+
+def test_a_config_of_classes_in_place_of_names(infer, image, tmp_path, capsys):
+    config, checkpoint = tmp_path / 'pure.py', tmp_path / 'pure.pth'
+    config.write_text(PURE_PYTHON)
+    torch.save(build_model(Config.fromfile(config)).state_dict(), checkpoint)
+    arguments = [f'--config={config}', f'--checkpoint={checkpoint}', '--device=cpu']
+    infer.main([str(image), *arguments, f'--out-dir={tmp_path / "o"}'])
+    assert re.search(r'photo\.png: [ab] \d+\.\d %', capsys.readouterr().out)
+
+
 def test_a_file_with_glob_characters_is_a_file(infer, image):
     odd = copy(image, 'a[1].png')
     assert infer.find_images([str(odd)]) == [odd]
@@ -213,7 +329,8 @@ def test_broken_images_are_named_and_the_others_drawn(fails, models, image, tmp_
         (['--score-thr=1.5'], 'score-thr'),
         (['--config=missing.py'], 'missing.py'),
         (['--checkpoint=missing.pth'], 'missing.pth'),
-        (['--cfg-options', 'default_scope=mmpose'], "'mmpose'"),
+        (['--cfg-options', 'default_scope=mmpose'], 'EncoderDecoder'),
+        (['--cfg-options', 'optim_wraper.lr=1'], "has no entry 'optim_wraper'"),
     ],
 )
 def test_wrong_arguments_are_one_line(fails, models, image, tmp_path, monkeypatch, change, words):
