@@ -1,18 +1,26 @@
 """Data preprocessors of mmdet and mmseg that tell a backbone with `pad_mask=True` what is padding.
 
 Registered are functions: they import the toolbox when called and return a subclass of its own
-preprocessor.
+preprocessor. The classes are attributes of this module, made when they are first asked for, so that
+pickle finds them in every process.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 
 import torch
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
 from .registry import MODELS
+
+# names of the classes, and where their bases are
+BASES = dict(
+    MaskedDetDataPreprocessor=('mmdet.models', 'DetDataPreprocessor'),
+    MaskedSegDataPreProcessor=('mmseg.models', 'SegDataPreProcessor'),
+)
 
 
 @MODELS.register_module(name='MaskedDetDataPreprocessor')
@@ -27,9 +35,7 @@ def masked_det_data_preprocessor(**kwargs) -> BaseDataPreprocessor:
         mmdet.models.DetDataPreprocessor: whose `inputs` are (B, 4, H, W): three image channels, and
         1 inside each image, 0 in its padding. Batch augmentations come before it.
     """
-    from mmdet.models import DetDataPreprocessor
-
-    return _masked(DetDataPreprocessor)(**kwargs)
+    return _masked('MaskedDetDataPreprocessor')(**kwargs)
 
 
 @MODELS.register_module(name='MaskedSegDataPreprocessor')
@@ -43,9 +49,7 @@ def masked_seg_data_preprocessor(**kwargs) -> BaseDataPreprocessor:
         mmseg.models.SegDataPreProcessor: whose `inputs` are (B, 4, H, W): three image channels, and
         1 inside each image, 0 in its padding.
     """
-    from mmseg.models import SegDataPreProcessor
-
-    return _masked(SegDataPreProcessor)(**kwargs)
+    return _masked('MaskedSegDataPreProcessor')(**kwargs)
 
 
 class PadMaskMixin:
@@ -76,5 +80,14 @@ def add_mask(images: Tensor, sizes: list[tuple[int, ...]]) -> Tensor:
 
 
 @cache
-def _masked(kind: type[BaseDataPreprocessor]) -> type[BaseDataPreprocessor]:
-    return type(f'Masked{kind.__name__}', (PadMaskMixin, kind), {})
+def _masked(name: str) -> type[BaseDataPreprocessor]:
+    module, base = BASES[name]
+    return type(
+        name, (PadMaskMixin, getattr(import_module(module), base)), {'__module__': __name__}
+    )
+
+
+def __getattr__(name: str) -> type[BaseDataPreprocessor]:
+    if name in BASES:
+        return _masked(name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,6 +1,9 @@
 """The preprocessors add a mask of the padding to what mmdet's and mmseg's make of a batch."""
 
 import copy
+import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -106,6 +109,32 @@ def test_segmentation_pads_in_testing_too(test_cfg):
     sizes = [SIZES[0]] * 2
     options = dict(size_divisor=32, test_cfg=test_cfg)
     check(*preprocess('mmseg', options, seg_batch(sizes), False), sizes)
+
+
+COPY = """
+import pickle, sys
+preprocessor = pickle.load(sys.stdin.buffer)
+# another one does not make a class of its own
+pickle.dumps(preprocessor)
+print(type(preprocessor).__mro__[2].__name__, preprocessor.mean.flatten().tolist())
+"""
+
+
+@pytest.mark.parametrize(('scope', 'name'), [('det', 'Preprocessor'), ('seg', 'PreProcessor')])
+def test_copies_in_this_process_and_in_others(scope, name):
+    kind = f'saga_mm.Masked{scope.title()}DataPreprocessor'
+    preprocessor = MODELS.build(dict(type=kind, **NORM))
+    copied = copy.deepcopy(preprocessor)
+    assert type(copied) is type(preprocessor)
+    assert copied(dict(inputs=pixels([SIZES[0]])))['inputs'].shape[1] == 4
+    other = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', COPY],
+        input=pickle.dumps(preprocessor),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    printed = f'{scope.title()}Data{name} [123.0, 116.0, 103.0]'
+    assert other.stdout.decode().splitlines()[-1] == printed
 
 
 def test_unknown_options_are_errors():
