@@ -1,8 +1,13 @@
 """Registries of saga_mm.
 
-Children of mmengine's roots, so that mmdet, mmseg and mmengine find `saga_mm.X` by name.
+Children of mmengine's roots, so that mmdet, mmseg and mmengine find `saga_mm.X` by name. Configs
+are found by name, too: `_base_ = 'saga_mm::segmentation/upernet_saga_t.py'`.
 """
 
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -25,3 +30,22 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope='saga_mm',
     locations=['saga_mm.engine'],
 )
+
+
+def _name_config_packages() -> None:
+    """Let `_base_ = 'PACKAGE::...'` find the configs of this package, and of the OneDL fork.
+
+    mmengine looks up the distribution of a package, and where there is none the module of that
+    name. The fork's distributions have other names than those in mmengine's table.
+    """
+    for module, package in MODULE2PACKAGE.items():
+        try:
+            distribution(package)
+        except PackageNotFoundError:
+            if find_spec(module):
+                MODULE2PACKAGE[module] = module
+    # a module, for the distribution of this name holds two packages, and mmengine takes the first
+    MODULE2PACKAGE['saga_mm'] = __name__
+
+
+_name_config_packages()

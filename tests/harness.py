@@ -1,6 +1,9 @@
 """What the tests of the ops share."""
 
+import contextlib
 import itertools
+import os
+import signal
 import subprocess
 import sys
 
@@ -50,3 +53,22 @@ def peak_memory(setup, call):
     """
     command = [sys.executable, '-c', PEAK_SCRIPT.format(setup=setup, call=call)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@contextlib.contextmanager
+def other_process(context, *arguments):
+    """Hold a context in a child of this process, which is killed in the end; its id."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        with context(*arguments):
+            os.write(write, b'x')
+            signal.pause()
+    try:
+        os.read(read, 1)
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)

@@ -15,6 +15,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='its weights, a file or a URL')
     parser.add_argument('--out', help='.pkl file for the predictions')
     parser.add_argument('--show-dir', help='folder for drawings of the predictions')
+    parser.add_argument('--show', action='store_true', help='show the predictions in windows')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds that a window stays. Defaults to 2'
+    )
     parser.add_argument('--tta', action='store_true', help='augment the images, merge predictions')
     add_common_arguments(parser)
     return parser.parse_args(argv)
@@ -31,7 +35,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             work_dir=args.work_dir,
             options=args.cfg_options,
             out=args.out,
+            show=args.show,
             show_dir=args.show_dir,
+            wait_time=args.wait_time,
             tta=args.tta,
             launcher=args.launcher,
         )

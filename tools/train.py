@@ -17,7 +17,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='latest',
         metavar='CKPT',
-        help='go on from a checkpoint, by default the latest one of the work dir',
+        help='go on from a checkpoint, by default the latest one of the work dir, without which '
+        "it is an error; 'auto' starts anew then",
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision, on a GPU')
     parser.add_argument(

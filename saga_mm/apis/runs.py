@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import pickle
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import RUNNERS
+from mmengine.evaluator import DumpResults
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, RUNNERS
+from mmengine.runner import Runner
 from torch import nn
 
-from ..checkpoint import latest_checkpoint, make_folder
+from ..checkpoint import latest_checkpoint, make_folder, write_atomically
 from ..cli import check_data, keep_freed_memory, prepare
+from ..cli.launch import is_first_process, refuse_empty, use_cpu_processes
+from ..cli.lock import locked
+from ..cli.run_config import RunConfig
+from ..cli.types import find_datasets, resolve
+from ..engine import (
+    AtomicCheckpointHook,
+    CheckpointCheckHook,
+    DataCheckHook,
+    ExactResumeHook,
+    FiniteCheckHook,
+    ResumeScheduleHook,
+)
 
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
+# options of a dataloader that torch refuses without workers
+OF_WORKERS = ('multiprocessing_context', 'persistent_workers', 'prefetch_factor', 'timeout')
 
 
 def train(
@@ -23,7 +45,7 @@ def train(
     *,
     work_dir: str | os.PathLike | None = None,
     options: Mapping[str, object] | None = None,
-    resume: str | None = None,
+    resume: str | os.PathLike | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
     launcher: str = 'none',
@@ -36,8 +58,9 @@ def train(
             `work_dirs/<name of the config>`.
         options: Entries of the config to change, by dotted names, such as
             `{'train_cfg.max_iters': 100}`. Defaults to none.
-        resume: A checkpoint to go on from, or 'latest': the latest one of the work dir. Defaults to
-            None, for a new training.
+        resume: A checkpoint to go on from; 'latest', for the latest one of the work dir; or 'auto',
+            for that one if there is one, and else a new training. Defaults to None, for a new
+            training.
         amp: Mixed precision, on a GPU.
         auto_scale_lr: Scale the learning rate with the batch size.
         launcher: How the processes were started: 'none', 'pytorch', 'slurm' or 'mpi'.
@@ -47,32 +70,27 @@ def train(
 
     Raises:
         OSError: A file or folder is missing, or can't be written.
-        ValueError: The config or an option does not fit.
+        ValueError: The config or an option does not fit, another training uses the work dir, or the
+            gradients become NaN.
     """
     cfg = prepare(config, TRAINING, options=options, work_dir=work_dir, launcher=launcher)
-    if amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and get_device() == 'cpu':
-        raise ValueError('mixed precision (--amp, AmpOptimWrapper) needs a GPU, and there is none')
+    _set_precision(cfg, amp)
     if auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
         cfg.auto_scale_lr.enable = True
-    if resume:
-        cfg.resume = True
-        cfg.load_from = latest_checkpoint(cfg.work_dir) if resume == 'latest' else resume
-    save_atomically(cfg)
-    complete = bool(cfg.get('resume'))
-    cfg.custom_hooks = [
-        *cfg.get('custom_hooks', []),
-        dict(type='saga_mm.CheckpointCheckHook', complete=complete, resume=complete),
-        dict(type='saga_mm.DataCheckHook'),
-        dict(type='saga_mm.ExactResumeHook'),
-    ]
+    _check_lengths(cfg)
+    run = RunConfig(cfg)
+    checkpoint = _checkpoint_to_resume(resume, cfg.work_dir)
+    if checkpoint:
+        run.resume = True
+        run.load_from = checkpoint
     check_data(cfg, ('train', 'val'))
     make_folder(cfg.work_dir)
-    return RUNNERS.build(cfg).train()
+    if not is_first_process(launcher):
+        return _build_training(run).train()
+    with locked(cfg.work_dir):
+        return _build_training(run).train()
 
 
 def test(
@@ -82,7 +100,9 @@ def test(
     work_dir: str | os.PathLike | None = None,
     options: Mapping[str, object] | None = None,
     out: str | os.PathLike | None = None,
+    show: bool = False,
     show_dir: str | os.PathLike | None = None,
+    wait_time: float = 2,
     tta: bool = False,
     launcher: str = 'none',
 ) -> dict[str, float]:
@@ -94,7 +114,9 @@ def test(
         work_dir: Folder of logs. Defaults as in `train`.
         options: As in `train`.
         out: A .pkl file for the predictions. Defaults to none.
+        show: Show each prediction in a window.
         show_dir: A folder for drawings of the predictions. Defaults to none.
+        wait_time: Seconds that a window stays. Defaults to 2.
         tta: Augment the images, and merge the predictions.
         launcher: As in `train`.
 
@@ -105,66 +127,152 @@ def test(
         OSError: A file or folder is missing, or can't be written.
         ValueError: The config, the checkpoint or an option does not fit.
     """
+    for name, value in {'checkpoint': checkpoint, '--out': out, '--show-dir': show_dir}.items():
+        refuse_empty(name, value)
+    if out is not None and not str(out).endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--out must end in .pkl or .pickle, got {out}')
     cfg = prepare(config, TESTING, options=options, work_dir=work_dir, launcher=launcher)
-    cfg.load_from = str(checkpoint)
-    cfg.resume = False
-    if out:
-        dump_predictions(cfg, str(out))
-    if show_dir:
-        draw_predictions(cfg, Path(show_dir))
+    run = RunConfig(cfg)
+    run.load_from = str(checkpoint)
+    run.resume = False
+    if show or show_dir is not None:
+        _draw_predictions(run, show, wait_time, show_dir)
     if tta:
-        augment_tests(cfg)
-    cfg.custom_hooks = [
-        *cfg.get('custom_hooks', []),
-        dict(type='saga_mm.CheckpointCheckHook', complete=True),
-        dict(type='saga_mm.DataCheckHook'),
-    ]
+        _augment_tests(run)
     check_data(cfg, ['test'])
     make_folder(cfg.work_dir)
+    if out is not None:
+        make_folder(Path(out).parent)
     if get_device() == 'cpu':
         keep_freed_memory()
-    return RUNNERS.build(cfg).test()
+    runner = _build(run)
+    _add_hook(runner, CheckpointCheckHook(complete=True))
+    _add_hook(runner, DataCheckHook())
+    if out is not None:
+        _save_predictions(runner, out)
+    return runner.test()
 
 
-def save_atomically(cfg: Config) -> None:
-    """Put the project's checkpoint hook in the place of mmengine's, also in configs of others."""
-    hook = cfg.get('default_hooks', {}).get('checkpoint', dict(type='CheckpointHook', interval=1))
-    if hook and hook['type'] == 'CheckpointHook':
-        hook = dict(hook, type='saga_mm.AtomicCheckpointHook')
-        cfg.merge_from_dict({'default_hooks.checkpoint': hook})
+def _set_precision(cfg: Config, amp: bool) -> None:
+    kind = resolve(cfg.optim_wrapper.get('type'), OPTIM_WRAPPERS, cfg)
+    mixed = kind is not None and issubclass(kind, AmpOptimWrapper)
+    if (amp or mixed) and get_device() == 'cpu':
+        raise ValueError('mixed precision (--amp, AmpOptimWrapper) needs a GPU, and there is none')
+    if amp:
+        if not mixed:
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def dump_predictions(cfg: Config, out: str) -> None:
-    if not out.endswith(('.pkl', '.pickle')):
-        raise ValueError(f'--out must end in .pkl or .pickle, got {out}')
-    make_folder(Path(out).parent)
-    # mmdet's compresses masks
-    kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
-    evaluators = cfg.test_evaluator
-    if not isinstance(evaluators, (list, tuple)):
-        evaluators = [evaluators]
-    cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=out)]
+def _check_lengths(cfg: Config) -> None:
+    """ValueError for a training of no length, and for an interval that divides by zero."""
+    for name in ('max_epochs', 'max_iters'):
+        value = cfg.train_cfg.get(name)
+        if isinstance(value, Real) and value <= 0:
+            raise ValueError(f'train_cfg.{name} must be at least 1, got {value}')
+    if cfg.get('val_cfg') is not None and cfg.train_cfg.get('val_interval') == 0:
+        raise ValueError(
+            'train_cfg.val_interval must be at least 1, got 0; without val_dataloader, val_cfg and '
+            'val_evaluator there is no validation'
+        )
 
 
-def draw_predictions(cfg: Config, folder: Path) -> None:
-    hook = cfg.get('default_hooks', {}).get('visualization')
+def _checkpoint_to_resume(resume: str | os.PathLike | None, work_dir: str) -> str | None:
+    if resume is None:
+        return None
+    refuse_empty('--resume', resume)
+    if resume == 'auto':
+        started = any(Path(work_dir).glob('*.pth')) or Path(work_dir, 'last_checkpoint').exists()
+        return latest_checkpoint(work_dir) if started else None
+    return latest_checkpoint(work_dir) if resume == 'latest' else str(resume)
+
+
+def _build(run: RunConfig) -> Runner:
+    for split in ('train', 'val', 'test'):
+        loader = run.get(f'{split}_dataloader')
+        if isinstance(loader, dict) and not loader.get('num_workers'):
+            for name in OF_WORKERS:
+                loader.pop(name, None)
+    if run.launcher == 'pytorch' and get_device() == 'cpu':
+        use_cpu_processes(run)
+    return RUNNERS.build(run)
+
+
+def _build_training(run: RunConfig) -> Runner:
+    resume = bool(run.get('resume'))
+    runner = _build(run)
+    for i, hook in enumerate(runner.hooks):
+        # its subclasses save as they do
+        if type(hook) is CheckpointHook:
+            runner.hooks[i] = _save_atomically(hook)
+    _add_hook(runner, CheckpointCheckHook(complete=resume, resume=resume))
+    _add_hook(runner, DataCheckHook())
+    _add_hook(runner, ExactResumeHook())
+    _add_hook(runner, ResumeScheduleHook())
+    if not any(isinstance(hook, FiniteCheckHook) for hook in runner.hooks):
+        _add_hook(runner, FiniteCheckHook())
+    return runner
+
+
+def _add_hook(runner: Runner, hook: Hook) -> None:
+    """Register a hook; one of its class, as in configs that earlier versions saved, goes."""
+    runner.hooks[:] = [other for other in runner.hooks if type(other) is not type(hook)]
+    runner.register_hook(hook)
+
+
+def _save_atomically(hook: CheckpointHook) -> CheckpointHook:
+    if hook.file_client_args is not None:
+        print_log('checkpoints are not written atomically: file_client_args is set', 'current')
+        return hook
+    return AtomicCheckpointHook.take_over(hook)
+
+
+def _save_predictions(runner: Runner, out: str | os.PathLike) -> None:
+    """Let a test write its predictions, in one piece when it is done."""
+    kind = DumpResults
+    model = getattr(runner.model, 'module', runner.model)
+    if any(base.__module__.startswith('mmdet.') for base in type(model).__mro__):
+        # compresses masks
+        from mmdet.evaluation import DumpDetResults as kind
+    metric = kind(out_file_path=str(out))
+
+    def write(results: list) -> dict:
+        write_atomically(out, pickle.dumps(results))
+        return {}
+
+    metric.compute_metrics = write
+    runner.test_evaluator.metrics.append(metric)
+
+
+def _draw_predictions(
+    run: RunConfig, show: bool, wait_time: float, folder: str | os.PathLike | None
+) -> None:
+    hook = (run.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise ValueError('--show-dir needs default_hooks.visualization in the config')
-    make_folder(folder)
-    hook.update(draw=True, interval=1)
-    if hook.type == 'DetVisualizationHook':
+    kind = resolve(hook.get('type'), HOOKS, run)
+    known = inspect.signature(kind).parameters if kind else {}
+    hook.draw = True
+    if 'interval' in known:
+        hook.interval = 1
+    if show:
+        hook.update(show=True, wait_time=wait_time)
+    if folder is None:
+        return
+    if 'test_out_dir' in known:
         # relative to a folder of each run, unless absolute
-        hook.test_out_dir = str(folder.resolve())
+        hook.test_out_dir = str(Path(folder).resolve())
+    elif run.get('visualizer') is None:
+        raise ValueError('--show-dir needs a visualizer in the config')
     else:
-        cfg.visualizer.save_dir = str(folder)
+        run.visualizer.save_dir = str(folder)
+    make_folder(folder)
 
 
-def augment_tests(cfg: Config) -> None:
-    absent = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+def _augment_tests(run: RunConfig) -> None:
+    absent = [key for key in ('tta_model', 'tta_pipeline') if not run.get(key)]
     if absent:
         raise ValueError(f'--tta needs {" and ".join(absent)} in the config')
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
-    cfg.model = dict(cfg.tta_model, module=cfg.model)
+    for _, dataset in find_datasets(run.test_dataloader.dataset):
+        dataset['pipeline'] = run.tta_pipeline
+    run.model = dict(run.tta_model, module=run.model)

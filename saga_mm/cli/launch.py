@@ -9,8 +9,10 @@ from pathlib import Path
 import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS
+from torch import nn
 
 from ..checkpoint import use_safe_loading
 from ..stack import check_stack
@@ -32,7 +34,7 @@ def prepare(
     work_dir: str | os.PathLike | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """The config of a run, for processes that are ready to work together.
+    """The config of a run, once it is known that its processes can work together.
 
     Checkpoints are loaded safely from here on.
 
@@ -54,11 +56,22 @@ def prepare(
     use_safe_loading()
     cfg = load_config(str(config), options or {}, needed)
     cfg.launcher = launcher
+    for name, value in {'--work-dir': work_dir, 'load_from': cfg.get('load_from')}.items():
+        refuse_empty(name, value)
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem))
     check_processes(cfg)
-    if launcher == 'pytorch' and get_device() == 'cpu':
-        use_cpu_processes(cfg)
     return cfg
+
+
+def refuse_empty(name: str, value: object) -> None:
+    """ValueError if an option is an empty text, as that of a shell variable which is not set."""
+    if value is not None and not str(value):
+        raise ValueError(f"{name} must not be empty, got '': is a variable unset?")
+
+
+def is_first_process(launcher: str) -> bool:
+    """Whether this is the process that writes files, before the processes know each other."""
+    return launcher == 'none' or os.environ.get(STARTED_BY[launcher][0]) == '0'
 
 
 def check_processes(cfg: Config) -> None:
@@ -101,26 +114,21 @@ def check_processes(cfg: Config) -> None:
 def use_cpu_processes(cfg: Config) -> None:
     """Let several processes without a GPU work together, which mmengine's launcher can't.
 
-    It asks for a CUDA device even with gloo; so the process group is made here. SyncBN needs a GPU:
-    such layers become BN.
+    It asks for a CUDA device even with gloo; so the process group is made here.
     """
     torch.distributed.init_process_group('gloo')
-    cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-        broadcast_buffers=False,
-    )
-    if _replace_sync_bn(cfg.model) and is_main_process():
-        print_log('SyncBN needs a GPU: each process normalises its own batch', 'current')
+    options = cfg.get('model_wrapper_cfg') or {}
+    unused = cfg.get('find_unused_parameters', False)
+    kind = 'CPUDistributedDataParallel'
+    cfg.model_wrapper_cfg = {'find_unused_parameters': unused, **options, 'type': kind}
 
 
-def _replace_sync_bn(value: object) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any([_replace_sync_bn(item) for item in value])
-    if not isinstance(value, dict):
-        return False
-    found = value.get('type') == 'SyncBN'
-    if found:
-        value['type'] = 'BN'
-    return any([found, *[_replace_sync_bn(item) for item in value.values()]])
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """mmengine's wrapper without a GPU, which SyncBN would need: such layers become batch norm."""
+
+    def __init__(self, module: nn.Module, device_ids: object = None, **options) -> None:
+        if any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()):
+            print_log('SyncBN needs a GPU: each process normalises its own batch', 'current')
+            module = revert_sync_batchnorm(module)
+        super().__init__(module, **{'broadcast_buffers': False, **options})

@@ -4,12 +4,16 @@ from .atomic_checkpoint import AtomicCheckpointHook
 from .checkpoint_check import CheckpointCheckHook
 from .data_check import DataCheckHook
 from .exact_resume import ExactResumeHook
+from .finite_check import FiniteCheckHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .resume_schedule import ResumeScheduleHook
 
 __all__ = [
     'AtomicCheckpointHook',
     'CheckpointCheckHook',
     'DataCheckHook',
     'ExactResumeHook',
+    'FiniteCheckHook',
     'LayerDecayOptimWrapperConstructor',
+    'ResumeScheduleHook',
 ]

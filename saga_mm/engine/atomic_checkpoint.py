@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Iterable
+from numbers import Integral, Real
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -69,13 +70,26 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
+        self._check_options()
+
+    @classmethod
+    def take_over(cls, hook: CheckpointHook) -> AtomicCheckpointHook:
+        """A hook with the options of one of mmengine's that has not run; ValueError as above."""
+        taken = cls.__new__(cls)
+        vars(taken).update(vars(hook))
+        taken._check_options()
+        return taken
+
+    def _check_options(self) -> None:
         unknown = sorted(self.args) + ['file_client_args'] * bool(self.file_client_args)
         if unknown:
             raise ValueError(
                 f'the checkpoint hook takes the options of CheckpointHook, got {", ".join(unknown)}'
             )
-        for name in ('interval', 'max_keep_ckpts', 'save_begin'):
-            if type(getattr(self, name)) is not int:
+        # whole numbers may be floats, as in 1e4, but where a number is kept
+        kinds = dict(interval=Real, save_begin=Real, max_keep_ckpts=Integral)
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
                 raise ValueError(f'{name} must be an int, got {getattr(self, name)!r}')
 
     def before_train(self, runner: Runner) -> None:

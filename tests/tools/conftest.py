@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -238,6 +239,8 @@ def tiny_det(tmp_path, tiny_data):
 def tool(monkeypatch):
     """Imports a script of tools/ by name; whatever it changes in mmengine's loader is undone."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    # mmengine sleeps for two seconds before each epoch
+    monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / f'tools/{name}.py')

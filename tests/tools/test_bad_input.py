@@ -313,6 +313,26 @@ TOOLS = {
         'Not a directory: .*file/a',
     ),
     'work dir: a file': (lambda w: w.train('seg', work='file'), 'File exists: .*file'),
+    'work dir: empty': (
+        lambda w: w.train('seg', work='')[:2] + ('--work-dir', ''),
+        "--work-dir must not be empty, got '': is a variable unset",
+    ),
+    'length: none': (
+        lambda w: w.change('seg', 'train_cfg.max_iters=-1'),
+        'train_cfg.max_iters must be at least 1, got -1',
+    ),
+    'length: no epoch': (
+        lambda w: w.change('det', 'train_cfg.max_epochs=0'),
+        'train_cfg.max_epochs must be at least 1, got 0',
+    ),
+    'length: validation': (
+        lambda w: w.change('seg', 'train_cfg.val_interval=0'),
+        'train_cfg.val_interval must be at least 1, got 0',
+    ),
+    'resume: empty': (
+        lambda w: w.train('seg', '--resume', ''),
+        "--resume must not be empty, got '': is a variable unset",
+    ),
     'resume: nothing': (
         lambda w: w.train('seg', '--resume', work='new'),
         'nothing to resume: .*new has no checkpoint',
@@ -329,6 +349,7 @@ TOOLS = {
         lambda w: w.train('seg', '--resume', w.path('code.pth')),
         r'code\.pth is refused',
     ),
+    'load_from: empty': (lambda w: w.change('seg', 'load_from='), 'load_from must not be empty'),
     'load_from: other model': (
         lambda w: w.change('seg', f'load_from={w.path("whole.pth")}'),
         r'whole\.pth does not fit the model of the config, weights: 0 loaded',
@@ -391,6 +412,14 @@ TOOLS = {
     ),
     'test: other model': (lambda w: w.test('seg', 'whole.pth'), 'does not fit the model'),
     'test: no checkpoint': (lambda w: w.test('seg', 'none.pth'), r'none\.pth does not exist'),
+    'test: empty checkpoint': (
+        lambda w: ('test', w.path('seg.py'), ''),
+        'checkpoint must not be empty',
+    ),
+    'test: empty output': (
+        lambda w: w.test('seg', 'whole.pth', '--out', ''),
+        '--out must not be empty',
+    ),
     'test: output': (
         lambda w: w.test('seg', 'whole.pth', '--out', w.path('a.json')),
         r'--out must end in \.pkl or \.pickle, got .*a\.json',

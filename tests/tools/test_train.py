@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -7,9 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS, MODELS, init_default_scope
 from torch import nn
 
+from harness import other_process
 from saga_mm.checkpoint import load_file
+from saga_mm.cli.lock import locked
+from saga_mm.engine import (
+    AtomicCheckpointHook,
+    CheckpointCheckHook,
+    DataCheckHook,
+    ExactResumeHook,
+    FiniteCheckHook,
+    ResumeScheduleHook,
+    atomic_checkpoint,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLER = """
@@ -221,36 +236,307 @@ def test_missing_data_is_explained(tool, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Recorder:
+    """Stands in for mmengine's runner: keeps its config, and trains nothing."""
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+        self.hooks = [CheckpointHook(interval=2, max_keep_ckpts=3), Own()]
+        self.register_hook = self.hooks.append
+
+    def train(self):
+        return self
+
+
+class Own(CheckpointHook):
+    """A user's checkpoint hook."""
+
+
 def test_options_reach_the_runner(tool, tiny_seg, tmp_path, monkeypatch):
-    module = tool('train')
-    configs = []
-
-    class Runner:
-        def train(self):
-            pass
-
-    def build(cfg):
-        configs.append(cfg)
-        return Runner()
-
-    monkeypatch.setattr('saga_mm.apis.runs.RUNNERS.build', build)
+    runners = []
+    monkeypatch.setattr(
+        'saga_mm.apis.runs.RUNNERS.build', lambda cfg: runners.append(Recorder(cfg)) or runners[-1]
+    )
     monkeypatch.setattr('saga_mm.apis.runs.get_device', lambda: 'cuda')
     monkeypatch.chdir(tmp_path)
+    main = tool('train').main
     options = ('--cfg-options', 'auto_scale_lr.base_batch_size=4')
-    module.main([str(tiny_seg), '--amp', '--auto-scale-lr', *options])
-    module.main([str(tiny_seg), '--resume', 'a.pth', '--cfg-options', 'custom_hooks=[]'])
-    first, second = configs
-    assert first.optim_wrapper.type == 'AmpOptimWrapper'
-    assert first.optim_wrapper.loss_scale == 'dynamic'
-    assert first.auto_scale_lr == dict(base_batch_size=4, enable=True)
-    assert first.work_dir == f'work_dirs/{tiny_seg.stem}'
-    assert not first.get('resume')
-    assert (second.resume, second.load_from) == (True, 'a.pth')
-    assert [hook.type for hook in second.custom_hooks] == [
-        'saga_mm.CheckpointCheckHook',
-        'saga_mm.DataCheckHook',
-        'saga_mm.ExactResumeHook',
+    main([str(tiny_seg), '--amp', '--auto-scale-lr', *options])
+    main([str(tiny_seg), '--resume', 'a.pth', '--cfg-options', 'custom_hooks=None'])
+    first, second = runners
+    assert first.cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert first.cfg.optim_wrapper.loss_scale == 'dynamic'
+    assert first.cfg.auto_scale_lr == dict(base_batch_size=4, enable=True)
+    assert first.cfg.work_dir == f'work_dirs/{tiny_seg.stem}'
+    assert not first.cfg.get('resume')
+    assert (second.cfg.resume, second.cfg.load_from) == (True, 'a.pth')
+    # in the place of mmengine's, with its options; others stay
+    saving, own, *checks = second.hooks
+    assert type(saving) is AtomicCheckpointHook
+    assert (saving.interval, saving.max_keep_ckpts) == (2, 3)
+    assert type(own) is Own
+    assert [type(hook) for hook in checks] == [
+        CheckpointCheckHook,
+        DataCheckHook,
+        ExactResumeHook,
+        ResumeScheduleHook,
+        FiniteCheckHook,
     ]
-    # in the place of mmengine's, with its options
-    hook = first.default_hooks.checkpoint
-    assert (hook.type, hook.interval) == ('saga_mm.AtomicCheckpointHook', 2)
+    assert checks[0].resume
+
+
+# names and classes of mmengine's hook in a config
+SAVING = {
+    'name': "checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=3)",
+    'scope': "checkpoint = dict(type='mmengine.CheckpointHook', by_epoch=False, interval=3)",
+    'path': "checkpoint = dict(type='mmengine.hooks.CheckpointHook', by_epoch=False, interval=3)",
+    'class': 'checkpoint = dict(type=CheckpointHook, by_epoch=False, interval=3)',
+}
+
+
+@pytest.mark.parametrize('name', SAVING)
+def test_pure_python_configs_save_atomically(tool, tiny_seg, tmp_path, monkeypatch, name):
+    config = tiny_seg.with_name('pure.py')
+    config.write_text(
+        'from mmengine.config import read_base\n'
+        'from mmengine.hooks import CheckpointHook\n'
+        'from mmengine.optim import OptimWrapper\n'
+        f'with read_base():\n    from .{tiny_seg.stem} import *\n'
+        f'{SAVING[name]}\n'
+        'default_hooks.update(checkpoint=checkpoint)\n'
+        'optim_wrapper.update(type=OptimWrapper)\n'
+    )
+    written = []
+    write = atomic_checkpoint.write_atomically
+    monkeypatch.setattr(
+        atomic_checkpoint,
+        'write_atomically',
+        lambda path, data: written.append(Path(path).name) or write(path, data),
+    )
+    options = ['--work-dir', str(tmp_path / 'work'), '--cfg-options', 'train_cfg.max_iters=3']
+    tool('train').main([str(config), *options])
+    files = {path.name for path in (tmp_path / 'work').glob('*.pth')}
+    assert len(files) == 2, files
+    assert files | {'last_checkpoint'} <= set(written)
+
+
+def test_saved_config_is_the_one_that_was_given(tool, tiny_seg, tmp_path):
+    main, test = tool('train').main, tool('test').main
+    work = tmp_path / 'work'
+    saved = work / tiny_seg.name
+    options = ['--work-dir', str(work), '--cfg-options', 'train_cfg.max_iters=2']
+    main([str(tiny_seg), *options])
+    text = saved.read_text()
+    assert 'CheckHook' not in text
+    main([str(tiny_seg), '--resume', *options[:-1], 'train_cfg.max_iters=3'])
+    assert saved.read_text() == text.replace('max_iters=2', 'max_iters=3')
+    test([str(tiny_seg), str(work / 'iter_3.pth'), '--tta', *options])
+    assert saved.read_text() == text
+    # so it starts a training of its own
+    again = ['--work-dir', str(tmp_path / 'again'), '--cfg-options', f'load_from={work}/iter_3.pth']
+    main([str(saved), *again])
+    assert min(losses(tmp_path / 'again')) == 1
+
+
+def test_checks_in_a_config_of_an_earlier_version_are_replaced(tool, tiny_seg, tmp_path):
+    torch.save(build(tiny_seg).state_dict(), tmp_path / 'weights.pth')
+    with tiny_seg.open('a') as file:
+        file.write(
+            "custom_hooks = [dict(type='saga_mm.CheckpointCheckHook', complete=True, resume=True)] "
+            "* 2 + [dict(type='saga_mm.DataCheckHook')]\n"
+            f"load_from = '{tmp_path}/weights.pth'\n"
+        )
+    tool('train').main([str(tiny_seg), '--work-dir', str(tmp_path / 'work')])
+
+
+def build(config):
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model)
+
+
+@HOOKS.register_module()
+class Poison(Hook):
+    """Hands the model an image of NaN in some iterations."""
+
+    def __init__(self, iterations):
+        self.iterations = iterations
+
+    def before_train_iter(self, runner, batch_idx, data_batch):
+        if runner.iter + 1 in self.iterations:
+            data_batch['inputs'] = [image * math.nan for image in data_batch['inputs']]
+
+
+def test_a_loss_of_nan_ends_the_training_before_it_does_harm(tool, tiny_seg, tmp_path):
+    with tiny_seg.open('a') as file:
+        file.write("custom_hooks = [dict(type='Poison', iterations=[4])]\n")
+    work = tmp_path / 'work'
+    message = failure(tool('train').main, tiny_seg, '--work-dir', work)
+    assert message.startswith('iteration 4: NaN or infinity in the gradients (backbone.')
+    assert "dict(type='saga_mm.FiniteCheckHook', skip=True)" in message
+    # that of iteration 4 is not written, nor is it the best
+    assert sorted(path.name for path in work.glob('*.pth')) == [
+        'best_mIoU_iter_2.pth',
+        'iter_2.pth',
+    ]
+    assert Path((work / 'last_checkpoint').read_text()).name == 'iter_2.pth'
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_steps_of_nan_can_be_left_out(tool, tiny_seg, tmp_path, accumulate):
+    with tiny_seg.open('a') as file:
+        file.write(
+            "custom_hooks = [dict(type='Poison', iterations=[3, 4, 7]),"
+            " dict(type='saga_mm.FiniteCheckHook', skip=True)]\n"
+        )
+    work = tmp_path / 'work'
+    accumulation = f'optim_wrapper.accumulative_counts={accumulate}'
+    tool('train').main([str(tiny_seg), '--work-dir', str(work), '--cfg-options', accumulation])
+    states = {i: load_file(work / f'iter_{i}.pth')['state_dict'] for i in (2, 4, 7)}
+    # the statistics of batch norm, too
+    assert all(value.isfinite().all() for state in states.values() for value in state.values())
+    for name, value in states[2].items():
+        assert torch.equal(states[4][name], value), name
+    assert not torch.equal(
+        states[7]['decode_head.conv_seg.weight'], states[4]['decode_head.conv_seg.weight']
+    )
+
+
+def test_nothing_but_nan_ends_the_training(tool, tiny_seg, tmp_path):
+    with tiny_seg.open('a') as file:
+        file.write(
+            "custom_hooks = [dict(type='Poison', iterations=[3, 4, 5, 6]),"
+            " dict(type='saga_mm.FiniteCheckHook', skip=True, patience=3)]\n"
+        )
+    message = failure(tool('train').main, tiny_seg, '--work-dir', tmp_path / 'work')
+    assert message.startswith('iteration 5: loss or gradients were NaN or infinite in 3 iterations')
+
+
+@HOOKS.register_module()
+class Overflow(Hook):
+    """Makes a weight infinite, as a large step does whose gradients are finite."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        next(runner.model.decode_head.parameters()).data.view(-1)[0] = math.inf
+
+
+def test_weights_of_infinity_are_not_saved(tool, tiny_seg, tmp_path):
+    with tiny_seg.open('a') as file:
+        file.write("custom_hooks = [dict(type='Overflow')]\n")
+    work = tmp_path / 'work'
+    options = ('--cfg-options', 'default_hooks.checkpoint.interval=1')
+    message = failure(tool('train').main, tiny_seg, '--work-dir', work, *options)
+    assert message.startswith('iteration 1: NaN or infinity in the weights (decode_head.')
+    assert not list(work.glob('*.pth'))
+
+
+def rates(work_dir):
+    """Learning rates by iteration, of all runs in a work dir."""
+    return {
+        row['iter']: row['lr']
+        for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+        for row in map(json.loads, path.read_text().splitlines())
+        if 'lr' in row
+    }
+
+
+SCHEDULES = {
+    'poly': (
+        'seg',
+        'max_iters',
+        [
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=2),
+            dict(type='PolyLR', eta_min=0.0, power=0.9, by_epoch=False),
+        ],
+    ),
+    'cosine': ('seg', 'max_iters', [dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False)]),
+    'epochs': (
+        'det',
+        'max_epochs',
+        [
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4),
+            dict(type='PolyLR', power=1.0, by_epoch=True, convert_to_iter_based=True),
+            dict(type='CosineAnnealingMomentum', eta_min=0.5, by_epoch=True),
+        ],
+    ),
+    'added': ('seg', 'max_iters', None),
+}
+
+
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_a_longer_training_follows_its_schedule_after_a_resume(tool, request, tmp_path, name):
+    kind, length, schedule = SCHEDULES[name]
+    config = request.getfixturevalue(f'tiny_{kind}')
+    main, whole, parts = tool('train').main, tmp_path / 'whole', tmp_path / 'parts'
+    long = config.with_name('long.py')
+    poly = [dict(type='PolyLR', by_epoch=False)]
+    long.write_text(f"_base_ = './{config.name}'\nparam_scheduler = {schedule or poly}\n")
+    if schedule:
+        config = long
+    main([str(long), '--work-dir', str(whole), '--cfg-options', f'train_cfg.{length}=6'])
+    main([str(config), '--work-dir', str(parts), '--cfg-options', f'train_cfg.{length}=3'])
+    before = len(rates(parts))
+    main(
+        [str(long), '--work-dir', str(parts), '--resume', '--cfg-options', f'train_cfg.{length}=6']
+    )
+    expected, actual = rates(whole), rates(parts)
+    assert len(expected) == len(actual) == 2 * before
+    for iteration in range(before + 1, 2 * before + 1):
+        assert actual[iteration] == pytest.approx(expected[iteration], rel=1e-6), iteration
+    assert 'the config has another schedule' in max(parts.glob('*/*.log')).read_text()
+    # and the next resume has nothing to change
+    main(
+        [str(long), '--work-dir', str(parts), '--resume', '--cfg-options', f'train_cfg.{length}=6']
+    )
+    assert 'another schedule' not in max(parts.glob('*/*.log')).read_text()
+
+
+def test_resume_without_a_start(tool, tiny_seg, tmp_path):
+    main, work = tool('train').main, tmp_path / 'work'
+    main(
+        [
+            str(tiny_seg),
+            '--work-dir',
+            str(work),
+            '--resume',
+            'auto',
+            '--cfg-options',
+            'train_cfg.max_iters=2',
+        ]
+    )
+    main(
+        [
+            str(tiny_seg),
+            '--work-dir',
+            str(work),
+            '--resume',
+            'auto',
+            '--cfg-options',
+            'train_cfg.max_iters=4',
+        ]
+    )
+    assert sorted(losses(work)) == [1, 2, 3, 4]
+    newest = max(work.glob('*/vis_data/scalars.json')).read_text()
+    assert '"iter": 1,' not in newest
+
+
+def test_a_work_dir_takes_one_training(tool, tiny_seg, tmp_path):
+    work = tmp_path / 'work'
+    work.mkdir()
+    with other_process(locked, work) as process:
+        message = failure(tool('train').main, tiny_seg, '--work-dir', work)
+        assert message.startswith(f'{work} is in use by another training (process {process} on ')
+        assert [path.name for path in work.iterdir()] == ['.lock']
+    tool('train').main([str(tiny_seg), '--work-dir', str(work)])
+    assert not (work / '.lock').exists()
+
+
+def test_no_workers_need_no_other_option(tool, tiny_seg, tmp_path):
+    options = [
+        f'{split}_dataloader.{option}'
+        for split in ('train', 'val')
+        for option in ('persistent_workers=True', 'prefetch_factor=4', 'timeout=9')
+    ]
+    tool('train').main(
+        [str(tiny_seg), '--work-dir', str(tmp_path / 'work'), '--cfg-options', *options]
+    )

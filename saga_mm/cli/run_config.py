@@ -1,0 +1,42 @@
+"""The config of one run, and what is saved of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmengine import fileio
+from mmengine.config import Config
+
+from ..checkpoint import write_atomically
+
+
+class RunConfig(Config):
+    """A config to run, which is saved as it was before it was changed for this run.
+
+    What belongs to one run, such as the checkpoint that it resumes from, would else be in the
+    config that mmengine writes into the work dir, and come into effect again wherever that is used.
+    The file is written whole or not at all.
+
+    Args:
+        cfg (Config): What is saved. A copy of it is run, and may be changed.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        self.__setstate__(cfg.__deepcopy__({}).__getstate__())
+        # `Config` makes an entry of each attribute
+        object.__setattr__(self, 'saved', cfg)
+
+    @property
+    def pretty_text(self) -> str:
+        return self.saved.pretty_text
+
+    def dump(self, file: str | Path | None = None) -> str | None:
+        if file is None:
+            return self.saved.dump()
+        kind = Path(file).suffix.removeprefix('.')
+        if kind == 'py':
+            text = self.pretty_text
+        else:
+            text = fileio.dump(self.saved.to_dict(), file_format=kind)
+        write_atomically(file, text.encode())
+        return None

@@ -1,0 +1,31 @@
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+
+import saga_mm
+
+BASES = {
+    'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py': 'EncoderDecoder',
+    'mmseg::_base_/models/upernet_swin.py': 'EncoderDecoder',
+    'mmdet::htc/htc_r50_fpn_1x_coco.py': 'HybridTaskCascade',
+    'saga_mm::segmentation/upernet_saga_t.py': 'EncoderDecoder',
+    'saga_mm::detection/_base_/models/mask_rcnn.py': 'MaskRCNN',
+}
+
+
+@pytest.mark.parametrize('base', BASES)
+def test_configs_of_packages_are_found(tmp_path, base):
+    if base.startswith('saga_mm') and not Path(saga_mm.__file__).with_name('.mim').exists():
+        pytest.skip('not installed')
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = '{base}'\n")
+    assert Config.fromfile(config).model.type == BASES[base]
+
+
+def test_distributions_that_are_installed_keep_their_names():
+    assert version('saga_mm')
+    assert MODULE2PACKAGE['mmdet'] == 'mmdet'
+    assert MODULE2PACKAGE['mmpretrain'] == 'mmpretrain'
