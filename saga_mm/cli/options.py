@@ -116,7 +116,7 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
         given = ', '.join(f'{key}={value!r}' for key, value in options.items())
         raise ValueError(f'--cfg-options: {given} does not fit {path}: {error}') from error
     for key in needed:
-        if not cfg.get(key):
+        if cfg.get(key) is None:
             raise ValueError(f'{path} must have an entry {key!r}, got {cfg.get(key)!r}')
     if not isinstance(cfg.get('model', {}), Mapping):
         raise ValueError(f'model in {path} must be a dict, got {cfg.model!r}')
