@@ -31,9 +31,8 @@ from saga_mm.checkpoint import (
     LoadReport,
     extract_state_dict,
     load_file,
+    load_matching,
     make_folder,
-    match_weights,
-    translate,
     write_atomically,
 )
 from saga_mm.cli import ConfigOptions, command_line
@@ -77,14 +76,13 @@ def convert(cfg: Config, checkpoint: str) -> tuple[dict[str, Tensor], LoadReport
     model = MODELS.build(cfg.model if whole else cfg.model.backbone)
     if isinstance(model.backbone if whole else model, SAGA):
         weights = from_pvt(weights, model.state_dict(), 'backbone.' if whole else '')
-    weights = translate(model, weights)
-    match = match_weights(model, weights)
+    match = load_matching(model, weights)
     if not match.loaded:
         raise CheckpointError(
             f'{checkpoint} has no weight that fits {type(model).__name__} of the config: {match}'
         )
-    # a view would be saved with all that it is a view of
-    return {name: weights[name].clone() for name in match.loaded}, match
+    own = model.state_dict()
+    return {name: own[name] for name in match.loaded}, match
 
 
 def from_pvt(

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from torch import nn
 
-from ..checkpoint import CheckpointError, extract_state_dict, load_file, match_weights, translate
+from ..checkpoint import load_file, load_model_weights
 from .build import build_model
 from .pipeline import innermost_dataset
 
@@ -29,14 +29,9 @@ def load_complete_weights(model: nn.Module, path: str) -> dict:
         CheckpointError: The file can't be read, or lacks a weight that predictions need.
     """
     checkpoint = load_file(path)
-    weights = translate(model, extract_state_dict(checkpoint))
-    match = match_weights(model, weights)
-    needed = [name for name in match.missing if not name.startswith(TRAINING_ONLY)]
-    if needed or match.mismatched:
-        raise CheckpointError(f'{path} does not fit the model of the config, weights: {match}')
+    match = load_model_weights(model, checkpoint, path, complete=True, optional=TRAINING_ONLY)
     if match.missing or match.unexpected:
         print(f'{path}, weights: {match}')
-    model.load_state_dict({name: weights[name] for name in match.loaded}, strict=False)
     return checkpoint.get('meta', {})
 
 

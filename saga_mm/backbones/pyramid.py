@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -16,7 +17,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import load_weights
+from ..checkpoint import report_pretrained
 from ..layers import masked, strided
 
 
@@ -125,6 +126,12 @@ class PyramidBackbone(BaseModule):
             mmengine initialiser. Without it the weights keep the layers' own initialisation.
     """
 
+    def __new__(cls, *args, **kwargs) -> PyramidBackbone:
+        backbone = super().__new__(cls)
+        # what `init_weights` builds another one from
+        backbone.__dict__['_arguments'] = args, kwargs
+        return backbone
+
     def __init__(
         self,
         make_stage: Callable[[int], Stage],
@@ -161,15 +168,36 @@ class PyramidBackbone(BaseModule):
         self.stages = nn.ModuleList(make_stage(i) for i in range(used))
         self.norms = nn.ModuleDict({str(i): make_norm(i) for i in out_indices})
         self._freeze()
+        self._built_empty = any(parameter.is_meta for parameter in self.parameters())
 
     def init_weights(self) -> None:
-        """Apply `init_cfg`; `saga_mm.engine.checkpoint` loads pretrained weights, and reports."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
-            options = {key: value for key, value in self.init_cfg.items() if key != 'type'}
-            load_weights(self, **options)
-            self._is_init = True
-        else:
-            super().init_weights()
+        """Apply `init_cfg`; weights of a file that fit nowhere are an error.
+
+        A backbone that was built on the meta device gets the values of a new one before.
+
+        Raises:
+            CheckpointError: No weight of the file fits.
+            ValueError: The parameters are on the meta device.
+        """
+        if self._built_empty:
+            self._fill()
+        self.init_cfg = report_pretrained(self.init_cfg)
+        super().init_weights()
+
+    @torch.no_grad()
+    def _fill(self) -> None:
+        if any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError(
+                f'{type(self).__name__} is on the meta device and has no memory for weights: call '
+                'to_empty(device=...) before init_weights()'
+            )
+        args, kwargs = self._arguments
+        with torch.device('cpu'):
+            new = type(self)(*args, **kwargs)
+        own = dict(chain(self.named_parameters(), self.named_buffers()))
+        for name, value in chain(new.named_parameters(), new.named_buffers()):
+            own[name].copy_(value)
+        self._built_empty = False
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps of the stages in `out_indices`.

@@ -9,7 +9,15 @@ from .resume import (
     latest_checkpoint,
     missing_for_resume,
 )
-from .weights import LoadReport, extract_state_dict, load_weights, match_weights, translate
+from .state_dict import extract_state_dict
+from .weights import (
+    LoadReport,
+    load_matching,
+    load_model_weights,
+    load_weights,
+    match_weights,
+    report_pretrained,
+)
 
 __all__ = [
     'CheckpointError',
@@ -19,12 +27,14 @@ __all__ = [
     'extract_state_dict',
     'latest_checkpoint',
     'load_file',
+    'load_matching',
+    'load_model_weights',
     'load_weights',
     'make_folder',
     'match_weights',
     'missing_for_resume',
     'remove_configs',
-    'translate',
+    'report_pretrained',
     'use_safe_loading',
     'write_atomically',
 ]

@@ -23,6 +23,7 @@ from torch import Tensor
 from .download import find_file
 from .errors import CheckpointError
 from .plain import make_plain, stand_ins
+from .state_dict import find_state_dict
 
 SCHEMES = (
     '',
@@ -108,10 +109,14 @@ def use_safe_loading() -> None:
 
 
 def load_from_vetted(filename: str, map_location: str | torch.device | None = None) -> dict:
-    """`load_file` as a loader of mmengine, without what mmengine would run."""
+    """`load_file` as a loader of mmengine.
+
+    The weights are where mmengine looks for them, and what mmengine would run is removed.
+    """
     checkpoint = load_file(filename, map_location)
     remove_configs(checkpoint)
-    return checkpoint
+    weights = find_state_dict(checkpoint)
+    return checkpoint if weights is checkpoint else {**checkpoint, 'state_dict': weights}
 
 
 def remove_configs(checkpoint: Mapping) -> None:
@@ -148,6 +153,13 @@ def _name(entry: Callable | tuple[Callable, str]) -> str:
 
 
 def _holds_tensors(value: object) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_tensors, value.values()))
-    return isinstance(value, Tensor)
+    """Whether there is a tensor in dicts that may be in each other, and in several at once."""
+    stack, seen = [value], set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            return True
+        if isinstance(value, dict) and id(value) not in seen:
+            seen.add(id(value))
+            stack += value.values()
+    return False

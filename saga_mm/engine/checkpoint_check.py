@@ -12,18 +12,18 @@ from ..checkpoint import (
     CheckpointError,
     check_fused_state,
     check_training_state,
-    extract_state_dict,
-    match_weights,
+    load_model_weights,
     missing_for_resume,
     remove_configs,
-    translate,
 )
 from ..registry import HOOKS
 
 
 @HOOKS.register_module()
 class CheckpointCheckHook(Hook):
-    """Refuses a checkpoint that does not fit the model, where mmengine only warns.
+    """Loads the weights of a checkpoint, and refuses one that does not fit, where mmengine warns.
+
+    It comes after other hooks, which may change the checkpoint.
 
     Args:
         complete (bool): Each weight of the model must be in the file, with its shape, as for tests
@@ -31,6 +31,8 @@ class CheckpointCheckHook(Hook):
         resume (bool): The file must also hold what a resume needs, each of it of the right type and
             range.
     """
+
+    priority = 'VERY_LOW'
 
     def __init__(self, complete: bool, resume: bool = False) -> None:
         self.complete = complete
@@ -49,10 +51,10 @@ class CheckpointCheckHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        match = match_weights(model, translate(model, extract_state_dict(checkpoint)))
-        if not match.loaded or (self.complete and (match.missing or match.mismatched)):
-            raise CheckpointError(f'{file} does not fit the model of the config, weights: {match}')
+        match = load_model_weights(model, checkpoint, file, complete=self.complete)
         print_log(f'{file}, weights: {match}', 'current')
+        # what mmengine loads next: the same
+        checkpoint['state_dict'] = model.state_dict()
 
     def before_train(self, runner: Runner) -> None:
         if not self.resume:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
 
 
 @pytest.fixture
@@ -85,3 +85,32 @@ def test_mistakes_are_one_line(run, tiny_det, tiny_seg):
     # other weights than those of the config
     option = ('--cfg-options', 'model.decode_head.num_classes=3')
     assert 'does not fit the model of the config' in failure(tiny_seg, *option)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        lambda weights: {'model': weights, 'epoch': 3},
+        lambda weights: {'model': {f'module._orig_mod.{name}': w for name, w in weights.items()}},
+    ],
+)
+def test_the_weights_that_were_checked_are_those_that_are_tested(
+    tool, tiny_seg, tmp_path, monkeypatch, content
+):
+    cfg = Config.fromfile(tiny_seg)
+    init_default_scope(cfg.default_scope)
+    weights = MODELS.build(cfg.model).state_dict()
+    torch.save(content(weights), tmp_path / 'a.pth')
+    runners = []
+    build = RUNNERS.build
+
+    def keep(cfg):
+        runners.append(build(cfg))
+        return runners[0]
+
+    monkeypatch.setattr('saga_mm.apis.runs.RUNNERS.build', keep)
+    options = ['--work-dir', str(tmp_path / 'work')]
+    tool('test').main([str(tiny_seg), str(tmp_path / 'a.pth'), *options])
+    loaded = runners[0].model.state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())

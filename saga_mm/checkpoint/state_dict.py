@@ -1,0 +1,59 @@
+"""Finds the weights in a checkpoint, under the names that they have without wrappers."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+# what `torch.compile` and model wrappers put into names
+COMPILED = '_orig_mod'
+WRAPPED = 'module'
+
+
+def find_state_dict(checkpoint: Mapping) -> Mapping:
+    """The part of a checkpoint that holds the weights: 'state_dict', 'model', or all of it."""
+    for name in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(name), Mapping):
+            return checkpoint[name]
+    return checkpoint
+
+
+def extract_state_dict(checkpoint: Mapping) -> OrderedDict[str, Tensor]:
+    """The weights in a checkpoint, under the names that they have in a model without wrappers.
+
+    They lose the '_orig_mod' of compiled modules wherever it is, and the 'module.' of wrappers at
+    the start.
+    """
+    found = find_state_dict(checkpoint)
+    weights = OrderedDict(
+        (unwrapped(name), weight)
+        for name, weight in found.items()
+        if isinstance(name, str) and isinstance(weight, Tensor)
+    )
+    # versions of the modules that saved them
+    versions = getattr(found, '_metadata', None)
+    if isinstance(versions, Mapping):
+        weights._metadata = {unwrapped(str(name)): version for name, version in versions.items()}
+    return weights
+
+
+def unwrapped(name: str) -> str:
+    """A name without the parts of wrappers that are none of the module's own for sure."""
+    parts = [part for part in name.split('.') if part != COMPILED]
+    while parts[:1] == [WRAPPED]:
+        del parts[0]
+    return '.'.join(parts)
+
+
+def plain_name(name: str) -> str:
+    """A name without the parts of wrappers, wherever they are."""
+    return '.'.join(part for part in name.split('.') if part not in (COMPILED, WRAPPED))
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """The plain name of each; where two would be one, the names as they are."""
+    plain = {name: plain_name(name) for name in names}
+    number = Counter(plain.values())
+    return {name: short if number[short] == 1 else name for name, short in plain.items()}
