@@ -1,7 +1,7 @@
 """Who may import what, and that each package works without what it need not have.
 
-1. saga_kernels imports torch, and triton in each op's kernel.py and in tiles.py, which these share
-   and which are imported lazily.
+1. saga_kernels imports torch, and triton in each op's kernel.py, in tiles.py, which these share,
+   and in interpreter.py; all are imported lazily.
 2. saga_mm.attention and saga_mm.layers import torch and saga_kernels.
 3. Nothing in saga_mm imports mmdet or mmseg at module level.
 """
@@ -100,7 +100,7 @@ def test_kernels_import_torch_and_triton_only():
 
 
 def test_triton_is_imported_in_kernel_modules_only_and_those_lazily():
-    triton_modules = {'kernel', 'tiles'}
+    triton_modules = {'kernel', 'tiles', 'interpreter'}
     for module, name, lazy in imports_of('saga_kernels'):
         is_kernel = module.rpartition('.')[2] in triton_modules
         assert is_kernel or not within(name, 'triton'), f'{module} imports {name}'

@@ -3,7 +3,8 @@
 - `impl='reference'`: the reference, always.
 - `impl='triton'`: the Triton kernel, or an error that says why it can't run.
 - `impl='auto'` (default): the Triton kernel where it can run, else the reference; logged once.
-  Under `torch.export` the reference, since a kernel can't run where there is no Python.
+  Under `torch.export` and `torch.jit.trace` the reference, since a kernel can't run where there is
+  no Python; likewise for forward-mode derivatives and those of `torch.func`.
 - environment `SAGA_KERNELS_IMPL=...`: replaces 'auto'; an explicit argument wins over it.
 
 A Triton kernel takes float16, bfloat16 and float32, head dims 8 to 128, any strides as long as the
@@ -19,6 +20,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
+from torch.autograd import forward_ad
 
 from .tracing import is_tracing_or_compiling, is_tracing_or_exporting
 from .validation import check_impl
@@ -61,8 +64,13 @@ def resolve_impl(impl: str, op: str, why_not_triton: str | None) -> str:
     return choice
 
 
-def why_not_triton(packed: Tensor) -> str | None:
-    """Why no Triton kernel can take a packed projection (B, N, parts, H, D); None if one can."""
+def why_not_triton(packed: Tensor, *others: Tensor) -> str | None:
+    """Why no Triton kernel can take a packed projection (B, N, parts, H, D); None if one can.
+
+    Args:
+        packed: The projection.
+        others: Further inputs that can be differentiated.
+    """
     device = packed.device
     dim = packed.shape[-1]
     if not _HAS_TRITON:
@@ -72,6 +80,9 @@ def why_not_triton(packed: Tensor) -> str | None:
             return 'it needs a GPU, and the input is on the CPU'
     elif device.type != 'cuda':
         return f'it needs an NVIDIA or AMD GPU, and the input is on {device.type}'
+    elif not torch.cuda.is_available():
+        # A fake tensor may claim to be on a GPU that is not there.
+        return 'there is no GPU'
     elif torch.version.hip is None and torch.cuda.get_device_properties(device).major < 8:
         return 'it needs a GPU of compute capability 8.0'
     if packed.dtype not in TRITON_DTYPES:
@@ -80,7 +91,23 @@ def why_not_triton(packed: Tensor) -> str | None:
         return f'it takes head dims 8 to 128, not {dim}'
     if packed.stride(-1) != 1:
         return 'the last axis of the input is not contiguous'
+    if any(_has_other_derivatives(x) for x in (packed, *others)):
+        return 'it has a backward pass alone, not the derivatives of forward mode or torch.func'
     return None
+
+
+def _has_other_derivatives(x: Tensor) -> bool:
+    """Whether forward-mode differentiation or a transform of `torch.func` watches a tensor.
+
+    A custom op would give them derivatives of zero, or an error that says nothing of this.
+    """
+    if is_tracing_or_compiling():
+        return False
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def require_triton(packed: Tensor) -> None:

@@ -211,8 +211,12 @@ def sum_partials(partial: Tensor) -> Tensor:
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager:
-    """Makes the GPU of a tensor the one that kernels are launched on."""
-    return torch.cuda.device(x.device) if x.device.type == 'cuda' else contextlib.nullcontext()
+    """Makes the GPU of a tensor the one that kernels are launched on; on a CPU, the interpreter."""
+    if x.device.type == 'cuda':
+        return torch.cuda.device(x.device)
+    from .interpreter import bfloat16_of_a_gpu
+
+    return bfloat16_of_a_gpu()
 
 
 def launch_of(op: str, kernel: str, packed: Tensor) -> Launch:

@@ -1,4 +1,8 @@
-"""Checks shared by every op: one line that names the argument, what was expected and what came."""
+"""Checks shared by every op: one line that names the argument, what was expected and what came.
+
+While `torch.jit.trace` records, shapes are tensors, and comparing them would fix their values in
+the trace: then only what does not depend on a shape is checked.
+"""
 
 import math
 import numbers
@@ -9,8 +13,6 @@ from torch import Tensor
 
 IMPLS = ('auto', 'reference', 'triton')
 FEATURE_MAPS = ('elu', 'relu')
-# The smallest positive float32.
-SMALLEST_EPS = 2.0**-149
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -18,12 +20,14 @@ def check_packed(name: str, x: Tensor, parts: int) -> None:
     """Check a packed projection (B, N, parts, H, D)."""
     if not isinstance(x, Tensor):
         raise TypeError(f'{name} must be a tensor, got {type(x).__name__}')
+    if x.dtype not in DTYPES:
+        raise ValueError(f'{name} must be float16, bfloat16, float32 or float64, got {x.dtype}')
+    if torch.jit.is_tracing():
+        return
     if x.ndim != 5 or x.shape[2] != parts:
         raise ValueError(f'{name} must have shape (B, N, {parts}, H, D), got {tuple(x.shape)}')
     if x.shape[3] == 0 or x.shape[4] == 0:
         raise ValueError(f'{name} must have at least one head and channel, got {tuple(x.shape)}')
-    if x.dtype not in DTYPES:
-        raise ValueError(f'{name} must be float16, bfloat16, float32 or float64, got {x.dtype}')
 
 
 def check_feature_map(feature_map: str) -> None:
@@ -40,8 +44,8 @@ def check_eps(eps: float) -> float:
     """Check what is added to denominators; returns it as a Python float."""
     if not isinstance(eps, float | numbers.Real) or not 0 < eps < math.inf:
         raise ValueError(f'eps must be a positive number, got {eps!r}')
-    if eps < SMALLEST_EPS:
-        raise ValueError(f'eps must be at least 1.5e-45, which float32 can hold, got {eps!r}')
+    if eps <= 2.0**-150:
+        raise ValueError(f'eps must be at least 1.4e-45, the smallest float32, got {eps!r}')
     return float(eps)
 
 
@@ -52,18 +56,15 @@ def check_mask(mask: Tensor | None, x: Tensor) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f'mask must be a bool tensor, got {got}')
-    if mask.shape != x.shape[:2]:
-        expected = tuple(x.shape[:2])
-        raise ValueError(f'mask must have shape (B, N) = {expected}, got {tuple(mask.shape)}')
     if mask.device != x.device:
         raise ValueError(f'mask must be on {x.device}, got {mask.device}')
+    if not torch.jit.is_tracing() and mask.shape != x.shape[:2]:
+        expected = tuple(x.shape[:2])
+        raise ValueError(f'mask must have shape (B, N) = {expected}, got {tuple(mask.shape)}')
 
 
 def check_size(size: tuple[int, int], tokens: int) -> tuple[int, int]:
-    """Check the (height, width) of an image of that many tokens; returns it.
-
-    While code is traced, sizes are tensors or symbols, and the trace holds for others too.
-    """
+    """Check the (height, width) of an image of that many tokens; returns it."""
     try:
         height, width = size
     except (TypeError, ValueError):
@@ -85,19 +86,21 @@ def check_size(size: tuple[int, int], tokens: int) -> tuple[int, int]:
 
 def check_frequencies(frequencies: Tensor, x: Tensor) -> None:
     """Check the frequencies (D / 4,) of a rotation against the packed projection."""
-    dim = x.shape[-1]
-    if dim % 4:
-        raise ValueError(f'the head dim must be divisible by 4 to be rotated, got {dim}')
     if not isinstance(frequencies, Tensor) or frequencies.dtype not in DTYPES:
         got = getattr(frequencies, 'dtype', type(frequencies).__name__)
         raise ValueError(f'frequencies must be a floating-point tensor, got {got}')
-    if frequencies.shape != (dim // 4,):
-        got = tuple(frequencies.shape)
-        raise ValueError(f'frequencies must have shape (D / 4,) = ({dim // 4},), got {got}')
     if frequencies.device != x.device:
         raise ValueError(f'frequencies must be on {x.device}, got {frequencies.device}')
     if frequencies.requires_grad:
         raise ValueError('frequencies get no gradient, but require one: detach them')
+    if torch.jit.is_tracing():
+        return
+    dim = x.shape[-1]
+    if dim % 4:
+        raise ValueError(f'the head dim must be divisible by 4 to be rotated, got {dim}')
+    if frequencies.shape != (dim // 4,):
+        got = tuple(frequencies.shape)
+        raise ValueError(f'frequencies must have shape (D / 4,) = ({dim // 4},), got {got}')
 
 
 def check_log_decay(log_decay: Tensor, x: Tensor) -> None:
@@ -105,10 +108,10 @@ def check_log_decay(log_decay: Tensor, x: Tensor) -> None:
     if not isinstance(log_decay, Tensor) or log_decay.dtype not in DTYPES:
         got = getattr(log_decay, 'dtype', type(log_decay).__name__)
         raise ValueError(f'log_decay must be a tensor of floats, got {got}')
-    if log_decay.shape != x.shape[3:4]:
+    if log_decay.device != x.device:
+        raise ValueError(f'log_decay must be on {x.device}, got {log_decay.device}')
+    if not torch.jit.is_tracing() and log_decay.shape != x.shape[3:4]:
         expected = tuple(x.shape[3:4])
         raise ValueError(
             f'log_decay must have shape (H,) = {expected}, got {tuple(log_decay.shape)}'
         )
-    if log_decay.device != x.device:
-        raise ValueError(f'log_decay must be on {x.device}, got {log_decay.device}')

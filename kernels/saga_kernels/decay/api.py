@@ -69,6 +69,6 @@ def decay_linear_attention(
     check_feature_map(feature_map)
     eps = check_eps(eps)
     check_mask(mask, qkv)
-    if resolve_impl(impl, 'decay_linear_attention', why_not_triton(qkv)) == 'triton':
+    if resolve_impl(impl, 'decay_linear_attention', why_not_triton(qkv, log_decay)) == 'triton':
         return decay_forward(qkv, log_decay, mask, size[1], feature_map, eps)[0]
     return attend(qkv, log_decay, size, feature_map, eps, mask)

@@ -61,6 +61,7 @@ FLOOR = tl.constexpr(-40 * math.log(2))
 ROOM = tl.constexpr(14 * math.log(2))
 # log of the weight of no tokens: finite, for the difference of two of them is one.
 NOTHING = tl.constexpr(-1e38)
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 # Adding it to a float32 rounds that to an integer, in the lowest bits.
 ROUND = tl.constexpr(1.5 * 2**23)
 
@@ -128,10 +129,11 @@ def logits(b_k, b_g):
 
 @triton.jit
 def load_scale(p_state, o_d, D: tl.constexpr):
-    """c: z summed over each pair of channels."""
+    """c: z summed over each pair of channels; zero where it is too small for 1 / c to be finite."""
     p_z = p_state + D * D
     m_d = o_d < D
-    return tl.load(p_z + o_d, m_d, other=0.0) + tl.load(p_z + (o_d ^ 1), m_d, other=0.0)
+    b_c = tl.load(p_z + o_d, m_d, other=0.0) + tl.load(p_z + (o_d ^ 1), m_d, other=0.0)
+    return tl.where(b_c < SMALLEST_NORMAL, 0.0, b_c)
 
 
 @triton.jit(do_not_specialize=['N', 'H', 'SPAN'])
