@@ -89,7 +89,7 @@ def scan_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
         return (torch.where(mask, inside, outside) - 1).view(shape)
 
     rows, columns = by_row(mask), by_row(mask.transpose(1, 2)).transpose(1, 2)
-    return rows.reshape(len(mask), -1, 1), columns.reshape(len(mask), -1, 1)
+    return rows.flatten(1).unsqueeze(2), columns.flatten(1).unsqueeze(2)
 
 
 def spread(low: float, high: float, number: int) -> list[float]:

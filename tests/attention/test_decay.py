@@ -97,3 +97,22 @@ def test_masked_exports_with_dynamic_size_and_compiles_as_one_graph():
     with torch.no_grad():
         torch.testing.assert_close(program.module()(*x), module(*x))
         torch.testing.assert_close(compiled(*x), module(*x))
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('with_grad', [False, True])
+def test_empty_batch(masked, with_grad):
+    module = DecayLinearAttention(8, 2)
+    x = torch.zeros(0, 5, 7, 8)
+    mask = torch.zeros(0, 5, 7, 1, dtype=torch.bool) if masked else None
+    with torch.set_grad_enabled(with_grad):
+        assert module(x, mask).shape == x.shape
+
+
+def test_exports_with_a_mask_and_a_dynamic_batch():
+    module = DecayLinearAttention(8, 2).eval()
+    dynamic = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+    x, mask = torch.randn(2, 5, 7, 8), torch.rand(2, 5, 7, 1) > 0.3
+    program = torch.export.export(module, (x, mask), dynamic_shapes=(dynamic, dynamic))
+    x, mask = torch.randn(3, 9, 4, 8), torch.rand(3, 9, 4, 1) > 0.3
+    torch.testing.assert_close(program.module()(x, mask), module(x, mask))
