@@ -9,7 +9,12 @@ from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, is_main_process
-from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
+from mmengine.runner.checkpoint import (
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+)
 
 from .errors import CheckpointError
 
@@ -20,7 +25,10 @@ def find_file(path: str) -> Path:
     if scheme in ('torchvision', 'modelzoo') and separator:
         path = _look_up(path, name, get_torchvision_models())
     elif scheme in ('open-mmlab', 'openmmlab') and separator:
+        name = get_deprecated_model_names().get(name, name)
         path = _look_up(path, name, get_external_models())
+    elif scheme == 'mmcls' and separator:
+        path = _look_up(path, name, get_mmcls_models())
     if path.startswith(('http://', 'https://')):
         return _download(path)
     if '://' in path:

@@ -23,7 +23,7 @@ from torch import Tensor
 from .download import find_file
 from .errors import CheckpointError
 from .plain import make_plain, stand_ins
-from .state_dict import find_state_dict
+from .state_dict import extract_state_dict, find_state_dict, select
 
 SCHEMES = (
     '',
@@ -101,9 +101,14 @@ def load_file(path: str | Path, map_location: str | torch.device | None = 'cpu')
 
 
 def use_safe_loading() -> None:
-    """Make mmengine read every checkpoint through `load_file`.
+    """Make mmengine read every checkpoint through `load_file`, for as long as the process lives.
 
-    That is `load_from`, resume, and `init_cfg` of whatever model; for as long as the process lives.
+    That is what `Runner` loads and resumes, `init_detector`, `init_model`, inferencers, and
+    `Pretrained` in the `init_cfg` of any model. A file that holds anything but tensors and plain
+    data is a `CheckpointError`. Configs in a checkpoint are removed: an inferencer needs one of its
+    own.
+
+    Call it before anything is loaded. Checkpoints of pavi, S3 and Petrel are errors from then on.
     """
     CheckpointLoader.register_scheme(SCHEMES, load_from_vetted, force=True)
 
@@ -115,6 +120,9 @@ def load_from_vetted(filename: str, map_location: str | torch.device | None = No
     """
     checkpoint = load_file(filename, map_location)
     remove_configs(checkpoint)
+    if filename.startswith('mmcls://'):
+        # mmengine loads classifiers for their backbones
+        return {'state_dict': select(extract_state_dict(checkpoint), 'backbone.')}
     weights = find_state_dict(checkpoint)
     return checkpoint if weights is checkpoint else {**checkpoint, 'state_dict': weights}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -37,6 +38,20 @@ def extract_state_dict(checkpoint: Mapping) -> OrderedDict[str, Tensor]:
     if isinstance(versions, Mapping):
         weights._metadata = {unwrapped(str(name)): version for name, version in versions.items()}
     return weights
+
+
+def select(weights: Mapping[str, Tensor], prefix: str) -> OrderedDict[str, Tensor]:
+    """The weights whose names start with a prefix, such as 'backbone.', without it."""
+    prefix = unwrapped(prefix.rstrip('.')) + '.'
+
+    def below(named: Mapping[str, Any]) -> OrderedDict[str, Any]:
+        return OrderedDict(
+            (name[len(prefix) :], value) for name, value in named.items() if name.startswith(prefix)
+        )
+
+    selected = below(weights)
+    selected._metadata = below(getattr(weights, '_metadata', {}))
+    return selected
 
 
 def unwrapped(name: str) -> str:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import CheckpointError, printable
 from .loading import load_file
-from .state_dict import extract_state_dict, plain_name, plain_names, unwrapped
+from .state_dict import extract_state_dict, plain_name, plain_names, select
 
 
 class LoadReport(NamedTuple):
@@ -64,7 +64,7 @@ def load_weights(
     weights = extract_state_dict(load_file(checkpoint, map_location))
     names = list(weights)
     if prefix is not None:
-        weights = _below(weights, prefix)
+        weights = select(weights, prefix)
     match = match_weights(module, weights)
     if not match.loaded:
         raise CheckpointError(
@@ -198,20 +198,6 @@ class _NoCopies(TorchFunctionMode):
         if func is Tensor.copy_:
             return args[0]
         return func(*args, **(kwargs or {}))
-
-
-def _below(weights: OrderedDict[str, Tensor], prefix: str) -> OrderedDict[str, Tensor]:
-    """The weights whose names start with a prefix, without it; `_metadata` likewise."""
-    prefix = unwrapped(prefix.rstrip('.')) + '.'
-
-    def select(named: Mapping[str, Any]) -> OrderedDict[str, Any]:
-        return OrderedDict(
-            (name[len(prefix) :], value) for name, value in named.items() if name.startswith(prefix)
-        )
-
-    selected = select(weights)
-    selected._metadata = select(getattr(weights, '_metadata', {}))
-    return selected
 
 
 def _fits(weight: Tensor, own: Tensor) -> bool:
