@@ -81,8 +81,7 @@ def record_inputs(model: nn.Module, *args: Tensor) -> dict[str, Tensor]:
         for name, module in attention_layers(model).items():
 
             def keep(module: nn.Module, args: tuple, name: str = name) -> None:
-                x, _, norm = args
-                inputs[name] = norm(x)
+                inputs[name] = args[0]
 
             stack.callback(module.register_forward_pre_hook(keep).remove)
         model(*args)

@@ -7,6 +7,7 @@ contiguous: mmcv's RoIAlign takes that for granted, and misreads a channels-last
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -18,7 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import report_pretrained
-from ..layers import masked, strided
+from ..inference import run_block, run_embed
+from ..layers import downsample_mask, mask_padding
+
+# the last layer of timm's layer-wise decay
+NORMS = (r'^norms', (99999,))
 
 
 @dataclass(frozen=True)
@@ -80,29 +85,52 @@ def resolve_arch(arch: str | Mapping, known: Mapping[str, Arch], mlp_ratio: floa
 
 
 class Stage(nn.Module):
-    """One resolution of the pyramid.
+    """One resolution of the pyramid: an embedding that sets grid and width, then blocks.
 
-    An embedding that sets grid and width, then blocks that keep them.
-
-    Attributes:
-        reach: How many of the latest maps `enter` reads.
+    Args:
+        embed: Maps (B, H, W, C_in) and its mask to the grid and width of the stage.
+        blocks: Map (B, H, W, C) and its mask to (B, H, W, C).
+        with_cp: Recompute the activations of each block in the backward pass (non-reentrant).
+        hsb: Adds features of earlier stages to what `embed` makes; see `HSB.forward`.
     """
 
-    reach = 1
-
-    def __init__(self, embed: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        embed: nn.Module,
+        blocks: Sequence[nn.Module],
+        *,
+        with_cp: bool = False,
+        hsb: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
+        self.hsb = hsb
+        self.with_cp = with_cp
 
-    def enter(self, maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
-        """What the blocks get, from the latest of the image and the outputs of earlier stages.
+    def forward(
+        self,
+        x: Tensor,
+        masks: tuple[Tensor | None, Tensor | None] = (None, None),
+        earlier: Sequence[tuple[Tensor, Tensor | None]] = (),
+    ) -> Tensor:
+        """Map of this stage, (B, H', W', C).
 
         Args:
-            maps: (B, H, W, C) each, `reach` of them at least.
-            masks: (B, H, W, 1) each, see `masked`, or None.
+            x: Image or map of the stage before, (B, H, W, C_in).
+            masks: The masks of x and of the map of this stage, see `mask_padding`, or Nones.
+            earlier: Maps of the stages before, each with its mask.
         """
-        return self.embed(maps[-1], masks[-1])
+        finer, mask = masks
+        x = run_embed(self.embed, x, finer)
+        if self.hsb is not None:
+            x = self.hsb(x, earlier)
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(run_block, block, x, mask, use_reentrant=False)
+            else:
+                x = run_block(block, x, mask)
+        return x
 
 
 class PyramidBackbone(BaseModule):
@@ -120,8 +148,6 @@ class PyramidBackbone(BaseModule):
         pad_mask (bool): The input has one channel more, 1 inside an image and 0 in its padding.
             Inside, maps are those of the image alone, but for batch norms in training; in the
             padding they are 0.
-        with_cp (bool): Recompute the activations of each block in the backward pass
-            (non-reentrant).
         init_cfg (dict, optional): `dict(type='Pretrained', checkpoint=..., prefix=...)` or any
             mmengine initialiser. Without it the weights keep the layers' own initialisation.
     """
@@ -142,7 +168,6 @@ class PyramidBackbone(BaseModule):
         out_indices: int | Sequence[int],
         frozen_stages: int,
         pad_mask: bool,
-        with_cp: bool,
         init_cfg: dict | list | None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -164,7 +189,6 @@ class PyramidBackbone(BaseModule):
         self.input_channels = in_channels + pad_mask
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
-        self.with_cp = with_cp
         self.stages = nn.ModuleList(make_stage(i) for i in range(used))
         self.norms = nn.ModuleDict({str(i): make_norm(i) for i in out_indices})
         self._freeze()
@@ -210,26 +234,19 @@ class PyramidBackbone(BaseModule):
             tuple[Tensor]: (B, C_i, ceil(H / 4), ceil(W / 4)), then halved per stage, rounded up.
             Contiguous, as mmcv's ops expect.
         """
-        maps, masks = ([part] for part in self._split(x))
-        inside = masks[0]
-        reach = max(stage.reach for stage in self.stages)
-        outs = []
+        x, image_mask = self._split(x)
+        mask, earlier, outs = image_mask, [], []
         for i, stage in enumerate(self.stages):
-            mask = strided(inside, 4 * 2**i)
-            # no name here for what the first block gets: it makes room when that block is done,
-            # and maps that no other stage reads before
-            entry = [stage.enter(maps, masks)]
-            for earlier in (maps, masks):
-                del earlier[: len(earlier) + 1 - reach]
-            maps.append(self._forward_blocks(stage.blocks, entry.pop(), mask))
-            masks.append(mask)
+            finer, mask = mask, downsample_mask(image_mask, 4 * 2**i)
+            x = stage(x, (finer, mask), earlier)
+            earlier.append((x, mask))
             if i in self.out_indices:
-                outs.append(self._output(i, maps[-1], mask))
+                outs.append(self._output(i, x, mask))
         return tuple(outs)
 
     def _output(self, i: int, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Map i of those returned, (B, C, H, W), from the output of its stage."""
-        return masked(self.norms[str(i)](x), mask).permute(0, 3, 1, 2).contiguous()
+        """Output i, (B, C, H, W), from the map of its stage."""
+        return mask_padding(self.norms[str(i)](x), mask).permute(0, 3, 1, 2).contiguous()
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Image (B, H, W, in_channels) and mask (B, H, W, 1) or None."""
@@ -240,16 +257,52 @@ class PyramidBackbone(BaseModule):
             raise ValueError(f'the input must have shape {expected}, got {tuple(x.shape)}')
         x = x.permute(0, 2, 3, 1)
         if not self.pad_mask:
-            return x.contiguous(), None
-        return x[..., :-1].contiguous(), x[..., -1:] > 0.5
+            return x, None
+        return x[..., :-1], x[..., -1:] > 0.5
 
-    def _forward_blocks(self, blocks: nn.ModuleList, x: Tensor, mask: Tensor | None) -> Tensor:
-        for block in blocks:
-            if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, use_reentrant=False)
-            else:
-                x = block(x, mask)
-        return x
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of the layer that a parameter belongs to, for layer-wise learning rate decay.
+
+        Layer 0 is the embedding of the first stage; layer n is block n, together with what stands
+        before it in its stage if it is the first block there; the norms of the outputs, and all
+        that is not of the backbone, are the last layer.
+
+        Args:
+            param_name (str): Name of the parameter.
+            prefix (str): What stands before the names of the backbone's parameters, such as
+                'backbone.'. Defaults to ''.
+
+        Returns:
+            tuple[int, int]: The layer, from 0, and the number of layers: two more than blocks.
+
+        Source: the convention of mmpretrain's `BaseBackbone.get_layer_depth`.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        layers = sum(depths) + 2
+        found = re.match(r'stages\.(\d+)\.(?:blocks\.(\d+))?', param_name.removeprefix(prefix))
+        if not param_name.startswith(prefix) or not found:
+            return layers - 1, layers
+        stage, block = int(found[1]), found[2]
+        if stage == 0 and block is None:
+            return 0, layers
+        return 1 + sum(depths[:stage]) + int(block or 0), layers
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Patterns that sort parameters into layers, for timm's layer-wise learning rate decay.
+
+        Args:
+            coarse (bool): One layer per stage in place of one per block. Defaults to False.
+        """
+        if coarse:
+            return dict(stem=r'^stages\.0\.embed', blocks=[(r'^stages\.(\d+)', None), NORMS])
+        return dict(
+            stem=r'^stages\.0\.embed',
+            blocks=[
+                (r'^stages\.(\d+)\.(?:embed|hsb)', (0,)),
+                (r'^stages\.(\d+)\.blocks\.(\d+)', None),
+                NORMS,
+            ],
+        )
 
     def train(self, mode: bool = True) -> PyramidBackbone:
         super().train(mode)

@@ -145,7 +145,8 @@ class RAVLT(PyramidBackbone):
                 )
             else:
                 embed = ConvNormEmbed(dims[i - 1], (dims[i],), (2,), norm_layer)
-            return Stage(embed, [make_block(i, rate) for rate in drop_paths[i]])
+            blocks = [make_block(i, rate) for rate in drop_paths[i]]
+            return Stage(embed, blocks, with_cp=with_cp)
 
         super().__init__(
             make_stage,
@@ -155,7 +156,6 @@ class RAVLT(PyramidBackbone):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             pad_mask=pad_mask,
-            with_cp=with_cp,
             init_cfg=init_cfg,
         )
         self.norm_eval = norm_eval

@@ -116,7 +116,8 @@ class SAGA(PyramidBackbone):
                 embed = ConvStem(channels, dims[i], norm_layer)
             else:
                 embed = PatchEmbed(channels, dims[i], stride, patch_embed != 'plain', norm_layer)
-            return Stage(embed, [make_block(i, rate) for rate in drop_paths[i]])
+            blocks = [make_block(i, rate) for rate in drop_paths[i]]
+            return Stage(embed, blocks, with_cp=with_cp)
 
         super().__init__(
             make_stage,
@@ -126,6 +127,5 @@ class SAGA(PyramidBackbone):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             pad_mask=pad_mask,
-            with_cp=with_cp,
             init_cfg=init_cfg,
         )

@@ -16,10 +16,8 @@ from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
-from torch import Tensor, nn
-
 from ..attention import DecayLinearAttention, GatedLinearAttention, SoftmaxAttention
-from ..layers import FFN, HSB, Block, ConvStem, PatchEmbed, drop_path_schedule, masked
+from ..layers import FFN, HSB, Block, ConvStem, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
 
@@ -87,24 +85,6 @@ def warn_of_early_softmax(layers: Sequence[str], side: int = 1024) -> None:
             f'pixels each such layer computes {" and ".join(scores)}',
             stacklevel=3,
         )
-
-
-class BridgedStage(Stage):
-    """A stage whose input also gets features of the stages before it.
-
-    Args:
-        hsb: Adds the outputs of the stages before this one to what `embed` makes.
-    """
-
-    def __init__(self, embed: nn.Module, blocks: Sequence[nn.Module], hsb: HSB) -> None:
-        super().__init__(embed, blocks)
-        self.hsb = hsb
-        self.reach = len(hsb.paths)
-
-    def enter(self, maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
-        latest = zip(maps[-self.reach :], masks[-self.reach :], strict=True)
-        earlier = [masked(x, mask) for x, mask in latest]
-        return self.hsb(super().enter(maps, masks), earlier)
 
 
 @MODELS.register_module()
@@ -201,9 +181,8 @@ class SoLAVision(PyramidBackbone):
             else:
                 embed = PatchEmbed(dims[i - 1], dims[i], 2, True, norm_layer)
             blocks = [make_block(i, *layer) for layer in zip(layers[i], drop_paths[i], strict=True)]
-            if i == 2 and hsb:
-                return BridgedStage(embed, blocks, HSB(dims[:2], dims[2], strides=(4, 2)))
-            return Stage(embed, blocks)
+            early = HSB(dims[:2], dims[2], strides=(4, 2)) if i == 2 and hsb else None
+            return Stage(embed, blocks, with_cp=with_cp, hsb=early)
 
         super().__init__(
             make_stage,
@@ -213,7 +192,6 @@ class SoLAVision(PyramidBackbone):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             pad_mask=pad_mask,
-            with_cp=with_cp,
             init_cfg=init_cfg,
         )
         self.layers = layers

@@ -27,12 +27,12 @@ OPTIONS = {'decay_rate', 'custom_keys', 'bypass_duplicate', *MULTIPLIERS}
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Layer-wise learning rate decay for every backbone of saga_mm, in whatever model.
+    """Layer-wise learning rate decay for every backbone that numbers its layers, in any model.
 
-    With L blocks in the backbone, layer 0 is the embedding of the first stage and layer n is block
-    n, together with the embedding of its stage if it is the first block there. They train at
-    `lr * decay_rate ** (L + 1 - layer)`. All else trains at the full rate: heads, necks, and the
-    norms of the backbone's outputs, which often start fresh. Frozen parameters are left out.
+    A backbone tells the layer of a parameter, and the number of layers, by `get_layer_depth`, as in
+    mmpretrain; see `saga_mm.backbones.pyramid.PyramidBackbone.get_layer_depth`. Layers train at
+    `lr * decay_rate ** (layers - 1 - layer)`, the last one at the full rate, as do heads and necks.
+    Frozen parameters are left out.
 
     One-dimensional parameters (norms, biases, layer scales) have no weight decay, unless
     `flat_decay_mult` says otherwise. The table of groups is logged.
@@ -47,7 +47,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Raises:
         ValueError: An option is unknown or wrong, a custom key fits no parameter, or the model has
-            no backbone of saga_mm.
+            no backbone with `get_layer_depth`.
     """
 
     def _validate_cfg(self) -> None:
@@ -82,17 +82,16 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         is_dcn_module: bool | None = None,
     ) -> None:
         """Append the groups of a module and of its children; mmengine calls it for each of them."""
-        from ..backbones.pyramid import PyramidBackbone  # which imports this package
-
         start = len(params)
         # one group per parameter
         super().add_params(params, module, prefix, is_dcn_module)
-        if isinstance(module, PyramidBackbone):
-            depth, layers = number_layers(module)
+        if hasattr(module, 'get_layer_depth'):
+            names = {parameter: name for name, parameter in module.named_parameters()}
             for group in params[start:]:
-                layer = layers.get(group['params'][0])
-                if layer is not None:
-                    factor = self.decay_rate ** (depth + 1 - layer)
+                layer, layers = module.get_layer_depth(names[group['params'][0]])
+                # A classifier of mmpretrain has the method too, and asks its backbone.
+                if layer < layers - 1 and 'layer' not in group:
+                    factor = self.decay_rate ** (layers - 1 - layer)
                     group.update(layer=layer, lr=group.get('lr', self.base_lr) * factor)
         if not prefix:
             self._check_model(params, module)
@@ -100,11 +99,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             print_log(self._table(params), 'current')
 
     def _check_model(self, params: list[dict], model: nn.Module) -> None:
-        from ..backbones.pyramid import PyramidBackbone
-
-        if not any(isinstance(module, PyramidBackbone) for module in model.modules()):
+        if not any(hasattr(module, 'get_layer_depth') for module in model.modules()):
             raise ValueError(
-                f'the model must have a backbone of saga_mm, got {type(model).__name__}'
+                'the model must have a backbone with get_layer_depth, as those of saga_mm have, '
+                f'got {type(model).__name__}'
             )
         names = [name for name, _ in model.named_parameters()]
         for key in self.paramwise_cfg.get('custom_keys', {}):
@@ -139,18 +137,6 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             number = sum(tensor.numel() for tensor in group['params'])
             rows.append(f'{layer:>5}  {factor:>9.4g}  {decay:>12}  {number:>10,}')
         return '\n'.join([f'layer-wise lr decay, lr {self.base_lr:g}:', *rows])
-
-
-def number_layers(backbone: nn.Module) -> tuple[int, dict[nn.Parameter, int]]:
-    """Number of blocks of a `PyramidBackbone`, and the layer of each parameter of its stages."""
-    depth, layers = 0, {}
-    for i, stage in enumerate(backbone.stages):
-        # what is not in a block: the embedding
-        layers.update(dict.fromkeys(stage.parameters(), depth + 1 if i else 0))
-        for block in stage.blocks:
-            depth += 1
-            layers.update(dict.fromkeys(block.parameters(), depth))
-    return depth, layers
 
 
 def _order(group: dict) -> tuple:

@@ -1,13 +1,12 @@
 """Layers on channels-last maps (B, H, W, C): plain torch modules."""
 
-from .block import Block
+from .block import Block, scale
 from .conv import Conv2d, DepthwiseConv2d
 from .drop_path import DropPath, drop_path_schedule
 from .ffn import FFN
 from .hsb import HSB
 from .init import init_linear
-from .mask import masked, strided
-from .norm import Norm, identity
+from .mask import downsample_mask, mask_padding
 from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
 from .rotary import rotary_frequencies
 
@@ -20,12 +19,11 @@ __all__ = [
     'ConvStem',
     'DepthwiseConv2d',
     'DropPath',
-    'Norm',
     'PatchEmbed',
+    'downsample_mask',
     'drop_path_schedule',
-    'identity',
     'init_linear',
-    'masked',
+    'mask_padding',
     'rotary_frequencies',
-    'strided',
+    'scale',
 ]

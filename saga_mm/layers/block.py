@@ -5,20 +5,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from saga_kernels.slices import cut, join, row_strips
-
 from .conv import DepthwiseConv2d
 from .drop_path import DropPath
+from .mask import mask_padding
 
 
 class Block(nn.Module):
     """Positional encoding, attention and FFN, each on a residual: (B, H, W, C) -> the same.
 
     Args:
-        attention, ffn: Modules on (B, H, W, C), its mask, and a norm that comes first.
+        attention, ffn: Modules that map (B, H, W, C) and its mask to (B, H, W, C).
         dim: C.
-        cpe_kernel_size: Depthwise convolution that encodes position; 0 for none.
-        drop_path: Rate at which an image skips attention, and FFN.
+        cpe_kernel_size: Kernel of the depthwise convolution that encodes position; 0 for none.
+        drop_path: Probability with which a sample skips attention, and the FFN.
         norm_layer: Makes a norm over channels.
         layer_scale: Start of a learned factor per channel on attention and FFN; None for no factor.
     """
@@ -40,25 +39,20 @@ class Block(nn.Module):
         self.attn = attention
         self.norm2 = norm_layer(dim)
         self.ffn = ffn
-        self.drop_path = DropPath(drop_path)
+        self.drop_path1 = DropPath(drop_path)
+        self.drop_path2 = DropPath(drop_path)
         self.gamma1 = self.gamma2 = None
         if layer_scale is not None:
             self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
             self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        given = x
         if self.cpe is not None:
-            strips = row_strips(x, x.shape[-1], least=16 * self.cpe.halo)
-            encoding = self.cpe.strips(x, mask, strips)
-            x = join((a + b for a, b in zip(cut(x, strips), encoding, strict=True)), strips)
-        x = self._add(x, self.attn(x, mask, self.norm1), self.gamma1, given)
-        return self._add(x, self.ffn(x, mask, self.norm2), self.gamma2, given)
+            x = x + self.cpe(mask_padding(x, mask))
+        x = x + self.drop_path1(scale(self.attn(self.norm1(x), mask), self.gamma1))
+        return x + self.drop_path2(scale(self.ffn(self.norm2(x), mask), self.gamma2))
 
-    def _add(self, x: Tensor, residual: Tensor, gamma: Tensor | None, given: Tensor) -> Tensor:
-        """x plus a residual; without grad in place, if x is not the caller's."""
-        residual = self.drop_path(residual if gamma is None else residual * gamma)
-        wide = torch.promote_types(x.dtype, residual.dtype) == x.dtype
-        if x is given or torch.is_grad_enabled() or not wide:
-            return x + residual
-        return x.add_(residual)
+
+def scale(x: Tensor, gamma: Tensor | None) -> Tensor:
+    """Layer scale, arXiv 2103.17239: x times a factor per channel, if there is one."""
+    return x if gamma is None else x * gamma

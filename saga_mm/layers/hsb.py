@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .conv import Conv2d
 from .init import init_linear
+from .mask import mask_padding
 
 
 class HSB(nn.Module):
@@ -37,7 +38,16 @@ class HSB(nn.Module):
         )
         self.scale = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor, earlier: Sequence[Tensor]) -> Tensor:
-        """(B, H, W, C), and maps (B, stride * H, stride * W, C_in) or a little smaller."""
-        maps = [path(early) for path, early in zip(self.paths, earlier, strict=True)]
+    def forward(self, x: Tensor, earlier: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """Add the last of the earlier maps, one per path, to x.
+
+        Args:
+            x: (B, H, W, C).
+            earlier: Maps (B, stride * H, stride * W, C_in), or a little smaller, each with its mask
+                as in `mask_padding`.
+        """
+        latest = earlier[-len(self.paths) :]
+        maps = [
+            path(mask_padding(y, mask)) for path, (y, mask) in zip(self.paths, latest, strict=True)
+        ]
         return x + self.scale * sum(maps[1:], maps[0])

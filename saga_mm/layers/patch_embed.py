@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_kernels.slices import join, row_strips, with_halo
-
 from .conv import Conv2d
-from .mask import masked, strided
+from .mask import downsample_mask, mask_padding
 
 
 class PatchEmbed(nn.Module):
@@ -42,7 +40,7 @@ class PatchEmbed(nn.Module):
         self.norm = norm_layer(dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = masked(x, mask)
+        x = mask_padding(x, mask)
         if not self.overlap:
             height, width = x.shape[1:3]
             x = F.pad(x, (0, 0, 0, -width % self.stride, 0, -height % self.stride))
@@ -53,7 +51,6 @@ class ConvStem(nn.Module):
     """Two overlapping patch embeddings of stride 2 and a GELU between them, for the first stage.
 
     (B, H, W, C_in) -> (B, ceil(H / 4), ceil(W / 4), C_out), through C_out / 2 channels, rounded up.
-    Without grad, rows go through in strips that fit a CPU's cache.
 
     Args:
         in_channels: C_in.
@@ -70,15 +67,7 @@ class ConvStem(nn.Module):
         self.embed2 = PatchEmbed(hidden, dim, 2, True, norm_layer)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        # per row of the output two of the map in between, of half as many cells
-        strips = row_strips(x[:, ::4], self.embed1.proj.out_channels, least=16)
-        if len(strips) == 1:
-            return self._embed(x, mask)
-        # at the ends of a strip, zeros stand for what is beyond
-        return join((with_halo(self._embed, x, mask, strip, 1, 4) for strip in strips), strips)
-
-    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return self.embed2(F.gelu(self.embed1(x, mask)), strided(mask, 2))
+        return self.embed2(F.gelu(self.embed1(x, mask)), downsample_mask(mask, 2))
 
 
 class ConvNormEmbed(nn.Sequential):
@@ -104,31 +93,39 @@ class ConvNormEmbed(nn.Sequential):
         norm_layer: Callable[[int], nn.Module],
         fp32_start: bool = False,
     ) -> None:
-        layers = []
+        layers: list[nn.Module] = []
         for before, dim, stride in zip((in_channels, *dims[:-1]), dims, strides, strict=True):
             layers += [nn.Conv2d(before, dim, 3, stride, padding=1), norm_layer(dim), nn.GELU()]
         super().__init__(*layers[:-1])
+        self.strides = tuple(strides)
         self.fp32_start = fp32_start
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        device = x.device.type
-        x = x.permute(0, 3, 1, 2)
+        x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         layers = list(self)
-        if self.fp32_start and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                x, mask = _run(layers[:2], x.to(layers[0].weight.dtype), mask)
-            x, layers = x.to(torch.get_autocast_dtype(device)), layers[2:]
-        x, _ = _run(layers, x, mask)
+        for i, stride in enumerate(self.strides):
+            if mask is not None:
+                x = mask_padding(x, mask.permute(0, 3, 1, 2))
+                mask = downsample_mask(mask, stride)
+            conv_norm = layers[3 * i : 3 * i + 2]
+            x = run_in_fp32(conv_norm, x) if i == 0 and self.fp32_start else run(conv_norm, x)
+            x = run(layers[3 * i + 2 : 3 * i + 3], x)
         return x.permute(0, 2, 3, 1)
 
 
-def _run(
-    layers: Sequence[nn.Module], x: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Maps (B, C, H, W) through layers, and their mask with them."""
+def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """x through layers, one after the other."""
     for layer in layers:
-        if mask is not None and isinstance(layer, nn.Conv2d):
-            x = masked(x, mask.permute(0, 3, 1, 2))
-            mask = strided(mask, layer.stride[0])
         x = layer(x)
-    return x, mask
+    return x
+
+
+def run_in_fp32(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """As `run`; where autocast is on, in the dtype of the weights, and the result in autocast's."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return run(layers, x)
+    dtype = next((p.dtype for p in layers[0].parameters()), torch.float32)
+    with torch.autocast(device, enabled=False):
+        x = run(layers, x.to(dtype))
+    return x.to(torch.get_autocast_dtype(device))

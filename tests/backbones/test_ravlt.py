@@ -70,7 +70,7 @@ def test_each_size_has_its_drop_path_and_layer_scale(arch, rate, scales, monkeyp
         narrow = replace(settings, embed_dims=(4,) * 4, num_heads=(1,) * 4)
         monkeypatch.setitem(RAVLT.arch_settings, arch, narrow)
     model = RAVLT(arch)
-    assert model.stages[-1].blocks[-1].drop_path.rate == pytest.approx(rate)
+    assert model.stages[-1].blocks[-1].drop_path2.rate == pytest.approx(rate)
     for stage, scale in zip(model.stages, scales, strict=True):
         for block in stage.blocks:
             assert torch.equal(block.gamma1, torch.full_like(block.gamma1, scale))

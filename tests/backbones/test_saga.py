@@ -102,13 +102,13 @@ def test_explicit_triton_raises_where_it_cannot_run():
 
 def test_inference_needs_four_maps():
     setup = """
-from saga_kernels import slices
 from saga_mm.backbones import SAGA
-slices.BUDGET['cpu'] = 2**14
+from saga_mm.inference import chunked
+chunked.BUDGET = 2**14
 arch = dict(embed_dims=(16,), depths=(2,), num_heads=(1,), mlp_ratios=(8,))
 model = SAGA(arch, out_indices=0).eval()
 images = torch.randn(1, 3, 2048, 512)
 """
-    # what a block gets, its sum with the positional encoding, queries and values; and strips, of
+    # what a block gets, its sum with the positional encoding, queries and values; and chunks, of
     # 16 of 512 rows at least
     assert peak_memory(setup, 'model(images)[0]') < 4.5

@@ -154,14 +154,14 @@ def test_hsb_takes_maps_of_any_size(size):
     # (H, W) of stage 1, halved twice, rounded up
     half = [-(-side // 2) for side in size]
     quarter = [-(-side // 2) for side in half]
-    maps = [torch.randn(2, *size, 4), torch.randn(2, *half, 6)]
+    maps = [(torch.randn(2, *size, 4), None), (torch.randn(2, *half, 6), None)]
     hsb = HSB((4, 6), 8, strides=(4, 2))
     torch.nn.init.ones_(hsb.scale)
     x = torch.randn(2, *quarter, 8)
     assert hsb(x, maps).shape == x.shape
     # each map counts
     for i in range(2):
-        other = [m + 1 if j == i else m for j, m in enumerate(maps)]
+        other = [(m + 1, mask) if j == i else (m, mask) for j, (m, mask) in enumerate(maps)]
         assert not torch.allclose(hsb(x, maps), hsb(x, other))
 
 

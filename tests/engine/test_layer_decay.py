@@ -1,8 +1,11 @@
+import re
+
 import pytest
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
+import saga_mm
 from saga_mm.engine import LayerDecayOptimWrapperConstructor
 from saga_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -213,5 +216,34 @@ def test_wrong_options_are_named(options, message):
 
 
 def test_other_models_are_refused():
-    with pytest.raises(ValueError, match='must have a backbone of saga_mm, got Linear'):
+    with pytest.raises(
+        ValueError, match=r'must have a backbone with get_layer_depth, .* got Linear'
+    ):
         build(nn.Linear(2, 2), decay_rate=0.9)
+
+
+@pytest.mark.parametrize('name', ['SAGA', 'SoLAVision', 'RAVLT'])
+def test_every_constructor_sees_the_same_layers(name):
+    """`get_layer_depth` for mmpretrain and for ours, `group_matcher` for timm."""
+    arch = dict(embed_dims=(8, 8, 8, 8), depths=(1, 2, 1, 1), num_heads=(1, 1, 1, 1))
+    model = saga_mm.registry.MODELS.get(name)(arch=arch)
+    depths = {n: model.get_layer_depth(f'a.{n}', 'a.') for n, _ in model.named_parameters()}
+    assert {layers for _, layers in depths.values()} == {7}
+    assert {layer for layer, _ in depths.values()} == set(range(7))
+    assert model.get_layer_depth('head.weight', 'backbone.') == (6, 7)
+    assert depths == {n: model.get_layer_depth(n) for n in depths}
+    # timm sorts by the place of the group, then by the numbers in the name and the suffix
+    matcher = model.group_matcher()
+    patterns = [(0, matcher['stem'], None), *((1, *pattern) for pattern in matcher['blocks'])]
+    keys = {}
+    for n in depths:
+        group, found, suffix = next(
+            (group, found, suffix)
+            for group, pattern, suffix in patterns
+            if (found := re.match(pattern, n))
+        )
+        keys[n] = (group, *map(float, found.groups()), *(suffix or ()))
+    order = sorted(set(keys.values()))
+    assert {n: order.index(key) for n, key in keys.items()} == {
+        n: layer for n, (layer, _) in depths.items()
+    }

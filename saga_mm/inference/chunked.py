@@ -1,0 +1,294 @@
+"""Runs plain modules over chunks of rows, for inference on large images on a CPU.
+
+A block makes maps that are several times as wide as its input. In chunks of rows that fit a cache,
+these never exist as a whole: less memory, and less time. The result is that of the plain module,
+for its layers are of three kinds:
+
+- norms, linear layers and activations work on each token by itself;
+- a convolution reads a few rows more than it writes: its `halo`;
+- linear attention sums over all tokens. It takes two sweeps over the chunks: the first adds up the
+  state, the second reads it.
+
+Whatever else there is, such as softmax attention, is called on the whole map.
+
+Legend: B batch, H height, W width, C channels. Maps are (B, H, W, C), masks (B, H, W, 1) bool.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from saga_kernels import KVState, is_tracing_or_compiling, kv_state, read_state, sum_states
+from saga_kernels.dispatch import resolve_impl, why_not_triton
+
+from ..attention import GatedLinearAttention
+from ..layers import (
+    FFN,
+    Block,
+    Conv2d,
+    ConvStem,
+    DepthwiseConv2d,
+    PatchEmbed,
+    mask_padding,
+    scale,
+)
+
+# Bytes of the widest temporary of a chunk: what the cache of a CPU holds.
+BUDGET = 2**21
+# A chunk has at least so many times the rows of a halo, which are computed twice: at most one
+# eighth of the work is done again.
+ROWS_PER_HALO = 16
+
+
+def run_block(block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`block(x, mask)`, in chunks of rows where that gives the same and pays.
+
+    A block is called as it is on a GPU, while torch traces or compiles, if a hook is on it or on a
+    module in it, if it is made of other modules than `Block` and `FFN`, as after quantisation, and
+    if it is small. Where a gradient is wanted, only the FFN goes in chunks: autograd keeps its wide
+    maps, so that this saves time and no memory.
+
+    Args:
+        block: Maps (B, H, W, C) and its mask to (B, H, W, C).
+        x: (B, H, W, C).
+        mask: As in `mask_padding`, or None.
+    """
+    if not can_chunk(block, x) or not is_plain(block):
+        return block(x, mask)
+    halo = halo_of(block.ffn.dwconv)
+    chunks = row_chunks(x, block.ffn.fc1.out_features, halo)
+    if len(chunks) == 1:
+        return block(x, mask)
+    if not block.training and not torch.is_grad_enabled():
+        return chunked_block(block, x, mask)
+    return block(x, mask) if halo else block_with_chunked_ffn(block, x, mask, chunks)
+
+
+def run_embed(embed: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`embed(x, mask)`; in inference a `ConvStem` goes in chunks of rows, as in `run_block`."""
+    if torch.is_grad_enabled() or not can_chunk(embed, x) or not is_plain_stem(embed):
+        return embed(x, mask)
+    # Two rows of the map between the convolutions, of half the width, for a row of the output.
+    chunks = row_chunks(x[:, ::4], embed.embed2.proj.in_channels, halo=1)
+    if len(chunks) == 1:
+        return embed(x, mask)
+    out = RowBuffer(-(-x.shape[1] // 4))
+    for rows in chunks:
+        # Row r of the output reads rows 2r - 1 to 2r + 1 of the map in between, and row 2r - 1 is
+        # wrong where the image is cut off above row 4r. So one row of the output is dropped.
+        out.write(rows, with_halo(embed, x, mask, rows, halo=1, stride=4))
+    return out.map
+
+
+def can_chunk(module: nn.Module, x: Tensor) -> bool:
+    """Whether nobody could tell a module that goes in chunks from one that is called."""
+    return (
+        type(x) is Tensor
+        and x.device.type == 'cpu'
+        and not is_tracing_or_compiling()
+        and not is_watched(module)
+    )
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a hook, or a `forward` of its own, is on a module or on one in it."""
+    return _has_any_global_hook() or any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or 'forward' in vars(part)
+        for part in module.modules()
+    )
+
+
+def is_plain(block: nn.Module) -> bool:
+    """Whether a block is made of the modules whose kind this file knows."""
+    if type(block) is not Block or type(block.ffn) is not FFN:
+        return False
+    linear = [block.ffn.fc1, block.ffn.fc2]
+    convs = [block.cpe, block.ffn.dwconv]
+    if type(block.attn) is GatedLinearAttention:
+        linear += [block.attn.in_proj, block.attn.proj]
+        convs.append(block.attn.lepe)
+    return (
+        all(type(layer) is nn.Linear for layer in linear)
+        and all(conv is None or type(conv) is DepthwiseConv2d for conv in convs)
+        and all(hasattr(norm, 'normalized_shape') for norm in (block.norm1, block.norm2))
+    )
+
+
+def is_plain_stem(embed: nn.Module) -> bool:
+    """Whether an embedding is a `ConvStem` made of the modules that it is born with."""
+    return type(embed) is ConvStem and all(
+        type(part) is PatchEmbed and type(part.proj) is Conv2d
+        for part in (embed.embed1, embed.embed2)
+    )
+
+
+def chunked_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
+    """What a plain block gives in inference, without its wide maps."""
+    if type(block.attn) is GatedLinearAttention and runs_eagerly(block.attn, x):
+        return linear_attention_block(block, x, mask)
+    x = positional_encoding(block, x, mask)
+    x = x + scale(block.attn(block.norm1(x), mask), block.gamma1)
+    return feed_forward(block, x, mask)
+
+
+def block_with_chunked_ffn(
+    block: Block, x: Tensor, mask: Tensor | None, chunks: list[slice]
+) -> Tensor:
+    """What a plain block gives, for autograd too: only norm and FFN go in chunks."""
+    if block.cpe is not None:
+        x = x + block.cpe(mask_padding(x, mask))
+    x = x + block.drop_path1(scale(block.attn(block.norm1(x), mask), block.gamma1))
+    # One split, so that autograd writes one gradient.
+    parts = x.split(chunks[0].stop, dim=1)
+    y = torch.cat([block.ffn(block.norm2(part)) for part in parts], dim=1)
+    return x + block.drop_path2(scale(y, block.gamma2))
+
+
+def runs_eagerly(attn: GatedLinearAttention, x: Tensor) -> bool:
+    """Whether the op of an attention module would not run in Triton's interpreter."""
+    tokens = x.flatten(1, 2).unflatten(-1, (1, attn.num_heads, attn.head_dim))
+    return resolve_impl(attn.impl, attn.op.__name__, why_not_triton(tokens)) != 'triton'
+
+
+def positional_encoding(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
+    """A new map: x plus its encoding."""
+    out = RowBuffer(x.shape[1])
+    for rows in row_chunks(x, x.shape[-1], halo_of(block.cpe)):
+        out.write(rows, encoded_rows(block, x, mask, rows))
+    return out.map
+
+
+def encoded_rows(block: Block, x: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
+    return x[:, rows] if block.cpe is None else x[:, rows] + conv_rows(block.cpe, x, mask, rows)
+
+
+def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
+    """What a plain block with linear attention gives, in two sweeps."""
+    attn, ffn, heads = block.attn, block.ffn, (block.attn.num_heads, block.attn.head_dim)
+    chunks = row_chunks(x, x.shape[-1], max(halo_of(block.cpe), halo_of(attn.lepe)))
+    encoded, queries, values = (RowBuffer(x.shape[1]) for _ in range(3))
+
+    def add_to_state(rows: slice) -> KVState:
+        encoded.write(rows, encoded_rows(block, x, mask, rows))
+        y = encoded.map[:, rows]
+        # (B, N, heads, D) each
+        packed = attn.in_proj(block.norm1(y)).flatten(1, 2).unflatten(-1, (-1, *heads))
+        query, *others = packed.unbind(2)
+        queries.write(rows, query.reshape(y.shape))
+        if attn.lepe is not None:
+            values.write(rows, others[1].reshape(y.shape))
+        return kv_state(*others, feature_map=attn.feature_map, mask=token_mask(mask, rows))
+
+    def read_from_state(rows: slice) -> Tensor:
+        query = queries.map[:, rows]
+        tokens = query.flatten(1, 2).unflatten(-1, heads)
+        y = read_state(tokens, state, attn.feature_map, mask=token_mask(mask, rows))
+        y = y.reshape(query.shape)
+        if attn.lepe is not None:
+            y = y + conv_rows(attn.lepe, values.map, mask, rows)
+        y = encoded.map[:, rows] + scale(attn.proj(y), block.gamma1)
+        # A chunk goes on to the FFN while it is in the cache, unless that reads its neighbours.
+        return feed_forward(block, y, None) if ffn.dwconv is None else y
+
+    state = sum_states([add_to_state(rows) for rows in chunks])
+    out = RowBuffer(x.shape[1], encoded.map)
+    for rows in chunks:
+        out.write(rows, read_from_state(rows))
+    return out.map if ffn.dwconv is None else feed_forward(block, out.map, mask)
+
+
+def feed_forward(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
+    """x plus the FFN of its norm. Without a convolution in it, x itself is written over."""
+
+    def branch(x: Tensor, mask: Tensor | None) -> Tensor:
+        return scale(block.ffn(block.norm2(x), mask), block.gamma2)
+
+    halo = halo_of(block.ffn.dwconv)
+    out = RowBuffer(x.shape[1], None if halo else x)
+    for rows in row_chunks(x, block.ffn.fc1.out_features, halo):
+        out.write(rows, x[:, rows] + with_halo(branch, x, mask, rows, halo))
+    return out.map
+
+
+def row_chunks(x: Tensor, channels: int, halo: int = 0) -> list[slice]:
+    """Slices over the rows of a map.
+
+    Args:
+        x: The map (B, H, W, C).
+        channels: Of the widest temporary; it has the grid and the dtype of the map.
+        halo: Rows that are read beyond either end of a chunk.
+    """
+    batch, height, width, _ = x.shape
+    bytes_per_row = max(1, batch * width * channels * x.itemsize)
+    step = max(1, ROWS_PER_HALO * halo, BUDGET // bytes_per_row)
+    return [slice(start, min(start + step, height)) for start in range(0, max(1, height), step)]
+
+
+def with_halo(
+    function: Callable[[Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    mask: Tensor | None,
+    rows: slice,
+    halo: int,
+    stride: int = 1,
+) -> Tensor:
+    """Rows of what a function gives for a map and its mask.
+
+    Args:
+        function: It may be wrong in `halo` rows at either end of its output, where it finds zeros
+            in place of the rows beyond.
+        x: The whole map.
+        mask: Its mask, or None.
+        rows: Of the output.
+        halo: In rows of the output.
+        stride: Rows of the map for a row of the output.
+    """
+    start = max(0, rows.start - halo)
+    read = slice(stride * start, stride * (rows.stop + halo))
+    out = function(x[:, read], None if mask is None else mask[:, read])
+    return out[:, rows.start - start : rows.stop - start]
+
+
+def conv_rows(conv: nn.Module, x: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
+    """Rows of a depthwise convolution of a map."""
+    return with_halo(lambda x, m: conv(mask_padding(x, m)), x, mask, rows, halo_of(conv))
+
+
+def halo_of(conv: DepthwiseConv2d | None) -> int:
+    return 0 if conv is None else conv.padding[0]
+
+
+def token_mask(mask: Tensor | None, rows: slice) -> Tensor | None:
+    """(B, N) of the tokens in some rows."""
+    return None if mask is None else mask[:, rows].flatten(1)
+
+
+class RowBuffer:
+    """A map that is written rows by rows.
+
+    Args:
+        height: H.
+        reuse: A map whose memory to take if shape and dtype fit.
+
+    Attributes:
+        map: (B, H, W, C); there from the first `write` on.
+    """
+
+    map: Tensor
+
+    def __init__(self, height: int, reuse: Tensor | None = None) -> None:
+        self.height = height
+        self.reuse = reuse
+
+    def write(self, rows: slice, x: Tensor) -> None:
+        if not hasattr(self, 'map'):
+            fits = self.reuse is not None and self.reuse.dtype == x.dtype
+            shape = (x.shape[0], self.height, *x.shape[2:])
+            self.map = self.reuse if fits else x.new_empty(shape)
+        self.map[:, rows] = x

@@ -1,0 +1,230 @@
+"""Chunks of rows against plain modules, and who may not be run in chunks."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrize
+
+from saga_mm.attention import (
+    DecayLinearAttention,
+    GatedLinearAttention,
+    RankAugmentedAttention,
+    SoftmaxAttention,
+)
+from saga_mm.inference import chunked, run_block, run_embed
+from saga_mm.layers import FFN, Block, ConvStem
+
+DIM, HEADS = 12, 3
+KINDS = {
+    'gated': lambda: GatedLinearAttention(DIM, HEADS),
+    'plain, relu': lambda: GatedLinearAttention(DIM, HEADS, gated=False, feature_map='relu'),
+    'without LePE': lambda: GatedLinearAttention(DIM, HEADS, lepe_kernel_size=0),
+    'wide LePE': lambda: GatedLinearAttention(DIM, HEADS, lepe_kernel_size=5),
+    'decay': lambda: DecayLinearAttention(DIM, HEADS),
+    'softmax': lambda: SoftmaxAttention(DIM, HEADS),
+    'rank-augmented': lambda: RankAugmentedAttention(DIM, HEADS),
+}
+
+
+@pytest.fixture
+def budget(monkeypatch):
+    """Sets the bytes of the widest temporary of a chunk."""
+    return lambda size: monkeypatch.setattr(chunked, 'BUDGET', size)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the ways in which blocks went in chunks."""
+    names = []
+    for name in ('chunked_block', 'block_with_chunked_ffn'):
+        original = getattr(chunked, name)
+
+        def call(*args, name=name, original=original):
+            names.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(chunked, name, call)
+    return names
+
+
+def make_block(attention=None, *, kernel_size=3, conv_kernel_size=0, layer_scale=None, drop_path=0):
+    torch.manual_seed(0)
+    block = Block(
+        attention or GatedLinearAttention(DIM, HEADS),
+        FFN(DIM, 20, conv_kernel_size),
+        DIM,
+        cpe_kernel_size=kernel_size,
+        drop_path=drop_path,
+        norm_layer=nn.LayerNorm,
+        layer_scale=layer_scale,
+    )
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return block.eval()
+
+
+def make_mask(height, padded):
+    if not padded:
+        return None
+    mask = torch.zeros(2, height, 7, 1, dtype=torch.bool)
+    mask[0, : height // 2 + 1, :5] = mask[1, :, :6] = True
+    return mask
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize(
+    'options',
+    [dict(), dict(kernel_size=0), dict(kernel_size=5, conv_kernel_size=3, layer_scale=0.5)],
+)
+@pytest.mark.parametrize('height', [1, 16, 33, 90])
+def test_inference_equals_the_plain_block(kind, padded, options, height, budget, calls):
+    block = make_block(KINDS[kind](), **options).double()
+    x, mask = torch.randn(2, height, 7, DIM, dtype=torch.float64), make_mask(height, padded)
+    truth, given = block(x, mask), x.clone()
+    for size in (1, 7 * 2 * 7 * 20 * 8):
+        budget(size)
+        with torch.no_grad():
+            torch.testing.assert_close(run_block(block, x, mask), truth)
+    assert torch.equal(x, given)
+    assert bool(calls) == (height > 16 or (height == 16 and not options.get('conv_kernel_size')))
+
+
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('kind', ['gated', 'softmax'])
+def test_gradients_equal_those_of_the_plain_block(kind, padded, budget, calls):
+    block = make_block(KINDS[kind](), layer_scale=0.5, drop_path=0.5).double().train()
+    x = torch.randn(2, 33, 7, DIM, dtype=torch.float64, requires_grad=True)
+    mask, tensors = make_mask(33, padded), (x, *block.parameters())
+    torch.manual_seed(0)
+    truth = block(x, mask)
+    weights = torch.randn_like(truth)
+    gradients = torch.autograd.grad((truth * weights).sum(), tensors)
+    budget(5 * 2 * 7 * 20 * 8)
+    torch.manual_seed(0)
+    out = run_block(block, x, mask)
+    torch.testing.assert_close(out, truth)
+    torch.testing.assert_close(torch.autograd.grad((out * weights).sum(), tensors), gradients)
+    assert calls == ['block_with_chunked_ffn']
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_autocast_gives_the_same_dtype_and_sums_in_fp32(dtype, budget):
+    block, x = make_block(layer_scale=0.5), torch.randn(1, 64, 64, DIM, dtype=dtype)
+    with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
+        truth = block(x)
+        budget(2**12)
+        out = run_block(block, x)
+    assert out.dtype == truth.dtype
+    torch.testing.assert_close(out, truth, rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.parametrize('height', [1, 63, 64, 65, 66, 67, 68, 140])
+@pytest.mark.parametrize('padded', [False, True])
+def test_stem_equals_the_plain_stem(height, padded, budget):
+    stem, x = ConvStem(3, 8, nn.LayerNorm).eval(), torch.randn(2, height, 7, 3)
+    mask = make_mask(height, padded)
+    truth = stem(x, mask)
+    for size in (1, 2**12):
+        budget(size)
+        with torch.no_grad():
+            torch.testing.assert_close(run_embed(stem, x, mask), truth)
+
+
+def no_hook(*_):
+    pass
+
+
+class Lora(nn.Module):
+    """A linear layer in a wrapper that hides its attributes."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class OwnBlock(Block):
+    pass
+
+
+class Identity(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def wrap(block, name):
+    parent, _, child = name.rpartition('.')
+    owner = block.get_submodule(parent)
+    setattr(owner, child, Lora(getattr(owner, child)))
+
+
+CHANGES = {
+    'a forward hook': lambda block: block.register_forward_hook(no_hook),
+    'a hook inside': lambda block: block.attn.lepe.register_forward_pre_hook(no_hook),
+    'a backward hook': lambda block: block.ffn.fc1.register_full_backward_hook(no_hook),
+    'a forward of its own': lambda block: setattr(block.ffn.fc1, 'forward', block.ffn.fc1.forward),
+    'a wrapped layer': lambda block: wrap(block, 'ffn.fc1'),
+    'a wrapped convolution': lambda block: wrap(block, 'attn.lepe'),
+    'a wrapped norm': lambda block: wrap(block, 'norm1'),
+    'a wrapped attention': lambda block: wrap(block, 'attn.in_proj'),
+    'a class of its own': lambda block: setattr(block, '__class__', OwnBlock),
+    'a parametrization': lambda block: parametrize.register_parametrization(
+        block.attn.proj, 'weight', Identity()
+    ),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize('with_grad', [False, True])
+def test_blocks_that_are_watched_or_changed_are_called(change, with_grad, budget, calls):
+    block, x = make_block(), torch.randn(2, 40, 7, DIM)
+    truth = block(x)
+    budget(1)
+    CHANGES[change](block)
+    with torch.set_grad_enabled(with_grad):
+        torch.testing.assert_close(run_block(block, x), truth)
+    assert not calls
+
+
+def test_global_hooks_see_each_module_once(budget, calls):
+    block, x, seen = make_block(), torch.randn(2, 40, 7, DIM), []
+    budget(1)
+    handle = register_module_forward_hook(lambda module, args, out: seen.append(module))
+    with torch.no_grad():
+        run_block(block, x)
+    handle.remove()
+    assert not calls
+    assert len(seen) == len(set(seen)) > 5
+
+
+def test_drop_path_draws_once_per_sample_without_grad(budget, calls):
+    block, x = make_block(drop_path=0.5).train(), torch.randn(8, 40, 7, DIM)
+    torch.manual_seed(0)
+    truth = block(x)
+    budget(1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        torch.testing.assert_close(run_block(block, x), truth)
+    assert calls == ['block_with_chunked_ffn']
+
+
+def test_shapes_without_memory_are_not_cut(budget, calls):
+    budget(1)
+    block = make_block()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        assert run_block(block, torch.randn(2, 40, 7, DIM)).shape == (2, 40, 7, DIM)
+    assert not calls
+
+
+def test_an_explicit_kernel_is_never_replaced(monkeypatch, budget):
+    budget(1)
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    block = make_block(GatedLinearAttention(DIM, HEADS, impl='triton'))
+    why = r"gated_linear_attention: impl='triton' can't run: it needs a GPU"
+    with torch.no_grad(), pytest.raises(RuntimeError, match=why):
+        run_block(block, torch.randn(1, 40, 4, DIM))
