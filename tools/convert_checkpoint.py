@@ -33,6 +33,7 @@ from saga_mm.checkpoint import (
     load_file,
     load_matching,
     make_folder,
+    printable,
     write_atomically,
 )
 from saga_mm.cli import ConfigOptions, command_line
@@ -125,7 +126,7 @@ def table(match: LoadReport) -> str:
     )
     lines = ['| weights | number | names |', '|---|---|---|']
     for kind, names in match._asdict().items():
-        shown = '' if kind == 'loaded' else ', '.join(names)
+        shown = '' if kind == 'loaded' else ', '.join(map(printable, names))
         lines.append(f'| {kinds[kind]} | {len(names)} | {shown} |')
     return '\n'.join(lines)
 

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from torch import nn
 
-from ..checkpoint import load_file, load_model_weights
+from ..checkpoint import load_file, load_model_weights, read_dataset_meta
 from .build import build_model
 from .pipeline import innermost_dataset
 
@@ -15,7 +15,7 @@ from .pipeline import innermost_dataset
 TRAINING_ONLY = 'auxiliary_head.'
 
 
-def load_complete_weights(model: nn.Module, path: str) -> dict:
+def load_complete_weights(model: nn.Module, path: str) -> dict | None:
     """Load all weights that predictions need from a checkpoint into `model`.
 
     Args:
@@ -23,7 +23,7 @@ def load_complete_weights(model: nn.Module, path: str) -> dict:
         path: A file or a URL, as in `saga_mm.checkpoint.load_file`.
 
     Returns:
-        The meta data of the checkpoint; empty if it has none.
+        What the checkpoint tells about its data set, such as 'classes'; None if nothing.
 
     Raises:
         CheckpointError: The file can't be read, or lacks a weight that predictions need.
@@ -32,7 +32,7 @@ def load_complete_weights(model: nn.Module, path: str) -> dict:
     match = load_model_weights(model, checkpoint, path, complete=True, optional=TRAINING_ONLY)
     if match.missing or match.unexpected:
         print(f'{path}, weights: {match}')
-    return checkpoint.get('meta', {})
+    return read_dataset_meta(checkpoint, path)
 
 
 def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
@@ -52,7 +52,7 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
         CheckpointError: As in `load_complete_weights`.
     """
     model = build_model(cfg)
-    meta = load_complete_weights(model, checkpoint).get('dataset_meta')
+    meta = load_complete_weights(model, checkpoint)
     if meta is None:
         dataset = innermost_dataset(cfg.test_dataloader.dataset)
         meta = DATASETS.build({**dataset, 'lazy_init': True}).metainfo

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attention import RankAugmentedAttention
-from ..checkpoint import extract_state_dict
+from ..checkpoint import extract_state_dict, printable
 from ..layers import FFN, Block, ConvNormEmbed, drop_path_schedule, rotary_frequencies
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, resolve_arch
@@ -206,10 +206,11 @@ class RAVLT(PyramidBackbone):
 
 
 def accept_published(module: RAVLT, state_dict: dict, prefix: str, *_: object) -> None:
-    """Hook before `load_state_dict`: makes the weights of a published checkpoint those of `module`.
+    """Hook before `load_state_dict`, so that a published checkpoint loads by itself, strictly.
 
-    The classifier, or the neck and the heads, are left out. A classifier has no norms of outputs:
-    those that the module has stay.
+    The names are those of `translate_weights`. What the backbone has no place for is left out: the
+    classifier, or the neck and the heads. A classifier has no norms of outputs: those that the
+    module has stay.
     """
     own = {name: weight for name, weight in state_dict.items() if name.startswith(prefix)}
     weights = {name[len(prefix) :]: weight for name, weight in own.items()}
@@ -221,7 +222,7 @@ def accept_published(module: RAVLT, state_dict: dict, prefix: str, *_: object) -
     for name in own:
         del state_dict[name]
     if dropped := sorted(weights.keys() - published):
-        print_log(f'RAVLT: left out {", ".join(dropped)}', logger='current')
+        print_log(f'RAVLT: left out {", ".join(map(printable, dropped))}', logger='current')
     norms = {f'norms.{name}': norm for name, norm in module.norms.state_dict().items()}
     if any('extra_norms.' in name for name in published):
         norms = {}

@@ -1,8 +1,9 @@
 """Checkpoints: read without running anything in them, matched with a model, written whole."""
 
-from .errors import CheckpointError
+from .errors import CheckpointError, printable
 from .files import make_folder, write_atomically
 from .loading import load_file, remove_configs, use_safe_loading
+from .meta import read_dataset_meta
 from .resume import (
     check_fused_state,
     check_training_state,
@@ -33,6 +34,8 @@ __all__ = [
     'make_folder',
     'match_weights',
     'missing_for_resume',
+    'printable',
+    'read_dataset_meta',
     'remove_configs',
     'report_pretrained',
     'use_safe_loading',

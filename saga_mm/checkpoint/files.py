@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import BinaryIO
 
-TEMPORARY = '.tmp'
+# What stands between the stem and the suffix of a file that is being written, and after it.
+LEFTOVER = re.compile(r'(.*)\.[0-9a-f]{16}(\.[^.]*)?\.tmp')
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
@@ -15,16 +21,34 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     Raises:
         OSError: Names `path`, which is as it was.
     """
-    path = Path(path)
-    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open_atomically(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file to write, which takes its place when the context ends without an error.
+
+    Until then it has a name of its own in the same folder, so that writers of one file do not meet.
+    What a link points to is written, and what is no regular file, such as a pipe, as it is.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        with open(path, 'wb') as file:
+            yield file
+        return
+    # the name may be as long as names can be
+    name = f'{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix[:20]}.tmp'
+    temporary = path.with_name(name)
     try:
         with open(temporary, 'wb') as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     # the name, too, is to survive a power cut; not every file system can
@@ -34,6 +58,17 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_leftovers(folder: str | Path, pattern: str) -> None:
+    """Remove what writers that were killed have left of files, such as those called '*.pth'.
+
+    Nobody may write such a file in the meantime.
+    """
+    for path in Path(folder).glob('*.tmp'):
+        parts = LEFTOVER.fullmatch(path.name)
+        if parts and fnmatchcase(parts[1] + (parts[2] or ''), pattern):
+            path.unlink(missing_ok=True)
 
 
 def make_folder(path: str | Path) -> None:

@@ -11,6 +11,7 @@ import pickle
 import re
 import struct
 import textwrap
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
@@ -20,7 +21,7 @@ import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from .download import find_file
+from .download import find_file, forget
 from .errors import CheckpointError
 from .plain import make_plain, stand_ins
 from .state_dict import extract_state_dict, find_state_dict, select
@@ -43,10 +44,11 @@ FORBIDDEN = re.compile(r'GLOBAL (.+?)( was not an allowed global| whose module|$
 STAND_INS = stand_ins()
 # Held while the stand-ins are on torch's list, of which there is one for all threads.
 LOCK = Lock()
-# What torch raises on bytes that are not a checkpoint, or not all of one
+# What reading raises on bytes that are not a checkpoint, or not all of one.
 UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,
+    zipfile.BadZipFile,
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -79,18 +81,21 @@ def load_file(path: str | Path, map_location: str | torch.device | None = 'cpu')
     file = find_file(str(path))
     try:
         checkpoint = _read(file, map_location)
+    except CheckpointError:
+        raise
     except UNREADABLE as error:
         if forbidden := FORBIDDEN.search(str(error)):
             raise CheckpointError(
                 f'{path} is refused: it holds {forbidden[1]}, which is neither a tensor nor plain '
                 'data and could run code; if you trust it, save its state_dict alone to a new file'
             ) from error
+        forget(str(path), file)
         # torch puts its advice first
         reason = str(error).rpartition('WeightsUnpickler error: ')[2]
         reason = textwrap.shorten(f'{type(error).__name__} {reason}', 120, placeholder=' ...')
         raise CheckpointError(
             f'{path} can not be read: it is truncated, damaged, or no file of torch.save; get it '
-            f'again, or name another one (torch says: {reason})'
+            f'again, or name another one (the reason: {reason})'
         ) from error
     if not isinstance(checkpoint, dict) or not _holds_tensors(checkpoint):
         raise CheckpointError(
@@ -139,7 +144,10 @@ def remove_configs(checkpoint: Mapping) -> None:
 
 
 def _read(file: Path, map_location: str | torch.device | None) -> Any:
-    """What `torch.load` reads from a file, made plain."""
+    """What is in a file, made plain."""
+    if file.suffix == '.safetensors':
+        return _read_safetensors(file, map_location)
+    size = _unpacked_size(file)
     with LOCK:
         listed = torch.serialization.get_safe_globals()
         # entries of somebody else's would take the place of the stand-ins
@@ -152,7 +160,37 @@ def _read(file: Path, map_location: str | torch.device | None) -> Any:
                 read = torch.load(file, map_location=map_location, weights_only=True)
         finally:
             torch.serialization.add_safe_globals(others)
-    return make_plain(read, [entry for entry in listed if isinstance(entry, type)])
+    return make_plain(read, size, [entry for entry in listed if isinstance(entry, type)])
+
+
+def _read_safetensors(file: Path, map_location: str | torch.device | None) -> dict[str, Tensor]:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise CheckpointError(
+            f'{file} is a file of safetensors, and the package is missing: pip install safetensors'
+        ) from error
+    device = map_location if isinstance(map_location, str | torch.device) else 'cpu'
+    try:
+        return safetensors.torch.load_file(file, device=str(device))
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _unpacked_size(file: Path) -> int:
+    """Bytes that a file takes in memory; ValueError if that is far more than it has.
+
+    `torch.save` does not compress. A few megabytes could unpack to all the memory that there is.
+    """
+    size = file.stat().st_size
+    with open(file, 'rb') as content:
+        if content.read(4) != b'PK\x03\x04':
+            return size
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > 10 * size + 2**26:
+        raise ValueError(f'{size} bytes unpack to {unpacked}')
+    return unpacked
 
 
 def _name(entry: Callable | tuple[Callable, str]) -> str:

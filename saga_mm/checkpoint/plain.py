@@ -63,15 +63,19 @@ class DtypeNote:
 
 
 class ArrayNote:
-    """Stands in for `numpy.ndarray` in a file: an array of numbers, copied out of the file."""
+    """Stands in for `numpy.ndarray` in a file."""
 
-    __slots__ = ('array',)
+    __slots__ = ('state',)
 
     def __setstate__(self, state: tuple) -> None:
-        *_, shape, dtype, is_fortran, data = state
+        self.state = state
+
+    def make(self) -> np.ndarray:
+        """The array, copied out of the file; numbers only."""
+        *_, shape, dtype, is_fortran, data = self.state
         if not isinstance(dtype, DtypeNote) or not isinstance(data, bytes):
             raise _forbidden('numpy.ndarray without bytes and a dtype of numbers')
-        self.array = _numbers(dtype, data).reshape(shape, order='F' if is_fortran else 'C')
+        return _numbers(dtype, data).reshape(shape, order='F' if is_fortran else 'C')
 
 
 class ObjectNote:
@@ -88,15 +92,17 @@ class HistoryNote(ObjectNote):
 
     __slots__ = ()
 
-    def make(self) -> HistoryBuffer:
+    def make(self, copy: Callable[[Any], Any]) -> HistoryBuffer:
         """The buffer, without the statistics methods of the file: those of the class hold."""
-        values = [self.state[name].array for name in ('_log_history', '_count_history')]
+        logs, counts = (copy(self.state[name]) for name in ('_log_history', '_count_history'))
         length = self.state['max_length']
-        if values[0].ndim != 1 or values[0].shape != values[1].shape:
+        if not all(
+            isinstance(series, np.ndarray) and series.ndim == 1 for series in (logs, counts)
+        ):
             raise _forbidden('HistoryBuffer without two series of numbers')
-        if type(length) is not int or length < len(values[0]):
-            raise _forbidden(f'HistoryBuffer with max_length={length!r}')
-        return HistoryBuffer(*values, max_length=length)
+        if len(logs) != len(counts) or type(length) is not int or length < len(logs):
+            raise _forbidden(f'HistoryBuffer with other lengths than its max_length={length!r}')
+        return HistoryBuffer(logs, counts, max_length=length)
 
 
 class OneCycleNote:
@@ -123,11 +129,12 @@ def stand_ins() -> dict[str, Callable]:
     return known
 
 
-def make_plain(value: Any, trusted: Collection[type] = ()) -> Any:
+def make_plain(value: Any, size: int, trusted: Collection[type] = ()) -> Any:
     """A copy of what was read from a file, but for tensors, which share their memory with it.
 
     Args:
         value: What torch read, with stand-ins in it.
+        size: Bytes of the file: more can't be in arrays, unless many are made of the same bytes.
         trusted: Further classes whose objects are taken as they are.
 
     Raises:
@@ -135,11 +142,12 @@ def make_plain(value: Any, trusted: Collection[type] = ()) -> Any:
             container that holds itself.
         RecursionError: Containers lie too deeply in each other.
     """
-    return _Copy(trusted).copy(value)
+    return _Copy(size, trusted).copy(value)
 
 
 class _Copy:
-    def __init__(self, trusted: Collection[type]) -> None:
+    def __init__(self, size: int, trusted: Collection[type]) -> None:
+        self.size = size
         self.trusted = trusted
         # by id; None while a container is not complete
         self.copies: dict[int, Any] = {}
@@ -174,9 +182,13 @@ class _Copy:
         if kind is DtypeNote:
             return value.dtype
         if kind is ArrayNote:
-            return value.array
+            array = value.make()
+            self.size -= array.nbytes
+            if self.size < 0:
+                raise _forbidden('numpy.ndarray of the same bytes, again and again')
+            return array
         if kind is HistoryNote:
-            return value.make()
+            return value.make(self.copy)
         if kind is ObjectNote:
             return dict(self.copy(value.state))
         if kind in self.trusted or (kind is FunctionType and value in ANNEALING):

@@ -18,7 +18,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from ..checkpoint.files import TEMPORARY, make_folder, write_atomically
+from ..checkpoint.files import make_folder, remove_leftovers, write_atomically
 from ..registry import HOOKS
 
 BACKEND = 'saga_mm.atomic'
@@ -102,9 +102,8 @@ class AtomicCheckpointHook(CheckpointHook):
         if is_main_process():
             make_folder(self.out_dir)
             # of a run that was killed
-            suffix = Path(self.filename_tmpl).suffix
-            for path in Path(self.out_dir).glob(f'*{suffix}{TEMPORARY}'):
-                path.unlink()
+            remove_leftovers(self.out_dir, f'*{Path(self.filename_tmpl).suffix}')
+            remove_leftovers(runner.work_dir, 'last_checkpoint')
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save, then name the file in `last_checkpoint`, then remove outdated ones."""

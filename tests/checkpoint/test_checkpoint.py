@@ -1,6 +1,7 @@
 import builtins
 import http.server
 import os
+import sys
 import threading
 import zipfile
 from collections import OrderedDict
@@ -341,3 +342,61 @@ def test_the_own_list_of_a_program_does_not_matter(tmp_path):
         with pytest.raises(CheckpointError):
             load_file(path)
         assert set(entries) <= set(torch.serialization.get_safe_globals())
+
+
+def test_little_that_unpacks_to_much_is_refused(tmp_path):
+    path = save(tmp_path / 'a.pth', {'w': torch.zeros(2**26)})
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / 'b.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    assert (tmp_path / 'b.pth').stat().st_size < 2**20
+    with pytest.raises(CheckpointError, match=r'b\.pth can not be read: .* bytes unpack to 2684'):
+        load_file(tmp_path / 'b.pth')
+    # as much as a file that somebody has packed
+    with zipfile.ZipFile(tmp_path / 'c.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
+        path = save(tmp_path / 'a.pth', {'w': torch.rand(1000)})
+        with zipfile.ZipFile(path) as whole:
+            for name in whole.namelist():
+                archive.writestr(name, whole.read(name))
+    assert load_file(tmp_path / 'c.pth')['w'].shape == (1000,)
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        ('~nobody_of_this_name/a.pth', 'can not be opened: .*home'),
+        ('a' * 5000, 'can not be opened: .*too long'),
+        ('a\0b', 'does not exist|can not be opened'),
+        ('\x1b[2Ja.pth', r'\\x1b\[2Ja\.pth does not exist'),
+    ],
+)
+def test_paths_that_are_none_are_errors(path, message):
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_file(path)
+    assert str(error.value).isprintable()
+
+
+def test_a_closed_folder_is_an_error(tmp_path, monkeypatch):
+    def closed(path):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(download.Path, 'is_file', closed)
+    with pytest.raises(CheckpointError, match=r'a\.pth can not be opened: .*Permission denied'):
+        load_file(tmp_path / 'a.pth')
+
+
+def test_safetensors(tmp_path, monkeypatch):
+    path = tmp_path / 'a.safetensors'
+    path.write_bytes(b'damaged')
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(CheckpointError, match='the package is missing: pip install safetensors'):
+        load_file(path)
+    monkeypatch.undo()
+    safetensors = pytest.importorskip('safetensors.torch')
+    with pytest.raises(CheckpointError, match='can not be read'):
+        load_file(path)
+    safetensors.save_file({'w': torch.ones(3)}, path)
+    assert load_file(path)['w'].sum() == 3

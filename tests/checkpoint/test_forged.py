@@ -245,6 +245,14 @@ def test_a_file_that_unfolds_without_end_is_read_at_once(tmp_path):
     assert len(load_file(tmp_path / 'a.pth')['x']) == 2
 
 
+def test_bytes_that_are_used_again_and_again_are_refused(tmp_path):
+    # the program keeps one megabyte of bytes, and makes a thousand arrays of it
+    data = Program(assemble(b'a' * 2**20) + b'q\x01')
+    arrays = [array((2**17,), data=data), *[array((2**17,), data=Program(b'h\x01'))] * 1000]
+    with pytest.raises(CheckpointError, match=r'holds .* of the same bytes'):
+        load_file(write(tmp_path / 'a.pth', arrays))
+
+
 def random_value(choose, depth=3):
     """Anything that a file can hold, forged or not."""
     plain = [0, 1, -1, 8, 2**31, 2**63, 2**70, 0.5, True, None, 'O', 'f8', '>f8', 'max', 'b', '']
