@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import (
     FlopCounterMode,
     conv_flop_count,
@@ -43,6 +45,23 @@ FORMULAS = {
 }
 
 
+class _Uses(TorchDispatchMode):
+    """Context that remembers the memory of all tensors that operations read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> object:
+        kwargs = kwargs or {}
+        tensors = (x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        self.read |= {x.untyped_storage()._cdata for x in tensors if x.layout is torch.strided}
+        return func(*args, **kwargs)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self.read
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a module costs.
@@ -52,21 +71,26 @@ class Cost:
             convolutions and attention. Element-wise operations, norms and sums are not counted.
         parameters: Number of parameters; those that several modules share are in each of them.
         activations: Bytes that autograd keeps for the backward pass, each memory block in the
-            module that needed it first.
+            module that needed it first. None without `grad`.
+        unused: Number of those parameters that no operation reads.
     """
 
     flops: int
     parameters: int
-    activations: int
+    activations: int | None
+    unused: int
 
 
-def measure_cost(model: nn.Module, forward: Callable[[], object]) -> dict[str, Cost]:
+def measure_cost(
+    model: nn.Module, forward: Callable[[], object], grad: bool = True
+) -> dict[str, Cost]:
     """Cost of every module, by its name in `model`; '' is the model itself.
 
     Args:
         model: The model, in the mode and on the device that are wanted.
         forward: Calls it once, on an input of the wanted size. What it returns is kept until all
             is counted, so that no memory block is used twice.
+        grad: Run with autograd, and count activations.
     """
     names = {module: name for name, module in model.named_modules()}
     # What happens in the forward of a module, outside those of its children.
@@ -74,6 +98,7 @@ def measure_cost(model: nn.Module, forward: Callable[[], object]) -> dict[str, C
     # Shapes without memory, of torch's FakeTensorMode, have storages too, but no addresses.
     fixed = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    uses = _Uses()
     running = ['']
 
     def charge() -> None:
@@ -101,9 +126,10 @@ def measure_cost(model: nn.Module, forward: Callable[[], object]) -> dict[str, C
                 module.register_forward_hook(leave, always_call=True),
             ):
                 stack.callback(hook.remove)
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x))
         stack.enter_context(counter)
+        stack.enter_context(uses)
         output = forward()
     charge()
     del output
@@ -116,7 +142,8 @@ def measure_cost(model: nn.Module, forward: Callable[[], object]) -> dict[str, C
         name: Cost(
             flops=total(flops, name),
             parameters=sum(p.numel() for p in module.parameters()),
-            activations=total(activations, name),
+            activations=total(activations, name) if grad else None,
+            unused=sum(p.numel() for p in module.parameters() if p not in uses),
         )
         for module, name in names.items()
     }

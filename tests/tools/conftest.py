@@ -190,6 +190,43 @@ default_hooks = dict(
 visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
 """
 
+PURE_PYTHON = """
+from mmcv.transforms import LoadImageFromFile
+from mmengine.model import BaseModule
+from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
+from mmseg.models import EncoderDecoder, FCNHead, SegDataPreProcessor
+
+from saga_mm.backbones import SAGA
+
+model = dict(
+    type=EncoderDecoder,
+    data_preprocessor=dict(type=SegDataPreProcessor, mean=[100.0] * 3, std=[50.0] * 3),
+    backbone=dict(
+        type=SAGA,
+        arch=dict(embed_dims=(8,), depths=(1,), num_heads=(1,)),
+        out_indices=(0,),
+    ),
+    decode_head=dict(type=FCNHead, in_channels=8, channels=8, num_convs=1, num_classes=2),
+    test_cfg=dict(mode='whole'),
+)
+test_dataloader = dict(
+    dataset=dict(
+        type=BaseSegDataset,
+        metainfo=dict(classes=('a', 'b')),
+        pipeline=[dict(type=kind) for kind in (LoadImageFromFile, LoadAnnotations, PackSegInputs)],
+    )
+)
+"""
+
+
+@pytest.fixture
+def pure_python(tmp_path):
+    """Path of a config with classes in place of their names, and no default scope."""
+    path = tmp_path / 'pure.py'
+    path.write_text(PURE_PYTHON)
+    return path
+
 
 @pytest.fixture(scope='session')
 def tiny_data(tmp_path_factory):

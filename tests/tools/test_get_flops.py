@@ -46,6 +46,36 @@ def test_a_mask_of_the_padding_costs_no_product(tool, tiny_seg, tmp_path):
     assert flops[0] == flops[1] > 0
 
 
+def test_what_is_not_counted_is_named(tool, tiny_seg, capsys):
+    config = tiny_seg.with_name('auxiliary.py')
+    head = dict(type='FCNHead', in_channels=8, in_index=0, channels=4, num_classes=2)
+    config.write_text(f"_base_ = './{tiny_seg.name}'\nmodel = dict(auxiliary_head={head})\n")
+    tool('get_flops').main([str(config), '--size', '64', '64'])
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == 'not counted: auxiliary_head (0.00M parameters), inference does without it'
+
+
+def test_a_config_of_classes_in_place_of_names(tool, pure_python, capsys):
+    tool('get_flops').main([str(pure_python), '--size', '64', '64'])
+    assert '| decode_head | 0.00 |' in capsys.readouterr().out
+
+
+def test_bands_of_the_image_are_those_of_the_config(tool, tiny_seg, tmp_path):
+    path, flops = tmp_path / 'cost.json', []
+    for config in (tiny_seg, tiny_seg.with_name('resnet.py')):
+        for bands in (3, 5):
+            if config != tiny_seg:
+                backbone = dict(_delete_=True, type='ResNet', depth=18, out_indices=(0, 1))
+                head = 'decode_head=dict(in_channels=[64, 128])'
+                model = f'model = dict(backbone={backbone}, {head})'
+                config.write_text(f"_base_ = './{tiny_seg.name}'\n{model}\n")
+            options = ['--cfg-options', f'model.backbone.in_channels={bands}']
+            arguments = [str(config), '--size', '64', '64', '--json', str(path), *options]
+            tool('get_flops').main(arguments)
+            flops.append(json.loads(path.read_text())['']['flops'])
+    assert flops[0] < flops[1] and flops[2] < flops[3]
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

@@ -261,41 +261,10 @@ def test_a_full_disk_leaves_the_drawing_of_before(fails, models, image, tmp_path
     assert [(path, path.read_bytes()) for path in out.parent.iterdir()] == [(out, b'before')]
 
 
-PURE_PYTHON = """
-from mmcv.transforms import LoadImageFromFile
-from mmengine.model import BaseModule
-from mmseg.datasets import BaseSegDataset
-from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
-from mmseg.models import EncoderDecoder, FCNHead, SegDataPreProcessor
-
-from saga_mm.backbones import SAGA
-
-model = dict(
-    type=EncoderDecoder,
-    data_preprocessor=dict(type=SegDataPreProcessor, mean=[100.0] * 3, std=[50.0] * 3),
-    backbone=dict(
-        type=SAGA,
-        arch=dict(embed_dims=(8,), depths=(1,), num_heads=(1,)),
-        out_indices=(0,),
-    ),
-    decode_head=dict(type=FCNHead, in_channels=8, channels=8, num_convs=1, num_classes=2),
-    test_cfg=dict(mode='whole'),
-)
-test_dataloader = dict(
-    dataset=dict(
-        type=BaseSegDataset,
-        metainfo=dict(classes=('a', 'b')),
-        pipeline=[dict(type=kind) for kind in (LoadImageFromFile, LoadAnnotations, PackSegInputs)],
-    )
-)
-"""
-
-
-def test_a_config_of_classes_in_place_of_names(infer, image, tmp_path, capsys):
-    config, checkpoint = tmp_path / 'pure.py', tmp_path / 'pure.pth'
-    config.write_text(PURE_PYTHON)
-    torch.save(build_model(Config.fromfile(config)).state_dict(), checkpoint)
-    arguments = [f'--config={config}', f'--checkpoint={checkpoint}', '--device=cpu']
+def test_a_config_of_classes_in_place_of_names(infer, pure_python, image, tmp_path, capsys):
+    checkpoint = tmp_path / 'pure.pth'
+    torch.save(build_model(Config.fromfile(pure_python)).state_dict(), checkpoint)
+    arguments = [f'--config={pure_python}', f'--checkpoint={checkpoint}', '--device=cpu']
     infer.main([str(image), *arguments, f'--out-dir={tmp_path / "o"}'])
     assert re.search(r'photo\.png: [ab] \d+\.\d %', capsys.readouterr().out)
 

@@ -1,0 +1,252 @@
+"""What inference of a whole detector or segmentor costs on one image, part by part.
+
+The model predicts, as for a user, but for what depends on values and has no weights: choosing boxes
+and merging masks. Stand-ins take its place, so that shapes alone can pass through the model, and so
+that the number of objects is the same for all models.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from unittest.mock import patch
+
+import cv2
+import torch
+import torch.nn.functional as F
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+from ..apis import toolbox_of
+from .cost import Cost, measure_cost
+
+# Regions that the first stage of a detector hands to the second, and objects that a detector finds:
+# as in mmdet's tables.
+REGIONS, OBJECTS = 1000, 100
+# What running a model raises on tensors that it can't handle, or stand-ins for its results.
+CAN_NOT_RUN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    cv2.error,
+)
+
+
+def model_cost(model: nn.Module, size: tuple[int, int], channels: int = 3) -> dict[str, Cost]:
+    """Cost of inference on one image, of every module by its name; '' is the whole model.
+
+    A model that can't be run on shapes alone is run on random pixels, without activations.
+
+    Args:
+        model: A detector of mmdet or a segmentor of mmseg, in eval mode on the CPU.
+        size: Height and width of the image, in pixels.
+        channels: Of the image, with those of a mask of the padding. Defaults to 3.
+
+    Raises:
+        ValueError: The model is neither, or can't be run on an image of this size.
+    """
+    toolbox_of(model)
+    shape = (1, channels, *size)
+    shapes_only = FakeTensorMode()
+    with FakeCopyMode(shapes_only):
+        shapes = copy.deepcopy(model)
+    attempts: tuple[Callable[[], dict[str, Cost]], ...] = (
+        lambda: _measure(shapes, shape, shapes_only, stand_ins(shapes)),
+        lambda: _measure(model, shape, nullcontext(), stand_ins(model)),
+        lambda: _measure(model, shape, nullcontext(), nullcontext()),
+    )
+    for attempt in attempts:
+        try:
+            return attempt()
+        except CAN_NOT_RUN as error:
+            reason = error
+    text = ' '.join(f'{type(reason).__name__}: {reason}'.split())
+    raise ValueError(
+        f'{type(model).__name__} can not be run on an image of {size[0]} x {size[1]} pixels (some '
+        f'models take images of one size only): {text}'
+    ) from reason
+
+
+def _measure(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    mode: AbstractContextManager,
+    choices: AbstractContextManager,
+) -> dict[str, Cost]:
+    with mode, choices:
+        torch.manual_seed(0)
+        image = torch.randn(shape)
+        # activations of real tensors would fill the memory
+        grad = isinstance(mode, FakeTensorMode)
+        return measure_cost(model, lambda: predict(model, image), grad)
+
+
+def not_counted(model: nn.Module, costs: dict[str, Cost]) -> dict[str, str]:
+    """Parts that have parameters and that no FLOPs stand for, and why.
+
+    Args:
+        model: A model.
+        costs: Its costs, from `model_cost`.
+    """
+
+    def visit(module: nn.Module, name: str, product_above: bool) -> Iterator[tuple[str, str]]:
+        cost = costs[name]
+        names = {f'{name}.{child}'.lstrip('.'): part for child, part in module.named_children()}
+        # a part that several modules share has one name
+        children = {child: part for child, part in names.items() if child in costs}
+        own = cost.flops - sum(costs[child].flops for child in children)
+        if cost.parameters and cost.unused == cost.parameters:
+            yield name, 'inference does without it'
+        # the product may be one of a module above, with the weight of this one
+        elif _has_matrix(module) and not cost.flops and not product_above:
+            yield name, 'it has no product that the counter knows'
+        else:
+            for child, part in children.items():
+                yield from visit(part, child, product_above or own > 0)
+
+    return dict(visit(model, '', False))
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, 'weight', None)
+    embeds = isinstance(module, nn.Embedding)
+    return isinstance(weight, Tensor) and weight.ndim > 1 and not embeds
+
+
+def predict(model: nn.Module, image: Tensor) -> object:
+    """All that the prediction for an image (1, C, H, W) computes with weights."""
+    size = tuple(image.shape[2:])
+    info = dict(
+        img_shape=size,
+        ori_shape=size,
+        pad_shape=size,
+        batch_input_shape=size,
+        scale_factor=(1.0, 1.0),
+        img_path='',
+    )
+    if toolbox_of(model) == 'mmseg':
+        return model.encode_decode(image, [info])
+    from mmdet.structures import DetDataSample
+
+    sample = DetDataSample(metainfo=info)
+    if hasattr(model, 'roi_head') and not hasattr(model, 'rpn_head'):
+        # Fast R-CNN is given its regions
+        sample.proposals = objects(REGIONS)
+    return model.predict(image, [sample])
+
+
+def objects(number: int) -> InstanceData:
+    """Made-up regions or objects."""
+    return InstanceData(
+        bboxes=torch.tensor([0.0, 0.0, 64.0, 64.0]).repeat(number, 1),
+        labels=torch.zeros(number, dtype=torch.long),
+        scores=torch.ones(number),
+    )
+
+
+@contextmanager
+def stand_ins(model: nn.Module) -> Iterator[None]:
+    """Context in which a detector finds `OBJECTS` objects, of `REGIONS` regions.
+
+    Of operations of mmcv that take no fake tensors, those in use have stand-ins with the same
+    shapes and FLOPs.
+    """
+    first_stage = set(getattr(model, 'rpn_head', nn.Identity()).modules())
+    with ExitStack() as stack:
+
+        def replace(owner: nn.Module, name: str, function: Callable) -> None:
+            stack.enter_context(patch.object(owner, name, function))
+
+        for module in model.modules():
+            if hasattr(module, 'predict_by_feat'):
+                number = REGIONS if module in first_stage else OBJECTS
+                replace(module, 'predict_by_feat', _chooser(number))
+            for kind in type(module).__mro__:
+                if function := STAND_INS.get(kind.__name__):
+                    replace(module, *function(module))
+                    break
+        if hasattr(model, 'add_pred_to_datasample'):
+            replace(model, 'add_pred_to_datasample', lambda samples, *args: (samples, *args))
+        yield
+
+
+def _chooser(number: int) -> Callable[..., list[InstanceData]]:
+    """Stands for the choice of so many objects; masks go to the objects that there are."""
+
+    def choose(*args: object, results_list: list | None = None, **kwargs: object) -> list:
+        return results_list or [objects(number)]
+
+    return choose
+
+
+def _roi_extractor(module: nn.Module) -> tuple[str, Callable]:
+    def forward(maps: tuple[Tensor, ...], regions: Tensor, *args: object, **kw: object) -> Tensor:
+        size = module.roi_layers[0].output_size
+        return maps[0].new_zeros(len(regions), module.out_channels, *size)
+
+    return 'forward', forward
+
+
+def _roi_layer(module: nn.Module) -> tuple[str, Callable]:
+    def forward(x: Tensor, regions: Tensor, *args: object) -> Tensor:
+        return x.new_zeros(len(regions), x.shape[1], *module.output_size)
+
+    return 'forward', forward
+
+
+def _deformable(module: nn.Module) -> tuple[str, Callable]:
+    """An ordinary convolution has the same products; one that makes its own offsets does so."""
+
+    def forward(x: Tensor, *args: object) -> Tensor:
+        if hasattr(module, 'conv_offset'):
+            module.conv_offset(x)
+        bias = getattr(module, 'bias', None)
+        shape = (module.stride, module.padding, module.dilation, module.groups)
+        return F.conv2d(x, module.weight, bias if isinstance(bias, Tensor) else None, *shape)
+
+    return 'forward', forward
+
+
+def _masked_convolution(module: nn.Module) -> tuple[str, Callable]:
+    """At all places, which is the most that it computes."""
+    return 'forward', lambda x, mask=None: nn.Conv2d.forward(module, x)
+
+
+def _carafe(module: nn.Module) -> tuple[str, Callable]:
+    def reassemble(x: Tensor, mask: Tensor) -> Tensor:
+        return x.new_zeros(*x.shape[:2], *mask.shape[2:])
+
+    return 'feature_reassemble', reassemble
+
+
+def _psa_mask(module: nn.Module) -> tuple[str, Callable]:
+    def forward(x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        return x.new_zeros(len(x), height * width, height, width)
+
+    return 'forward', forward
+
+
+def _fusion_head(module: nn.Module) -> tuple[str, Callable]:
+    return 'predict', lambda *args, **kwargs: []
+
+
+# By the name of a class or of one of its bases: what of a module is replaced, and by what.
+STAND_INS: dict[str, Callable[[nn.Module], tuple[str, Callable]]] = dict(
+    SingleRoIExtractor=_roi_extractor,
+    RoIAlign=_roi_layer,
+    RoIPool=_roi_layer,
+    DeformConv2d=_deformable,
+    ModulatedDeformConv2d=_deformable,
+    MaskedConv2d=_masked_convolution,
+    CARAFEPack=_carafe,
+    PSAMask=_psa_mask,
+    BasePanopticFusionHead=_fusion_head,
+)
