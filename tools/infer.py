@@ -13,11 +13,10 @@ from saga_mm.apis import (
     find_images,
     load_model,
     name_outputs,
-    printable,
     select_device,
     write_image,
 )
-from saga_mm.checkpoint import make_folder
+from saga_mm.checkpoint import make_folder, printable
 from saga_mm.cli import add_options, go_on, keep_freed_memory, load_config, run_tool
 
 
@@ -52,8 +51,9 @@ def run(args: argparse.Namespace) -> None:
     failed: dict[str, str] = {}
     for path, out_file in zip(images, out_files, strict=True):
         # The name comes first: if the system ends the process, the last line tells at which image.
-        print(f'{printable(path)} -> {printable(out_file)}: ', end='', flush=True)
-        with go_on(printable(path), failed, args.debug):
+        name = printable(str(path))
+        print(f'{name} -> {printable(str(out_file))}: ', end='', flush=True)
+        with go_on(name, failed, args.debug):
             prediction = predict(path)
             write_image(out_file, prediction.picture)
             print(prediction.text, flush=True)

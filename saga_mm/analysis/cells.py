@@ -1,24 +1,30 @@
-"""Runs measurements one by one, each in a fresh process, and keeps what is finished."""
+"""Runs measurements one by one, each in a fresh process, and keeps what is finished.
+
+Such a process is `python -m saga_mm.analysis.cells MODULE FUNCTION JSON`: it calls the function
+with the settings of one measurement, and prints the result, a JSON object, as the last line.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmengine.utils import ProgressBar
 
 
-def run_cells(cells: Sequence[dict], script: str | Path, log: str | Path) -> list[dict]:
+def run_cells(
+    cells: Sequence[dict], measure: Callable[[dict], dict], log: str | Path
+) -> list[dict]:
     """Measure every cell; one that fails, or runs out of memory, does not stop the others.
 
     Args:
         cells: Settings of one measurement each, as JSON has them.
-        script: Called as `python SCRIPT --cell JSON`; prints its result, a JSON object, as the last
-            line.
+        measure: Makes of the settings a result, as JSON has it. A function of a module.
         log: JSON-lines file of results. A cell that stands there without an error is not run again.
 
     Returns:
@@ -35,7 +41,7 @@ def run_cells(cells: Sequence[dict], script: str | Path, log: str | Path) -> lis
     for cell in cells:
         result = finished.get(_key(cell))
         if result is None or 'error' in result:
-            result = _run(cell, script)
+            result = _run(cell, measure)
             with log.open('a') as file:
                 file.write(f'\n{json.dumps(dict(cell=cell, result=result))}\n')
         results.append({**cell, **result})
@@ -48,8 +54,9 @@ def _key(cell: dict) -> str:
     return json.dumps(cell, sort_keys=True)
 
 
-def _run(cell: dict, script: str | Path) -> dict:
-    command = [sys.executable, str(script), '--cell', json.dumps(cell)]
+def _run(cell: dict, measure: Callable[[dict], dict]) -> dict:
+    names = (measure.__module__, measure.__name__)
+    command = [sys.executable, '-m', __spec__.name, *names, json.dumps(cell)]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode == 0:
         return json.loads(process.stdout.splitlines()[-1])
@@ -59,3 +66,8 @@ def _run(cell: dict, script: str | Path) -> dict:
     # on a GPU, and on a CPU
     full = ('OutOfMemoryError', "can't allocate memory")
     return dict(error='out of memory' if any(name in lines[-1] for name in full) else lines[-1])
+
+
+if __name__ == '__main__':
+    module, function, cell = sys.argv[1:]
+    print(json.dumps(getattr(importlib.import_module(module), function)(json.loads(cell))))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..checkpoint import write_atomically
 from .field import SHARES
 
 Results = dict[str, dict[str, dict]]
@@ -17,10 +19,12 @@ COLORS = 256
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI)
-    with Image.open(path) as picture:
+    buffer, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=DPI)
+    with Image.open(buffer) as picture:
         few = picture.convert('RGB').quantize(COLORS, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)
+    few.save(small, format='png', optimize=True)
+    write_atomically(path, small.getvalue())
 
 
 def in_order(found: Results) -> list[str]:

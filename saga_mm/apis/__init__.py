@@ -1,7 +1,7 @@
 """What the tools do, for use from Python: build models, load weights, predict, train and test."""
 
 from .build import backbone_of, build_model, select_device
-from .images import find_images, name_outputs, printable, write_image
+from .images import find_images, name_outputs, write_image
 from .load import load_complete_weights, load_model
 from .pipeline import ImagePipeline, to_8_bit
 from .predict import Prediction, Predictor, toolbox_of
@@ -17,7 +17,6 @@ __all__ = [
     'load_complete_weights',
     'load_model',
     'name_outputs',
-    'printable',
     'select_device',
     'test',
     'to_8_bit',

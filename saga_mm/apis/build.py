@@ -9,6 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..backbones.pyramid import PyramidBackbone
+from ..cli.types import resolve
 
 
 def select_device(name: str | None = None) -> torch.device:
@@ -30,7 +31,7 @@ def select_device(name: str | None = None) -> torch.device:
 
 def build_model(cfg: Config) -> nn.Module:
     """The model of a config, for one process and in eval mode; no weights are loaded."""
-    init_default_scope(cfg.get('default_scope') or _scope_of(cfg.model.type))
+    init_default_scope(cfg.get('default_scope') or _scope_of(cfg))
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
 
 
@@ -53,8 +54,8 @@ def backbone_of(model: nn.Module, config: str) -> PyramidBackbone:
     return backbone
 
 
-def _scope_of(kind: str | type) -> str:
-    """The scope where a model looks for its parts, if its config has classes and names no scope."""
-    classes = kind.__mro__ if isinstance(kind, type) else ()
-    packages = [part.__module__.partition('.')[0] for part in classes]
+def _scope_of(cfg: Config) -> str:
+    """The scope where the model looks for its parts, if the config names none."""
+    kind = resolve(cfg.model.get('type'), MODELS, cfg)
+    packages = [part.__module__.partition('.')[0] for part in kind.__mro__] if kind else []
     return next((name for name in packages if name in ('mmdet', 'mmseg')), 'mmengine')

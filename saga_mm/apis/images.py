@@ -72,8 +72,3 @@ def name_outputs(images: list[Path], out_dir: Path) -> list[Path]:
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write an image (H, W, 3), uint8, BGR, as PNG: whole or not at all."""
     write_atomically(path, cv2.imencode('.png', image)[1].tobytes())
-
-
-def printable(path: str | Path) -> str:
-    """The name of a file with escapes for bytes that are no text, and for control characters."""
-    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

@@ -57,7 +57,9 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
         dataset = innermost_dataset(cfg.test_dataloader.dataset)
         meta = DATASETS.build({**dataset, 'lazy_init': True}).metainfo
     model.dataset_meta = {key.lower(): value for key, value in meta.items()}
-    if palette := model.dataset_meta.get('palette'):
+    palette = model.dataset_meta.get('palette')
+    # mmdet knows some by name
+    if palette and not isinstance(palette, str):
         # a tuple would be one colour for all classes
         model.dataset_meta['palette'] = [tuple(color) for color in palette]
     model.cfg = cfg

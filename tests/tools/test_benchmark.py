@@ -1,8 +1,12 @@
 """tools/benchmark.py: one real cell of each kind, the rest on made-up measurements."""
 
+import importlib
+import os
+
 import pytest
 import torch
 
+from saga_mm.analysis import benchmark
 from saga_mm.analysis.cells import run_cells
 from saga_mm.analysis.cost import measure_cost
 
@@ -11,15 +15,14 @@ CELL = dict(
 )
 
 
-@pytest.fixture
-def benchmark(tool, monkeypatch):
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
     monkeypatch.setattr('saga_mm.analysis.measure.SECONDS', 0)
-    return tool('benchmark')
 
 
 @pytest.mark.parametrize('mode', ['infer', 'train'])
 @pytest.mark.parametrize('model', ['saga_t', 'pvt_t_sdpa'])
-def test_a_backbone(benchmark, model, mode):
+def test_a_backbone(model, mode):
     cell = dict(CELL, model=model, mode=mode)
     result = benchmark.measure(cell)
     assert result['seconds'] > 0
@@ -35,14 +38,14 @@ def test_a_backbone(benchmark, model, mode):
 
 
 @pytest.mark.parametrize('scope', ['det', 'seg'])
-def test_a_config_file(benchmark, scope, request):
+def test_a_config_file(scope, request):
     path = str(request.getfixturevalue(f'tiny_{scope}'))
     cell = dict(CELL, model=path, mode='train')
     assert benchmark.measure(cell)['seconds'] > 0
     assert benchmark.measure(cell | dict(round='count'))['flops'] > 0
 
 
-def test_the_faster_attention_of_the_baseline_changes_no_number(benchmark):
+def test_the_faster_attention_of_the_baseline_changes_no_number():
     torch.manual_seed(0)
     plain, call = benchmark.build('pvt_t')
     torch.manual_seed(0)
@@ -62,17 +65,17 @@ def made_up(cell):
     return dict(seconds=factor * (1 + cell['round']), bytes=factor * 2**20, parameters=10**7)
 
 
-def test_ratios_failed_cells_and_resuming(benchmark, monkeypatch, tmp_path, capsys):
+def test_ratios_failed_cells_and_resuming(tool, monkeypatch, tmp_path, capsys):
     measured = []
 
-    def run(cell, script):
+    def run(cell, measure):
         measured.append(cell)
         return made_up(cell)
 
     monkeypatch.setattr('saga_mm.analysis.cells._run', run)
     options = ['--models', 'saga_t', 'pvt_t', 'swin_t', '--baseline', 'pvt_t']
     options += ['--sizes', '64', '128', '--rounds', '3', '--out', str(tmp_path)]
-    benchmark.main(options)
+    tool('benchmark').main(options)
     assert [cell['model'] for cell in measured[:4]] == ['saga_t', 'pvt_t', 'swin_t', 'saga_t']
     assert len(measured) == 3 * 2 * (3 + 1)
     text = capsys.readouterr().out
@@ -90,28 +93,37 @@ def test_ratios_failed_cells_and_resuming(benchmark, monkeypatch, tmp_path, caps
     with (tmp_path / 'results.jsonl').open('a') as file:
         file.write('{"cell": {"mode": "inf')
     measured.clear()
-    benchmark.main(options)
+    tool('benchmark').main(options)
     assert {cell['model'] for cell in measured if cell['round'] != 'count'} == {'swin_t'}
     assert capsys.readouterr().out == text
 
     measured.clear()
-    benchmark.main([*options, '--no-flops'])
+    tool('benchmark').main([*options, '--no-flops'])
     assert 'count' not in {cell['round'] for cell in measured}
     assert '| infer | fp32 | 64 | saga_t | 10.0 |  | 0.5 |' in capsys.readouterr().out
 
 
-def test_a_cell_that_fails_in_its_process(tmp_path):
-    script = tmp_path / 'script.py'
-    script.write_text(
-        'import json, os, sys\n'
-        'cell = json.loads(sys.argv[2])\n'
-        'if cell["do"] == "raise": raise ValueError("no such model")\n'
-        'if cell["do"] == "die": os.kill(os.getpid(), 9)\n'
-        'print("noise")\n'
-        'print(json.dumps(dict(answer=42)))\n'
-    )
+MODULE = """
+import os
+
+def measure(cell):
+    if cell['do'] == 'raise':
+        raise ValueError('no such model')
+    if cell['do'] == 'die':
+        os.kill(os.getpid(), 9)
+    print('noise')
+    return dict(answer=42)
+"""
+
+
+def test_a_cell_that_fails_in_its_process(tmp_path, monkeypatch):
+    (tmp_path / 'measure_cells.py').write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
+    monkeypatch.setenv('PYTHONPATH', path.rstrip(os.pathsep))
     cells = [dict(do=name) for name in ('raise', 'die', 'work')]
-    results = run_cells(cells, script, tmp_path / 'log.jsonl')
+    measure = importlib.import_module('measure_cells').measure
+    results = run_cells(cells, measure, tmp_path / 'log.jsonl')
     assert [result.get('error') for result in results] == [
         'ValueError: no such model',
         'killed: out of memory',
@@ -127,11 +139,12 @@ def test_a_cell_that_fails_in_its_process(tmp_path):
         (['--baseline', 'pvt_x'], "--baseline must be one of ['saga_t', 'pvt_t', 'pvt_t_sdpa']"),
         (['--sizes', '8'], '--sizes must be at least 32 pixels, got 8'),
         (['--rounds', '0'], '--rounds must be positive, got 0'),
+        (['--device', 'abacus'], "device 'abacus' is not available"),
         (['--keep-memory', '--device', 'cuda'], '--keep-memory is for --device cpu, got cuda'),
     ],
 )
-def test_wrong_options(benchmark, options, message, tmp_path):
+def test_wrong_options(tool, options, message, tmp_path):
     with pytest.raises(SystemExit) as error:
-        benchmark.main([*options, '--out', str(tmp_path / 'out')])
+        tool('benchmark').main([*options, '--out', str(tmp_path / 'out')])
     assert message in str(error.value)
     assert not (tmp_path / 'out').exists()

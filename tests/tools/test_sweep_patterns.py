@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from saga_mm.analysis import cells
+from saga_mm.analysis.patterns import count
 from saga_mm.backbones.sola_vision import PRESETS
 
 BACKBONE = """
@@ -76,7 +77,7 @@ def test_a_cell_that_fails_keeps_the_rest_and_is_tried_again(sweep, config, tmp_
         file.write('{"cell": ')
     started = []
 
-    def fail(cell, script):
+    def fail(cell, measure):
         started.append((cell['part'], cell['name']))
         return dict(error='error: a | b')
 
@@ -93,7 +94,7 @@ def test_a_cell_that_fails_keeps_the_rest_and_is_tried_again(sweep, config, tmp_
 
 
 @pytest.mark.filterwarnings('ignore:layers=')
-def test_counts(sweep):
+def test_counts():
     backbone = dict(
         type='saga_mm.SoLAVision',
         arch=dict(embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2)),
@@ -103,7 +104,7 @@ def test_counts(sweep):
     )
     tokens, dim = 8 * 8, 8
     found = [
-        sweep.count(
+        count(
             dict(backbone={**backbone, 'layers': [p, 'L', 'L', 'L']}, batch_size=1, size=[32, 32])
         )
         for p in ('L', 'LL', 'S', 'SS')

@@ -1,0 +1,200 @@
+"""Measures placements of softmax layers in SoLA-Vision, and shows them in a table."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..apis import train
+from ..backbones.sola_vision import LINEAR, PRESETS, SoLAVision, resolve_layers
+from ..checkpoint import make_folder, write_atomically
+from ..registry import MODELS
+from .cost import measure_cost
+from .files import write_figure
+from .measure import DTYPES, added_memory, timed
+
+# of a row: how much one unit is, digits, the unit
+COLUMNS = {
+    'parameters': (1e6, 2, 'M'),
+    'flops': (1e9, 2, 'G'),
+    'ms': (1e-3, 1, ''),
+    'peak MiB': (2**20, 0, ''),
+    'mIoU': (1, 2, ''),
+}
+
+
+def make_rows(cfg: Config, patterns: Sequence[str], linear: Sequence[str]) -> list[dict]:
+    """A row of the table for each pattern and kind of linear layer, as yet without results.
+
+    Args:
+        cfg: Config of a model on SoLA-Vision.
+        patterns: Of `PRESETS`, or such as 'LL/LL/LLLLLS/LL'.
+        linear: Of `LINEAR`.
+
+    Raises:
+        ValueError: A pattern is none.
+    """
+    rows = []
+    for pattern, kind in dict.fromkeys(itertools.product(patterns, linear)):
+        layers = pattern if pattern in PRESETS else pattern.split('/')
+        arch = cfg.model.backbone.get('arch', 'tiny')
+        resolved = resolve_layers(arch, layers, SoLAVision.arch_settings)[1]
+        backbone = {**cfg.model.backbone.to_dict(), 'layers': layers, 'linear': kind}
+        backbone['type'] = 'saga_mm.SoLAVision'
+        rows.append(dict(pattern=pattern, linear=kind, layers=resolved, backbone=backbone))
+    return rows
+
+
+def make_cells(
+    rows: Sequence[dict],
+    cfg: Config,
+    folder: Path,
+    rounds: int,
+    iterations: int | None,
+    device: str,
+    **forward: object,
+) -> list[dict]:
+    """Every measurement, so ordered that the patterns take turns.
+
+    Args:
+        rows: From `make_rows`.
+        cfg: Config of the model.
+        folder: Gets a folder for each training.
+        rounds: Timings of each row.
+        iterations: Of training; None for no training.
+        device: Such as 'cpu'.
+        **forward: Of forward passes: size, batch_size, dtype.
+    """
+    threads = torch.get_num_threads()
+    cells = []
+    for row in rows:
+        cells.append(dict(part='count', name=name_of(row), backbone=row['backbone'], **forward))
+    for turn, row in itertools.product(range(rounds), rows):
+        place = dict(device=device, threads=threads, round=turn)
+        common = dict(name=name_of(row), backbone=row['backbone'], **forward)
+        cells.append(dict(part='time', **common, **place))
+    for row in rows if iterations else ():
+        inner = folder / name_of(row)
+        make_folder(inner)
+        text = write_training(cfg, row['backbone'], iterations, inner / 'config.py')
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        place = dict(folder=str(inner), device=device, threads=threads)
+        cells.append(dict(part='train', name=name_of(row), config=digest, **place))
+    return cells
+
+
+def name_of(row: dict) -> str:
+    return f'{row["linear"]}_{row["pattern"].replace("/", "-")}'
+
+
+def write_training(cfg: Config, backbone: dict, iterations: int, path: Path) -> str:
+    """Write the config of a training; return it as text."""
+    cfg = Config(cfg.to_dict())
+    cfg.model.backbone = backbone
+    cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
+    text = cfg.pretty_text
+    write_atomically(path, text.encode())
+    return text
+
+
+def measure(cell: dict) -> dict:
+    """The result of one cell, in this process."""
+    torch.manual_seed(0)
+    torch.set_num_threads(cell.get('threads', 1))
+    return dict(count=count, time=run_forward, train=evaluate)[cell['part']](cell)
+
+
+def run_forward(cell: dict) -> dict:
+    """Seconds of a forward pass, and the bytes that it adds."""
+    device, dtype = torch.device(cell['device']), DTYPES[cell['dtype']]
+    model = MODELS.build(cell['backbone']).to(device).eval()
+    x = torch.randn(cell['batch_size'], 3, *cell['size'], device=device)
+
+    def step() -> None:
+        half = dtype != torch.float32
+        with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=half):
+            model(x)
+
+    added = added_memory(step, device)
+    return {'ms': statistics.median(timed(step, device)), 'peak MiB': added}
+
+
+def count(cell: dict) -> dict:
+    """Parameters, and FLOPs of a pass of shapes alone, with linear attention as its reference."""
+    model = MODELS.build({**cell['backbone'], 'impl': 'reference'}).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(cell['batch_size'], 3, *cell['size'])
+        cost = measure_cost(model, lambda: model(x))['']
+    return dict(parameters=cost.parameters, flops=cost.flops)
+
+
+def evaluate(cell: dict) -> dict:
+    """The mIoU after a training."""
+    if cell['device'] == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    folder = Path(cell['folder'])
+    train(folder / 'config.py', work_dir=folder)
+    newest = max(folder.glob('*/vis_data/scalars.json'))
+    entries = map(json.loads, newest.read_text().splitlines())
+    return dict(mIoU=[entry['mIoU'] for entry in entries if 'mIoU' in entry][-1])
+
+
+def fill(rows: list[dict], results: list[dict]) -> None:
+    """Put the results into their rows: medians over rounds, and the first error."""
+    for row in rows:
+        row.update(error='')
+        found: dict[str, list[float]] = {}
+        for result in results:
+            if result['name'] != name_of(row):
+                continue
+            if 'error' in result and not row['error']:
+                row['error'] = result['error'].removeprefix('error: ').replace('|', '/')
+            for name in COLUMNS.keys() & result.keys():
+                found.setdefault(name, []).append(result[name])
+        row.update({name: statistics.median(values) for name, values in found.items()})
+
+
+def table(rows: Sequence[dict]) -> Iterator[str]:
+    """Lines of a table in Markdown."""
+    trained = any('mIoU' in row for row in rows)
+    columns = {name: how for name, how in COLUMNS.items() if name != 'mIoU' or trained}
+    yield f'| pattern | linear | layers | {" | ".join(columns)} | failed |'
+    yield '|---|---|---|' + '--:|' * len(columns) + '---|'
+    for row in rows:
+        cells = [
+            f'{row[name] / unit:.{digits}f}{suffix}' if name in row else '-'
+            for name, (unit, digits, suffix) in columns.items()
+        ]
+        cells = [row['pattern'], row['linear'], ' '.join(row['layers']), *cells, row['error']]
+        yield f'| {" | ".join(cells)} |'
+
+
+def draw(rows: Sequence[dict], path: Path) -> None:
+    """Accuracy, or without it time, against cost."""
+    trained = any('mIoU' in row for row in rows)
+    pairs = [('ms', 'mIoU'), ('peak MiB', 'mIoU')] if trained else [('flops', 'ms')]
+    figure = Figure(figsize=(6 * len(pairs), 4.5), layout='constrained')
+    for axes, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
+        for row in rows:
+            if not row.keys() >= set(pair):
+                continue
+            point = [row[name] / COLUMNS[name][0] for name in pair]
+            axes.plot(*point, 'o', color=f'C{list(LINEAR).index(row["linear"])}')
+            label = f'{row["pattern"]}, {row["linear"]}'
+            axes.annotate(
+                label, point, xytext=(4, 4), textcoords='offset points', fontsize='x-small'
+            )
+        units = [f'{name}, {COLUMNS[name][2]}'.rstrip(', ') for name in pair]
+        axes.set(xlabel=units[0], ylabel=units[1])
+        axes.margins(0.3, 0.2)
+    write_figure(path, figure, dpi=120)
