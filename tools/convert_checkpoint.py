@@ -71,7 +71,7 @@ def convert(cfg: Config, checkpoint: str) -> tuple[dict[str, Tensor], LoadReport
     Raises:
         CheckpointError: The file can't be read, or none of its weights fits.
     """
-    weights = extract_state_dict(load_file(checkpoint))
+    weights: Mapping[str, Tensor] = extract_state_dict(load_file(checkpoint))
     whole = any(name.startswith('backbone.') for name in weights)
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model if whole else cfg.model.backbone)

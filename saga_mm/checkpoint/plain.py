@@ -172,12 +172,12 @@ class _Copy:
         if kind in (list, tuple, set):
             return kind(map(self.copy, value))
         if kind in (dict, OrderedDict, Counter):
-            copy = kind()
+            copy: dict = kind()
             for key, item in dict.items(value):
                 copy[self.copy(key)] = self.copy(item)
             # versions of modules, which a state dict carries
             if kind is OrderedDict and '_metadata' in vars(value):
-                copy._metadata = self.copy(vars(value)['_metadata'])
+                vars(copy)['_metadata'] = self.copy(vars(value)['_metadata'])
             return copy
         if kind is DtypeNote:
             return value.dtype
@@ -207,7 +207,8 @@ def _scalar(dtype: DtypeNote, data: bytes) -> np.generic:
     """Stands in for numpy's function of this name."""
     if not isinstance(dtype, DtypeNote) or not isinstance(data, bytes):
         raise _forbidden('numpy.scalar without bytes and a dtype of numbers')
-    return _numbers(dtype, data).reshape(())[()]
+    (number,) = _numbers(dtype, data)
+    return number
 
 
 def _numbers(dtype: DtypeNote, data: bytes) -> np.ndarray:

@@ -6,6 +6,7 @@ take without a look: step numbers, names of files to remove, the options of an o
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
@@ -99,7 +100,11 @@ class Rule(NamedTuple):
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and type(value) is not bool and 0 <= value < 2**63
+    return (
+        isinstance(value, int | np.integer)
+        and not isinstance(value, bool)
+        and bool(0 <= value < 2**63)
+    )
 
 
 def _is_key(value: Any) -> bool:
@@ -111,7 +116,7 @@ def _is_number(value: Any) -> bool:
         if value.is_meta or value.is_complex() or value.numel() != 1:
             return False
         value = value.item()
-    return isinstance(value, float | int | np.number) and value == value
+    return isinstance(value, float | int | np.number) and not math.isnan(value)
 
 
 def _is_option(value: Any, depth: int = 3) -> bool:

@@ -33,11 +33,8 @@ def extract_state_dict(checkpoint: Mapping) -> OrderedDict[str, Tensor]:
         for name, weight in found.items()
         if isinstance(name, str) and isinstance(weight, Tensor)
     )
-    # versions of the modules that saved them
-    versions = getattr(found, '_metadata', None)
-    if isinstance(versions, Mapping):
-        weights._metadata = {unwrapped(str(name)): version for name, version in versions.items()}
-    return weights
+    saved = {unwrapped(str(name)): value for name, value in versions(found).items()}
+    return with_versions(weights, saved)
 
 
 def select(weights: Mapping[str, Tensor], prefix: str) -> OrderedDict[str, Tensor]:
@@ -49,9 +46,21 @@ def select(weights: Mapping[str, Tensor], prefix: str) -> OrderedDict[str, Tenso
             (name[len(prefix) :], value) for name, value in named.items() if name.startswith(prefix)
         )
 
-    selected = below(weights)
-    selected._metadata = below(getattr(weights, '_metadata', {}))
-    return selected
+    return with_versions(below(weights), below(versions(weights)))
+
+
+def versions(weights: Mapping) -> Mapping[str, Any]:
+    """The versions of the modules that saved a state dict, by name, where torch keeps them."""
+    found = getattr(weights, '_metadata', None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def with_versions(
+    weights: OrderedDict[str, Tensor], found: Mapping[str, Any]
+) -> OrderedDict[str, Tensor]:
+    """The same state dict, with `versions`."""
+    vars(weights)['_metadata'] = found
+    return weights
 
 
 def unwrapped(name: str) -> str:

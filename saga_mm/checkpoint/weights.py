@@ -21,7 +21,14 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import CheckpointError, printable
 from .loading import load_file
-from .state_dict import extract_state_dict, plain_name, plain_names, select
+from .state_dict import (
+    extract_state_dict,
+    plain_name,
+    plain_names,
+    select,
+    versions,
+    with_versions,
+)
 
 
 class LoadReport(NamedTuple):
@@ -134,9 +141,8 @@ def load_matching(module: nn.Module, weights: Mapping[str, Tensor]) -> LoadRepor
     }
     for name in mismatched:
         del fitting[name]
-    fitting._metadata = getattr(weights, '_metadata', {})
     try:
-        result = module.load_state_dict(fitting, strict=False)
+        result = module.load_state_dict(with_versions(fitting, versions(weights)), strict=False)
     # of several lines, the first names the module
     except RuntimeError as error:
         reason = ' '.join(str(error).split())

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -68,6 +69,9 @@ class AtomicCheckpointHook(CheckpointHook):
             `file_client_args`.
     """
 
+    file_backend: Any
+    keep_ckpt_ids: deque[int]
+
     def __init__(self, **options) -> None:
         super().__init__(**options)
         self._check_options()
@@ -76,7 +80,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def take_over(cls, hook: CheckpointHook) -> AtomicCheckpointHook:
         """A hook with the options of one of mmengine's that has not run; ValueError as above."""
         taken = cls.__new__(cls)
-        vars(taken).update(vars(hook))
+        taken.__dict__.update(vars(hook))
         taken._check_options()
         return taken
 

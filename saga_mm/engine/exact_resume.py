@@ -59,18 +59,20 @@ class ExactResumeHook(Hook):
             print_log('no random state in the checkpoint: the resume is not exact', 'current')
         else:
             check_random_state(self.resumed)
-            if self.resumed['sampler'] is not None:
+            sampler = _sampler(runner)
+            if sampler is not None and self.resumed['sampler'] is not None:
                 # a config without a seed got another one, and so another order of the data
-                _sampler(runner).seed = self.resumed['sampler']
+                vars(sampler)['seed'] = self.resumed['sampler']
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.resumed is None:
             return
         state, self.resumed = self.resumed, None
         loop = runner.train_loop
-        iterator = getattr(loop, 'dataloader_iterator', None)
-        if isinstance(loop, IterBasedTrainLoop) and not hasattr(iterator, 'skip_iter'):
-            loop.dataloader_iterator = _restore_after(iterator, loop.iter, state)
+        if isinstance(loop, IterBasedTrainLoop) and not hasattr(
+            loop.dataloader_iterator, 'skip_iter'
+        ):
+            loop.dataloader_iterator = _restore_after(loop.dataloader_iterator, loop.iter, state)
         else:
             set_random_state(state)
 
@@ -78,17 +80,23 @@ class ExactResumeHook(Hook):
         self.before_validation = get_random_state()
 
     def after_val(self, runner: Runner) -> None:
-        set_random_state(self.before_validation)
+        if self.before_validation is not None:
+            set_random_state(self.before_validation)
         self.before_validation = None
 
 
 def get_random_state() -> dict:
     """State of the generators of torch, the current CUDA device, numpy and Python."""
-    _, keys, *position = np.random.get_state()
+    state = np.random.get_state(legacy=False)
     return {
         'torch': torch.get_rng_state(),
         'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        'numpy': (keys.tolist(), *position),
+        'numpy': (
+            state['state']['key'].tolist(),
+            state['state']['pos'],
+            state['has_gauss'],
+            state['gauss'],
+        ),
         'python': random.getstate(),
     }
 

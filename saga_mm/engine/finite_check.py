@@ -121,7 +121,7 @@ def _wrappers(runner: Runner) -> list[OptimWrapper]:
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
+    return model.get_submodule('module') if is_model_wrapper(model) else model
 
 
 def _all_finite(gradients: list[Tensor]) -> bool:

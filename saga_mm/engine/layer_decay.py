@@ -50,6 +50,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             no backbone with `get_layer_depth`.
     """
 
+    paramwise_cfg: dict
+
     def _validate_cfg(self) -> None:
         """Check the options, and set what is not given; called by mmengine."""
         options = self.paramwise_cfg
@@ -85,10 +87,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         start = len(params)
         # one group per parameter
         super().add_params(params, module, prefix, is_dcn_module)
-        if hasattr(module, 'get_layer_depth'):
+        get_layer_depth = getattr(module, 'get_layer_depth', None)
+        if get_layer_depth is not None:
             names = {parameter: name for name, parameter in module.named_parameters()}
             for group in params[start:]:
-                layer, layers = module.get_layer_depth(names[group['params'][0]])
+                layer, layers = get_layer_depth(names[group['params'][0]])
                 # A classifier of mmpretrain has the method too, and asks its backbone.
                 if layer < layers - 1 and 'layer' not in group:
                     factor = self.decay_rate ** (layers - 1 - layer)

@@ -86,7 +86,9 @@ class ResumeScheduleHook(Hook):
 
 def _schedulers(found: object, kind: type = _ParamScheduler) -> Iterator:
     """Schedulers, or their states, out of the lists and dicts that mmengine keeps them in."""
-    if isinstance(found, kind) and 'by_epoch' in (found if kind is dict else vars(found)):
+    if isinstance(found, kind) and 'by_epoch' in (
+        found if isinstance(found, dict) else vars(found)
+    ):
         yield found
     elif isinstance(found, (list, tuple)):
         for item in found:
