@@ -1,4 +1,4 @@
-"""Checkpoints: read without running anything in them, matched with a model, written whole."""
+"""Checkpoints: read as data, matched with a model, written atomically."""
 
 from .errors import CheckpointError, printable
 from .files import make_folder, write_atomically

@@ -24,9 +24,10 @@ from mmengine.runner.checkpoint import (
 from .errors import CheckpointError
 from .files import open_atomically
 
-# Published files end in the start of their SHA-256, as in resnet50-0676ba61.pth, or in a date.
+# Published names often end in the start of the file's SHA-256, as in resnet50-0676ba61.pth. A date,
+# as in 20221018, is not a hash.
 DIGEST = re.compile(r'-(?!(?:19|20)\d{6}\.)([a-f0-9]{8,})\.')
-# Seconds that a server may be silent, and bytes per second that it must send after that.
+# Seconds that a server may be silent, and the bytes per second that it must send after that time.
 PATIENCE = 60
 SLOWEST = 1000
 
@@ -55,7 +56,7 @@ def find_file(path: str) -> Path:
             raise CheckpointError(f'{path} is a folder: name a checkpoint in it')
         if not file.is_file():
             raise CheckpointError(f'{path} does not exist: check the path of the checkpoint')
-    # names that are too long, folders that are closed, and users that there are not
+    # the name is too long, a folder is not readable, or ~user does not exist
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f'{path} can not be opened: {error}') from error
     return file
@@ -66,7 +67,7 @@ def is_url(path: str) -> bool:
 
 
 def forget(path: str, file: Path) -> None:
-    """Remove a file that can't be read from the cache, if it is a download that has no hash."""
+    """Remove an unreadable download from the cache, unless its hash has shown it to be complete."""
     if '://' in path and not DIGEST.search(file.name):
         file.unlink(missing_ok=True)
 
@@ -83,11 +84,11 @@ def _download(url: str) -> Path:
         try:
             file = _fetch(url)
         finally:
-            # the others, too, find out that it fails
+            # also after an error: the other processes then meet the same error
             barrier()
         return file
     barrier()
-    # on the other machines of a cluster
+    # the file is not there yet on the other machines of a cluster
     return _fetch(url)
 
 
@@ -98,12 +99,12 @@ def _fetch(url: str) -> Path:
         name = Path(urlsplit(url).path).name
         digest = DIGEST.search(name)
         if digest:
-            # as torch calls it, which may have it already, or a part of it
+            # the name that torch uses: it may have downloaded the file already
             file = folder / name
             if file.is_file() and _hash(file).startswith(digest[1]):
                 return file
         else:
-            # other URLs end in this name as well
+            # other URLs may end in the same name
             key = hashlib.sha256(url.encode()).hexdigest()[:16]
             file = folder / f'{Path(name).stem[:40]}.{key}{Path(name).suffix[:20]}'
             if file.is_file():
@@ -111,14 +112,14 @@ def _fetch(url: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         print_log(f'downloading {url} to {file}', 'current')
         _save(url, file, digest[1] if digest else '')
-    # a ValueError: it is no URL
+    # ValueError: the text is not a URL
     except (OSError, HTTPException, ValueError) as error:
         raise CheckpointError(f'{url} can not be downloaded: {error}') from error
     return file
 
 
 def _save(url: str, file: Path, digest: str) -> None:
-    """Save what a URL leads to, if it is whole and its hash starts as it should."""
+    """Download a URL to a file, and check that it is complete and that its hash is right."""
     request = urllib.request.Request(url, headers={'User-Agent': 'torch.hub'})
     with (
         urllib.request.urlopen(request, timeout=PATIENCE) as response,
@@ -133,7 +134,7 @@ def _save(url: str, file: Path, digest: str) -> None:
 
 
 def _pieces(response: HTTPResponse) -> Iterator[bytes]:
-    """The content of a response; OSError where it ends too early or comes too slowly."""
+    """The content of a response; OSError if it is incomplete or too slow."""
     start, received = time.monotonic(), 0
     while piece := response.read1(1 << 16):
         yield piece

@@ -1,8 +1,8 @@
-"""The error of this package, and text from a file that is safe to show."""
+"""The error of this package, and text that is safe to print."""
 
 
 def printable(text: str) -> str:
-    """Text with an escape sequence in the place of each character that a terminal would obey."""
+    """Text with control characters written as escape sequences, so that no terminal obeys them."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 

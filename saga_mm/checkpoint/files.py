@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
-# What stands between the stem and the suffix of a file that is being written, and after it.
+# Name of a file that is being written, see `open_atomically`.
 LEFTOVER = re.compile(r'(.*)\.[0-9a-f]{16}(\.[^.]*)?\.tmp')
 
 
@@ -32,15 +32,16 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file to write, which takes its place when the context ends without an error.
 
-    Until then it has a name of its own in the same folder, so that writers of one file do not meet.
-    What a link points to is written, and what is no regular file, such as a pipe, as it is.
+    Until then it has a unique name in the same folder, so that several processes may write one
+    file. If `path` is a link, the file that it points to is written. A pipe or a device is written
+    directly.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         with open(path, 'wb') as file:
             yield file
         return
-    # the name may be as long as names can be
+    # shortened, because the name may have the maximum length
     name = f'{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix[:20]}.tmp'
     temporary = path.with_name(name)
     try:
@@ -61,9 +62,9 @@ def open_atomically(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: str | Path, pattern: str) -> None:
-    """Remove what writers that were killed have left of files, such as those called '*.pth'.
+    """Remove incomplete files that killed processes have left, of names such as '*.pth'.
 
-    Nobody may write such a file in the meantime.
+    No other process may be writing such a file.
     """
     for path in Path(folder).glob('*.tmp'):
         parts = LEFTOVER.fullmatch(path.name)

@@ -1,8 +1,8 @@
-"""Loads checkpoints, for the whole project: a file is data, and nothing in it runs.
+"""Loads checkpoints as data: nothing in a file is run.
 
-torch reads a checkpoint without running anything in it when it is told so (`weights_only`), and
-refuses all classes but a few. For those that training checkpoints of mmengine hold besides, the
-stand-ins of `plain` are read. Anything else is an error, without a fallback.
+The whole project loads its checkpoints by `load_file`. torch reads the file with
+`weights_only=True` and refuses all classes except a few. For further classes that training
+checkpoints of mmengine hold, the stand-ins of `plain` take their place. Anything else is an error.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ SCHEMES = (
     r'(\S+\:)?s3://',
     r'(\S+\:)?petrel://',
 )
-# What torch says of a class or function that it does not know, and `plain` of wrong arguments.
+# The error of torch about a class or function that is not on its list, or of `plain` about
+# arguments of a stand-in.
 FORBIDDEN = re.compile(r'GLOBAL (.+?)( was not an allowed global| whose module|$)', re.MULTILINE)
 STAND_INS = stand_ins()
-# Held while the stand-ins are on torch's list, of which there is one for all threads.
+# Held while the stand-ins are on torch's list, which all threads share.
 LOCK = Lock()
-# What reading raises on bytes that are not a checkpoint, or not all of one.
+# Errors of reading a file that is damaged, incomplete, or no checkpoint.
 UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,
@@ -90,7 +91,7 @@ def load_file(path: str | Path, map_location: str | torch.device | None = 'cpu')
                 'data and could run code; if you trust it, save its state_dict alone to a new file'
             ) from error
         forget(str(path), file)
-        # torch puts its advice first
+        # torch writes advice before the reason
         reason = str(error).rpartition('WeightsUnpickler error: ')[2]
         reason = textwrap.shorten(f'{type(error).__name__} {reason}', 120, placeholder=' ...')
         raise CheckpointError(
@@ -113,7 +114,7 @@ def use_safe_loading() -> None:
     data is a `CheckpointError`. Configs in a checkpoint are removed: an inferencer needs one of its
     own.
 
-    Call it before anything is loaded. Checkpoints of pavi, S3 and Petrel are errors from then on.
+    Call it before anything is loaded. From then on, paths of pavi, S3 and Petrel are errors.
     """
     CheckpointLoader.register_scheme(SCHEMES, load_from_vetted, force=True)
 
@@ -121,12 +122,12 @@ def use_safe_loading() -> None:
 def load_from_vetted(filename: str, map_location: str | torch.device | None = None) -> dict:
     """`load_file` as a loader of mmengine.
 
-    The weights are where mmengine looks for them, and what mmengine would run is removed.
+    The weights are under 'state_dict', where mmengine looks for them, and configs are removed.
     """
     checkpoint = load_file(filename, map_location)
     remove_configs(checkpoint)
     if filename.startswith('mmcls://'):
-        # mmengine loads classifiers for their backbones
+        # mmengine uses only the backbones of classifiers
         return {'state_dict': select(extract_state_dict(checkpoint), 'backbone.')}
     weights = find_state_dict(checkpoint)
     return checkpoint if weights is checkpoint else {**checkpoint, 'state_dict': weights}
@@ -139,21 +140,21 @@ def remove_configs(checkpoint: Mapping) -> None:
     for place in (checkpoint.get('meta'), info):
         if isinstance(place, dict):
             place.pop('cfg', None)
-            # the name before mmengine
+            # the name that mmcv used
             place.pop('config', None)
 
 
 def _read(file: Path, map_location: str | torch.device | None) -> Any:
-    """What is in a file, made plain."""
+    """The content of a file, as plain data."""
     if file.suffix == '.safetensors':
         return _read_safetensors(file, map_location)
     size = _unpacked_size(file)
     with LOCK:
         listed = torch.serialization.get_safe_globals()
-        # entries of somebody else's would take the place of the stand-ins
+        # Entries that the program has added under the same names would replace the stand-ins: take
+        # them off the list, which the exit of this context does, and put them back afterwards.
         others = [entry for entry in listed if _name(entry) in STAND_INS]
         with torch.serialization.safe_globals(others):
-            # which removes them in the end
             pass
         try:
             with torch.serialization.safe_globals([(own, name) for name, own in STAND_INS.items()]):
@@ -178,9 +179,9 @@ def _read_safetensors(file: Path, map_location: str | torch.device | None) -> di
 
 
 def _unpacked_size(file: Path) -> int:
-    """Bytes that a file takes in memory; ValueError if that is far more than it has.
+    """Size of the content of a file in bytes; ValueError if it is far larger than the file.
 
-    `torch.save` does not compress. A few megabytes could unpack to all the memory that there is.
+    `torch.save` does not compress, so that this is a file that was made to fill the memory.
     """
     size = file.stat().st_size
     with open(file, 'rb') as content:
@@ -194,12 +195,12 @@ def _unpacked_size(file: Path) -> int:
 
 
 def _name(entry: Callable | tuple[Callable, str]) -> str:
-    """The name in a file that an entry of torch's list stands for."""
+    """The name by which a file refers to an entry of torch's list."""
     return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
 
 
 def _holds_tensors(value: object) -> bool:
-    """Whether there is a tensor in dicts that may be in each other, and in several at once."""
+    """Whether nested dicts hold a tensor."""
     stack, seen = [value], set()
     while stack:
         value = stack.pop()

@@ -1,4 +1,4 @@
-"""What a checkpoint tells about the data that its model was trained on."""
+"""Reads what a checkpoint says about the data set that its model was trained on."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .errors import CheckpointError, printable
 
 
 def read_dataset_meta(checkpoint: Mapping, file: str | Path) -> dict[str, Any] | None:
-    """Names and colours of classes, and what else a data set tells.
+    """Names and colours of the classes, and further meta data of the data set.
 
     Args:
         checkpoint: From `load_file`.
         file: Its name, for the error.
 
     Returns:
-        By names in lower case, such as 'classes' and 'palette'; None where there is nothing. The
-        names of classes are printable.
+        The meta data, under keys in lower case such as 'classes' and 'palette', or None if there is
+        none. The names of classes are printable.
 
     Raises:
-        CheckpointError: It holds no names or colours where they should be.
+        CheckpointError: The names or colours are of a wrong type.
     """
     meta = checkpoint.get('meta')
     meta = meta.get('dataset_meta') if isinstance(meta, dict) else None

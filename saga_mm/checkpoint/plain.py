@@ -1,10 +1,11 @@
-"""What a checkpoint may hold: tensors and plain data, made anew from what was read.
+"""What a checkpoint may hold: tensors and plain data.
 
-torch reads a checkpoint without running anything in it (`weights_only=True`), but for classes and
-functions on a list, which it calls with arguments from the file. Training checkpoints of mmengine
-need numpy arrays and `HistoryBuffer`s, whose own functions trust their arguments: numpy can be told
-to follow a pointer. So the list holds stand-ins, which only take notes, and check them.
-`make_plain` turns what was read into data: everything in it is of a known type.
+With `weights_only=True`, torch calls nothing that a file names, except classes and functions on a
+list, which get arguments from the file. Training checkpoints of mmengine need numpy arrays and
+`HistoryBuffer`s. Their own classes can't be on the list, because they trust their arguments: a file
+can make numpy follow a pointer. The list therefore holds the stand-ins of this module, which check
+or record their arguments and call nothing. `make_plain` replaces the records by the objects that
+they stand for, and refuses objects of any other type.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from torch import Tensor, nn
 
-# Besides containers. Those of torch are names of things, and nothing can be done with them.
+# Types of values, besides containers.
 PLAIN = (
     type(None),
     bool,
@@ -39,12 +40,12 @@ PLAIN = (
     torch.layout,
     torch.qscheme,
 )
-# The functions that a scheduler may have in its state.
+# Functions that the state of a scheduler may refer to.
 ANNEALING = (OneCycleParamScheduler._annealing_cos, OneCycleParamScheduler._annealing_linear)
 STATISTICS = ('current', 'max', 'mean', 'min')
 
 
-class DtypeNote:
+class DtypeRecord:
     """Stands in for `numpy.dtype` in a file: numbers only, in either byte order."""
 
     __slots__ = ('dtype',)
@@ -55,15 +56,16 @@ class DtypeNote:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple) -> None:
-        # Version and byte order. Flags, fields and sizes follow, which numbers do not need.
+        # The state is (version, byte order, subarray, names, fields, size, alignment, flags). What
+        # follows the byte order describes structures and objects, and is ignored.
         order = state[1]
         if order not in ('<', '>', '=', '|'):
             raise _forbidden(f'numpy.dtype in the byte order {order!r}')
         self.dtype = self.dtype.newbyteorder(order)
 
 
-class ArrayNote:
-    """Stands in for `numpy.ndarray` in a file."""
+class ArrayRecord:
+    """Stands in for `numpy.ndarray` in a file, and records the state of the array."""
 
     __slots__ = ('state',)
 
@@ -71,15 +73,15 @@ class ArrayNote:
         self.state = state
 
     def make(self) -> np.ndarray:
-        """The array, copied out of the file; numbers only."""
+        """A new array of numbers; it shares no memory with the file."""
         *_, shape, dtype, is_fortran, data = self.state
-        if not isinstance(dtype, DtypeNote) or not isinstance(data, bytes):
+        if not isinstance(dtype, DtypeRecord) or not isinstance(data, bytes):
             raise _forbidden('numpy.ndarray without bytes and a dtype of numbers')
         return _numbers(dtype, data).reshape(shape, order='F' if is_fortran else 'C')
 
 
-class ObjectNote:
-    """Stands in for a class of which a file holds the attributes."""
+class ObjectRecord:
+    """Stands in for a class in a file, and records the attributes of the object."""
 
     __slots__ = ('state',)
 
@@ -87,13 +89,13 @@ class ObjectNote:
         self.state = state
 
 
-class HistoryNote(ObjectNote):
+class HistoryRecord(ObjectRecord):
     """Stands in for `HistoryBuffer` in a file."""
 
     __slots__ = ()
 
     def make(self, copy: Callable[[Any], Any]) -> HistoryBuffer:
-        """The buffer, without the statistics methods of the file: those of the class hold."""
+        """A new buffer with these numbers. The statistics methods of the file are ignored."""
         logs, counts = (copy(self.state[name]) for name in ('_log_history', '_count_history'))
         length = self.state['max_length']
         if not all(
@@ -105,23 +107,23 @@ class HistoryNote(ObjectNote):
         return HistoryBuffer(logs, counts, max_length=length)
 
 
-class OneCycleNote:
-    """Stands in for the scheduler whose state names one of its functions."""
+class OneCycleRecord:
+    """Stands in for the class `OneCycleParamScheduler`, whose state refers to its functions."""
 
     __slots__ = ()
 
 
 def stand_ins() -> dict[str, Callable]:
-    """What stands in for which name in a file. numpy 1 and 2 write different ones."""
+    """The stand-ins by the name that a file calls. numpy 1 and 2 write different names."""
     known: dict[str, Callable] = {
-        'argparse.Namespace': ObjectNote,
+        'argparse.Namespace': ObjectRecord,
         'builtins.bytes': _no_bytes,
         'builtins.getattr': _method,
-        'numpy.dtype': DtypeNote,
-        'numpy.ndarray': ArrayNote,
+        'numpy.dtype': DtypeRecord,
+        'numpy.ndarray': ArrayRecord,
         _name(ConfigDict): _config,
-        _name(HistoryBuffer): HistoryNote,
-        _name(OneCycleParamScheduler): OneCycleNote,
+        _name(HistoryBuffer): HistoryRecord,
+        _name(OneCycleParamScheduler): OneCycleRecord,
     }
     for core in ('core', '_core'):
         known[f'numpy.{core}.multiarray._reconstruct'] = _reconstruct
@@ -130,17 +132,18 @@ def stand_ins() -> dict[str, Callable]:
 
 
 def make_plain(value: Any, size: int, trusted: Collection[type] = ()) -> Any:
-    """A copy of what was read from a file, but for tensors, which share their memory with it.
+    """Copy what torch read from a file, with the objects in place of their records.
 
     Args:
-        value: What torch read, with stand-ins in it.
-        size: Bytes of the file: more can't be in arrays, unless many are made of the same bytes.
-        trusted: Further classes whose objects are taken as they are.
+        value: What torch read. Tensors are not copied, but lose their hooks and attributes.
+        size: Size of the file in bytes. Arrays with more bytes in total are refused: a short file
+            can make many arrays of the same bytes.
+        trusted: Further classes whose objects are kept as they are.
 
     Raises:
-        pickle.UnpicklingError: There is something that is neither a tensor nor plain data, or a
-            container that holds itself.
-        RecursionError: Containers lie too deeply in each other.
+        pickle.UnpicklingError: An object is neither a tensor nor plain data, or a container holds
+            itself.
+        RecursionError: Containers are nested too deeply.
     """
     return _Copy(size, trusted).copy(value)
 
@@ -149,7 +152,8 @@ class _Copy:
     def __init__(self, size: int, trusted: Collection[type]) -> None:
         self.size = size
         self.trusted = trusted
-        # by id; None while a container is not complete
+        # copies by the id of the original, so that shared objects stay shared; None while a
+        # container is being copied
         self.copies: dict[int, Any] = {}
 
     def copy(self, value: Any) -> Any:
@@ -167,7 +171,6 @@ class _Copy:
 
     def _make(self, kind: type, value: Any) -> Any:
         if kind in (Tensor, nn.Parameter):
-            # without hooks and attributes
             return value.detach()
         if kind in (list, tuple, set):
             return kind(map(self.copy, value))
@@ -175,53 +178,53 @@ class _Copy:
             copy: dict = kind()
             for key, item in dict.items(value):
                 copy[self.copy(key)] = self.copy(item)
-            # versions of modules, which a state dict carries
+            # a state dict carries the versions of its modules
             if kind is OrderedDict and '_metadata' in vars(value):
                 vars(copy)['_metadata'] = self.copy(vars(value)['_metadata'])
             return copy
-        if kind is DtypeNote:
+        if kind is DtypeRecord:
             return value.dtype
-        if kind is ArrayNote:
+        if kind is ArrayRecord:
             array = value.make()
             self.size -= array.nbytes
             if self.size < 0:
-                raise _forbidden('numpy.ndarray of the same bytes, again and again')
+                raise _forbidden('numpy.ndarray many times over the same bytes')
             return array
-        if kind is HistoryNote:
+        if kind is HistoryRecord:
             return value.make(self.copy)
-        if kind is ObjectNote:
+        if kind is ObjectRecord:
             return dict(self.copy(value.state))
         if kind in self.trusted or (kind is FunctionType and value in ANNEALING):
             return value
         raise _forbidden(getattr(value, '__name__', kind.__name__))
 
 
-def _reconstruct(kind: type, shape: tuple, code: bytes) -> ArrayNote:
-    """Stands in for numpy's function of this name: an array without elements, yet."""
-    if kind is not ArrayNote or shape != (0,) or code not in (b'b', 'b'):
+def _reconstruct(kind: type, shape: tuple, code: bytes) -> ArrayRecord:
+    """Stands in for numpy's function of this name, which makes an array without elements."""
+    if kind is not ArrayRecord or shape != (0,) or code not in (b'b', 'b'):
         raise _forbidden('numpy._reconstruct of something else than an array')
-    return ArrayNote()
+    return ArrayRecord()
 
 
-def _scalar(dtype: DtypeNote, data: bytes) -> np.generic:
+def _scalar(dtype: DtypeRecord, data: bytes) -> np.generic:
     """Stands in for numpy's function of this name."""
-    if not isinstance(dtype, DtypeNote) or not isinstance(data, bytes):
+    if not isinstance(dtype, DtypeRecord) or not isinstance(data, bytes):
         raise _forbidden('numpy.scalar without bytes and a dtype of numbers')
     (number,) = _numbers(dtype, data)
     return number
 
 
-def _numbers(dtype: DtypeNote, data: bytes) -> np.ndarray:
-    """Numbers of the machine's byte order, in memory of their own."""
+def _numbers(dtype: DtypeRecord, data: bytes) -> np.ndarray:
+    """A new array of the numbers in some bytes, in the byte order of the machine."""
     numbers = np.frombuffer(data, dtype.dtype)
     if numbers.dtype == bool:
-        # other bytes than 0 and 1 are no bools
+        # bytes other than 0 and 1 are not valid as bool
         return np.frombuffer(data, np.uint8) != 0
     return numbers.astype(numbers.dtype.newbyteorder('='))
 
 
 def _no_bytes() -> bytes:
-    """Stands in for `bytes` in a file: other than empty ones are written another way."""
+    """Stands in for `bytes`, which a file calls only for empty bytes."""
     return b''
 
 
@@ -231,11 +234,11 @@ def _config(items: dict) -> dict:
 
 
 def _method(owner: type, name: str) -> Callable | None:
-    """Stands in for `getattr` in a file: two classes of mmengine write functions of theirs so."""
-    if owner is HistoryNote and name in STATISTICS:
+    """Stands in for `getattr`, by which two classes of mmengine refer to their functions."""
+    if owner is HistoryRecord and name in STATISTICS:
         return None
     for function in ANNEALING:
-        if owner is OneCycleNote and name == function.__name__:
+        if owner is OneCycleRecord and name == function.__name__:
             return function
     raise _forbidden('getattr')
 

@@ -1,7 +1,8 @@
 """Finds the checkpoint that a training is resumed from, and checks what it takes from there.
 
-Weights can at worst be bad weights. What a training goes on from besides, mmengine, torch and numpy
-take without a look: step numbers, names of files to remove, the options of an optimizer, a config.
+Apart from the weights, a checkpoint holds the state of the training: step numbers, names of files
+to remove, options and state of the optimizer, logs. mmengine, torch and numpy use it unchecked, so
+it is checked here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .loading import load_file
 def latest_checkpoint(work_dir: str | Path) -> str:
     """The checkpoint to resume from: the one that `last_checkpoint` names.
 
-    If that can't be resumed, it is the newest one in the folder that can, and a line tells so.
+    If that one can't be resumed, it is the newest one in the folder that can, and the log says so.
 
     Raises:
         CheckpointError: There is none.
@@ -57,15 +58,19 @@ def _problem(path: str | Path) -> str:
 
 
 def missing_for_resume(checkpoint: Mapping) -> list[str]:
-    """What a training can't go on without, and this checkpoint doesn't hold."""
+    """The entries that a resume needs and that this checkpoint does not have."""
     return sorted({'meta', 'message_hub', 'optimizer'} - checkpoint.keys())
 
 
 def check_training_state(checkpoint: Mapping, file: str | Path) -> None:
-    """Check the type and the range of what a training takes from a checkpoint besides weights.
+    """Check the type and the range of the state that a resume takes from a checkpoint.
+
+    Args:
+        checkpoint: With all that `missing_for_resume` asks for.
+        file: Its name, for the error.
 
     Raises:
-        CheckpointError: One of them is wrong. The message is one line, and names it.
+        CheckpointError: An entry is wrong. The message is one line and names the entry.
     """
     for where, value, rule in _training_state(checkpoint):
         if not rule.holds(value):
@@ -76,7 +81,13 @@ def check_training_state(checkpoint: Mapping, file: str | Path) -> None:
 
 
 def check_fused_state(optimizer: Optimizer, file: str | Path) -> None:
-    """Check the shapes of an optimizer's state where a fused kernel would take them for granted.
+    """Check the shapes of an optimizer's state for fused kernels, which do not check them.
+
+    A checkpoint decides whether an optimizer is fused, since its options are restored from there.
+
+    Args:
+        optimizer: With the state from the checkpoint.
+        file: Name of the checkpoint, for the error.
 
     Raises:
         CheckpointError: As in `check_training_state`.
@@ -147,7 +158,7 @@ def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 ANYTHING = Rule('anything', lambda value: True)
-# mmengine removes the file when there is a better one
+# mmengine removes this file when it saves a better checkpoint
 BEST = Rule("the path of a 'best_...' file", _is_best)
 COUNT = Rule('a whole number from 0 on', _is_count)
 COUNTS = Rule('a list of whole numbers from 0 on', _is_list_of(_is_count))
@@ -155,14 +166,14 @@ DICT = Rule('a dict', lambda value: isinstance(value, dict))
 KEY = Rule('a whole number or a name', _is_key)
 KEYS = Rule('a list of whole numbers or names', _is_list_of(_is_key))
 LIST = Rule('a list', lambda value: isinstance(value, list))
-# kernels take it for granted
+# fused kernels read as many elements as the shape says
 MEMORY = Rule('a tensor that is dense and not expanded', _has_memory)
-# logs show it
+# the name is printed in logs
 NAME = Rule('printable text', lambda value: isinstance(value, str) and value.isprintable())
 NUMBER = Rule('a number', _is_number)
 OPTION = Rule('a number, a name, or several', _is_option)
 RATE = Rule('a number from 0 on', lambda value: _is_number(value) and 0 <= value < float('inf'))
-# a scheduler takes it for one of its own, in the place of its methods, too
+# a scheduler sets attributes of these names, which would also replace its methods
 ATTRIBUTE = Rule(
     'the name of a value',
     lambda value: isinstance(value, str) and value != 'optimizer' and not hasattr(Scheduler, value),
@@ -177,7 +188,7 @@ YES_NO = Rule('True or False', lambda value: isinstance(value, bool))
 
 META = {'epoch': COUNT, 'iter': COUNT, 'seed': SEED}
 HUB = {'log_scalars': DICT, 'resumed_keys': DICT, 'runtime_info': DICT}
-# by the start of the name: there may be one for each metric
+# by the start of the name, since there may be one entry per metric
 INFO = {'keep_ckpt_ids': COUNTS, 'best_ckpt': BEST, 'best_score': NUMBER}
 OPTIMIZER = {'param_groups': LIST, 'state': DICT, 'loss_scaler': DICT}
 GROUP = {'params': KEYS, 'lr': RATE}
@@ -188,9 +199,9 @@ Field = tuple[str, Any, Rule]
 
 
 def _training_state(checkpoint: Mapping) -> Iterator[Field]:
-    """Each thing that a training takes from a checkpoint, if it is there.
+    """The entries of a checkpoint that a training uses.
 
-    A container comes before what is in it, so that this is read only when the container is right.
+    A container comes before its content, which is read only after the container has been checked.
     """
     yield from _entries('meta', checkpoint['meta'], TEXT, ANYTHING, META)
     hub = checkpoint['message_hub']

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-# what `torch.compile` and model wrappers put into names
+# parts that `torch.compile` and model wrappers add to names
 COMPILED = '_orig_mod'
 WRAPPED = 'module'
 
@@ -50,7 +50,7 @@ def select(weights: Mapping[str, Tensor], prefix: str) -> OrderedDict[str, Tenso
 
 
 def versions(weights: Mapping) -> Mapping[str, Any]:
-    """The versions of the modules that saved a state dict, by name, where torch keeps them."""
+    """Versions of the modules that saved a state dict, by name, which torch keeps in it."""
     found = getattr(weights, '_metadata', None)
     return found if isinstance(found, Mapping) else {}
 
@@ -58,13 +58,16 @@ def versions(weights: Mapping) -> Mapping[str, Any]:
 def with_versions(
     weights: OrderedDict[str, Tensor], found: Mapping[str, Any]
 ) -> OrderedDict[str, Tensor]:
-    """The same state dict, with `versions`."""
+    """Set the `versions` of a state dict, and return it."""
     vars(weights)['_metadata'] = found
     return weights
 
 
 def unwrapped(name: str) -> str:
-    """A name without the parts of wrappers that are none of the module's own for sure."""
+    """A name without '_orig_mod' and without 'module' at the start.
+
+    Elsewhere, 'module' may be the name of a submodule.
+    """
     parts = [part for part in name.split('.') if part != COMPILED]
     while parts[:1] == [WRAPPED]:
         del parts[0]
@@ -77,7 +80,7 @@ def plain_name(name: str) -> str:
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
-    """The plain name of each; where two would be one, the names as they are."""
+    """The plain name of each name. Names whose plain names would be equal stay as they are."""
     plain = {name: plain_name(name) for name in names}
     number = Counter(plain.values())
     return {name: short if number[short] == 1 else name for name, short in plain.items()}

@@ -1,8 +1,8 @@
 """Weights of a checkpoint, and how they fit a module.
 
-There is one way from a checkpoint into a module: `extract_state_dict` takes the weights out,
-`match_weights` tells how they fit, and `load_matching` loads those that do. The last two are one
-procedure, the `load_state_dict` of the module, so that what was looked at is what is loaded.
+There is one way from a checkpoint into a module: `extract_state_dict` finds the weights,
+`match_weights` reports how they fit, and `load_matching` loads those that fit. The last two run the
+same procedure, the `load_state_dict` of the module, so that the report is about what is loaded.
 """
 
 from __future__ import annotations
@@ -111,22 +111,21 @@ def load_model_weights(
 
 
 def match_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
-    """Tell what `load_matching` would do, and do nothing."""
+    """The report of `load_matching`, without changing the module."""
     with _NoCopies():
         return load_matching(module, weights)
 
 
 def load_matching(module: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
-    """Load weights into a module, but for those that do not fit.
+    """Load the weights that fit a module.
 
     Args:
-        module: Its `load_state_dict` is called, and so accepts what it accepts: many modules know
-            the names that their weights had in earlier versions.
-        weights: From `extract_state_dict`, perhaps under the names of a publication that a part of
-            the module knows (see `translate`).
+        module: Its `load_state_dict` does the work. Many modules accept the names that their
+            weights had in earlier versions.
+        weights: From `extract_state_dict`; also under published names, see `translate`.
 
     Returns:
-        How the weights fit. Counters of batch norms may be missing.
+        How the weights fit. Counters of batch norms are not reported as missing.
 
     Raises:
         CheckpointError: A weight can't be copied.
@@ -143,11 +142,10 @@ def load_matching(module: nn.Module, weights: Mapping[str, Tensor]) -> LoadRepor
         del fitting[name]
     try:
         result = module.load_state_dict(with_versions(fitting, versions(weights)), strict=False)
-    # of several lines, the first names the module
     except RuntimeError as error:
         reason = ' '.join(str(error).split())
         raise CheckpointError(f'the weights can not be loaded: {reason}') from error
-    # batch norms make a new counter where there is none
+    # a batch norm keeps its counter where the file has none
     counters = {name for name in own.keys() - fitting if name.endswith('num_batches_tracked')}
     missing = set(result.missing_keys) & own.keys() - mismatched - counters
     loaded = own.keys() - mismatched - counters - missing
@@ -155,9 +153,10 @@ def load_matching(module: nn.Module, weights: Mapping[str, Tensor]) -> LoadRepor
 
 
 def translate(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with published names and shapes as the parts of a module have them, others as is.
+    """Weights with published names and shapes under those of a module; others are unchanged.
 
-    A part that knows such names has a method `translate_weights(weights) -> weights`.
+    A part of the module that knows published names has a method `translate_weights`, which takes
+    and returns the weights below the part.
     """
     weights = dict(weights)
     for name, part in module.named_modules():
@@ -182,7 +181,7 @@ class ReportedPretrainedInit(PretrainedInit):
 def report_pretrained(init_cfg: dict | list | None) -> dict | list | None:
     """An `init_cfg` in which `Pretrained`, however it is named, is `ReportedPretrainedInit`."""
     if isinstance(init_cfg, list | tuple):
-        # as mmengine does: weights from a file come after the other initialisers
+        # as in mmengine, weights from a file come after the other initialisers
         return sorted(map(report_pretrained, init_cfg), key=_is_reported)
     if not isinstance(init_cfg, dict):
         return init_cfg
@@ -198,7 +197,7 @@ def report_pretrained(init_cfg: dict | list | None) -> dict | list | None:
 
 
 class _NoCopies(TorchFunctionMode):
-    """Context in which `Tensor.copy_`, with which modules load weights, does nothing."""
+    """Context in which `Tensor.copy_`, by which modules load weights, does nothing."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
         if func is Tensor.copy_:

@@ -23,13 +23,14 @@ from ..registry import HOOKS
 class CheckpointCheckHook(Hook):
     """Loads the weights of a checkpoint, and refuses one that does not fit, where mmengine warns.
 
-    It comes after other hooks, which may change the checkpoint.
+    It runs after the other hooks, which may change the checkpoint.
 
     Args:
         complete (bool): Each weight of the model must be in the file, with its shape, as for tests
-            and for a resume. Else one is enough, as for training that starts from other weights.
-        resume (bool): The file must also hold what a resume needs, each of it of the right type and
-            range.
+            and for a resume. Otherwise one is enough, as for a training that starts from the
+            weights of another model.
+        resume (bool): The file must also hold the state that a resume needs, with the right types
+            and ranges. Defaults to False.
     """
 
     priority = 'VERY_LOW'
@@ -53,7 +54,7 @@ class CheckpointCheckHook(Hook):
             model = model.module
         match = load_model_weights(model, checkpoint, file, complete=self.complete)
         print_log(f'{file}, weights: {match}', 'current')
-        # what mmengine loads next: the same
+        # mmengine loads this next, which changes nothing
         checkpoint['state_dict'] = model.state_dict()
 
     def before_train(self, runner: Runner) -> None:

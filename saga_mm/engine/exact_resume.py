@@ -111,10 +111,13 @@ def set_random_state(state: dict) -> None:
 
 
 def check_random_state(state: object) -> None:
-    """Check a state that comes from a file: numpy reads beyond its memory if a position is wrong.
+    """Check a random state from a checkpoint: numpy does not check the position in its state.
+
+    Args:
+        state: Should be that of `get_random_state` with the seed of the sampler.
 
     Raises:
-        CheckpointError: It is no state of `get_random_state` with the seed of a sampler.
+        CheckpointError: It is not.
     """
     match state:
         case {

@@ -11,12 +11,14 @@ import struct
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
 from saga_mm.checkpoint import CheckpointError, load_file
@@ -249,7 +251,7 @@ def test_bytes_that_are_used_again_and_again_are_refused(tmp_path):
     # the program keeps one megabyte of bytes, and makes a thousand arrays of it
     data = Program(assemble(b'a' * 2**20) + b'q\x01')
     arrays = [array((2**17,), data=data), *[array((2**17,), data=Program(b'h\x01'))] * 1000]
-    with pytest.raises(CheckpointError, match=r'holds .* of the same bytes'):
+    with pytest.raises(CheckpointError, match=r'holds .* over the same bytes'):
         load_file(write(tmp_path / 'a.pth', arrays))
 
 
@@ -316,3 +318,19 @@ def test_no_program_crashes_the_interpreter(tmp_path, seed):
     read, refused = map(int, result.stdout.split())
     assert read > 40
     assert refused > 200
+
+
+def test_further_types_of_training_checkpoints_are_read(tmp_path):
+    content = {
+        'w': torch.ones(1),
+        'args': Namespace(lr=0.1, names=['a']),
+        'meta': ConfigDict(a=dict(b=(1, 2))),
+        'empty': np.zeros((0, 3)),
+    }
+    torch.save(content, tmp_path / 'a.pth')
+    loaded = load_file(tmp_path / 'a.pth')
+    assert loaded['args'] == dict(lr=0.1, names=['a'])
+    assert type(loaded['args']) is dict
+    assert loaded['meta'] == dict(a=dict(b=(1, 2)))
+    assert type(loaded['meta']['a']) is dict
+    assert loaded['empty'].shape == (0, 3)
