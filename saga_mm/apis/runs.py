@@ -154,7 +154,7 @@ def test(
 
 
 def _set_precision(cfg: Config, amp: bool) -> None:
-    kind = resolve(cfg.optim_wrapper.get('type'), OPTIM_WRAPPERS, cfg)
+    kind = resolve(cfg.optim_wrapper.get('type'), OPTIM_WRAPPERS, cfg.get('default_scope'))
     mixed = kind is not None and issubclass(kind, AmpOptimWrapper)
     if (amp or mixed) and get_device() == 'cpu':
         raise ValueError('mixed precision (--amp, AmpOptimWrapper) needs a GPU, and there is none')
@@ -250,7 +250,7 @@ def _draw_predictions(
     hook = (run.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise ValueError('--show-dir needs default_hooks.visualization in the config')
-    kind = resolve(hook.get('type'), HOOKS, run)
+    kind = resolve(hook.get('type'), HOOKS, run.get('default_scope'))
     known = inspect.signature(kind).parameters if kind else {}
     hook.draw = True
     if 'interval' in known:

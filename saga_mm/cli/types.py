@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmengine.config import Config
 from mmengine.registry import Registry
 
 # what looking up a name may raise: modules that can't be imported, and names that lead nowhere
 UNRESOLVABLE = (AttributeError, ImportError, KeyError, TypeError, ValueError)
 
 
-def resolve(kind: object, registry: Registry, cfg: Config) -> type | None:
+def resolve(kind: object, registry: Registry, scope: str | None) -> type | None:
     """The class that a `type` entry stands for: itself, or what its name leads to.
 
     Args:
         kind: A class, a name such as 'mmseg.ADE20KDataset', or anything else.
         registry: mmengine's registry of such classes.
-        cfg: Its `default_scope` is where names are looked up.
+        scope: Where names are looked up, the `default_scope` of a config.
 
     Returns:
         The class, or None where there is none.
@@ -27,7 +26,7 @@ def resolve(kind: object, registry: Registry, cfg: Config) -> type | None:
     if not isinstance(kind, str):
         return None
     try:
-        with registry.switch_scope_and_registry(cfg.get('default_scope')) as scoped:
+        with registry.switch_scope_and_registry(scope) as scoped:
             found = scoped.get(kind)
     except UNRESOLVABLE:
         return None

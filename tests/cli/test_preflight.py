@@ -1,5 +1,9 @@
+import shutil
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
+from mmseg.datasets import BaseSegDataset, CityscapesDataset
 
 from saga_mm.cli import check_data
 
@@ -113,3 +117,118 @@ def test_what_names_no_files_is_left_alone(tmp_path):
         ),
         ('train', 'val', 'test'),
     )
+
+
+class TiffDataset(BaseSegDataset):
+    """A user's class with suffixes of its own."""
+
+    def __init__(self, **options):
+        super().__init__(img_suffix='.tif', seg_map_suffix='_mask.gif', **options)
+
+
+class ListDataset(BaseSegDataset):
+    """A user's class that finds its files in another way."""
+
+    def load_data_list(self):
+        return [dict(img_path='somewhere')]
+
+
+class FetchDataset(BaseSegDataset):
+    """A user's class that gets its data first."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        for key, suffix in (('img_path', '.jpg'), ('seg_map_path', '.png')):
+            write(self.data_prefix[key], f'a{suffix}')
+
+
+def write(folder, *names):
+    for name in names:
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'a')
+
+
+PREFIXES = dict(img_path='images', seg_map_path='labels')
+# a class, the image that it looks for, and its label map
+CLASSES = {
+    'name': ('CityscapesDataset', '_leftImg8bit.png', '_gtFine_labelTrainIds.png'),
+    'scope': ('mmseg.CityscapesDataset', '_leftImg8bit.png', '_gtFine_labelTrainIds.png'),
+    'class': (CityscapesDataset, '_leftImg8bit.png', '_gtFine_labelTrainIds.png'),
+    # looks for its folder when it is built
+    'asserts': ('STAREDataset', '.png', '.ah.png'),
+    'own': (TiffDataset, '.tif', '_mask.gif'),
+}
+
+
+@pytest.mark.parametrize('name', CLASSES)
+@pytest.mark.parametrize('scope', [None, 'mmseg'])
+def test_suffixes_are_those_of_the_class(tmp_path, name, scope):
+    kind, image, labels = CLASSES[name]
+    dataset = dict(type=kind, data_root=str(tmp_path), data_prefix=PREFIXES)
+    cfg = Config(dict(default_scope=scope, train_dataloader=dict(dataset=dataset)))
+    for there in ('images', 'labels'):
+        write(tmp_path / there, 'a.dat')
+    assert f'has no *{image}.' in message(cfg)
+    write(tmp_path / 'images/sub', f'a{image}')
+    assert f'has no *{labels}.' in message(cfg)
+    write(tmp_path / 'labels/sub', f'a{labels}')
+    check_data(cfg, ['train'])
+
+
+@pytest.mark.parametrize('kind', [ListDataset, FetchDataset])
+def test_classes_with_other_ways_are_left_alone(tmp_path, kind):
+    dataset = dict(type=kind, data_root=str(tmp_path / 'none'), data_prefix=PREFIXES)
+    check_data(config(dataset), ['train'])
+
+
+def test_links_are_followed(root):
+    for folder in ('images', 'labels'):
+        (root / folder / 'train').rename(root / f'{folder}_elsewhere')
+        (root / folder / 'train').mkdir()
+        (root / folder / 'train/link').symlink_to(root / f'{folder}_elsewhere')
+    check_data(config(segmentation(root, 'train')), ['train'])
+
+
+LOADING = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'reads'),
+    [
+        (LOADING, False),
+        ([*LOADING, dict(type='LoadAnnotations')], True),
+        ([dict(type='TestTimeAug', transforms=[[dict(type='mmseg.LoadAnnotations')]])], True),
+        ([*LOADING, dict(type='mmdet.LoadAnnotations', with_bbox=True)], False),
+        ([*LOADING, dict(type='mmdet.LoadAnnotations', with_seg=True)], True),
+    ],
+)
+def test_label_maps_are_looked_for_where_they_are_read(root, pipeline, reads):
+    shutil.rmtree(root / 'labels')
+    dataset = dict(segmentation(root, 'train'), pipeline=pipeline)
+    if reads:
+        assert f'{root}/labels/train is missing' in message(config(dataset))
+    else:
+        check_data(config(dataset), ['train'])
+
+
+def test_a_root_that_nothing_lies_under_may_be_missing(root):
+    dataset = segmentation(root, 'train')
+    dataset['data_prefix'] = {k: str(root / path) for k, path in dataset['data_prefix'].items()}
+    check_data(config(dict(dataset, data_root='/nowhere')), ['train'])
+
+
+def test_the_option_is_that_of_the_data_set_in_its_wrappers(root):
+    (root / 'train.json').unlink()
+    inner = dict(type='ConcatDataset', datasets=[dict(type='A'), detection(root, 'train')])
+    text = message(config(dict(type='RepeatDataset', times=2, dataset=inner)))
+    assert '--cfg-options train_dataloader.dataset.dataset.datasets.1.data_root=FOLDER' in text
+
+
+def test_remote_data_is_left_alone(tmp_path):
+    remote = dict(detection('s3://bucket/data', 'train'))
+    check_data(config(remote), ['train'])
+    remote = dict(
+        detection('', 'train'), ann_file='http://a/b.json', data_prefix=dict(img='s3://a')
+    )
+    check_data(config(remote), ['train'])
