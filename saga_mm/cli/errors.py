@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import textwrap
 from traceback import walk_tb
 from types import TracebackType
 
 from mmengine.dataset import BaseDataset
+from mmengine.structures import BaseDataElement
 
-from ..engine.data_check import describe_empty
+from ..engine.classes import describe_empty
 from ..stack import StackError
 
 # mistakes of the user; anything else may be a fault of the program
 EXPECTED = (OSError, StackError, ValueError)
+# what to say about errors of others, by their text
+HINTS = {
+    "unexpected keyword argument 'pretrained'": (
+        "model.pretrained of a base config is for that config's backbone: set pretrained=None in "
+        "model, and init_cfg=dict(type='Pretrained', checkpoint=FILE) in the backbone"
+    ),
+    "^(KeyError: )?(KeyError: )?'?mask'?$": (
+        "an object has no mask ('segmentation' in a COCO file), which a mask head and "
+        'LoadAnnotations(with_mask=True) need'
+    ),
+    'Cannot find valid image': (
+        'the pipeline leaves no sample: see whether the classes of the data set have the names of '
+        'its annotations, and which objects its filters and crops keep'
+    ),
+}
 
 
 class command_line:
@@ -38,7 +55,7 @@ class command_line:
         traceback: TracebackType | None,
     ) -> None:
         logging.raiseExceptions = self.raises
-        if isinstance(error, KeyboardInterrupt) and not self.debug:
+        if _is_interrupted(error) and not self.debug:
             print('interrupted', file=sys.stderr)
             sys.exit(130)
         if isinstance(error, Exception) and not self.debug:
@@ -47,7 +64,7 @@ class command_line:
 
 def describe(error: Exception) -> str:
     """An error in one line, with the file that it came from if it came from data."""
-    file, empty = _data(error.__traceback__)
+    file, empty, told = _look_into(error.__traceback__)
     if empty is not None:
         return describe_empty(empty)
     if isinstance(error, OSError) and error.strerror:
@@ -60,34 +77,59 @@ def describe(error: Exception) -> str:
     if in_worker:
         # below the traceback of the other process
         message = message.rstrip().rpartition('\n')[2]
-        file = 'data in a worker; with num_workers=0 the file is named'
+        file = 'while reading data in a worker; with num_workers=0 the file is named'
     if 'gloo/transport' in message:
         return (
             'the connection to another process of this run is lost: that one has ended, see its '
             'own error'
         )
     message = textwrap.shorten(message, 1000, placeholder=' ...')
-    if file:
-        message = f'{message} (while reading {file})'
+    kind = '' if in_worker else f'{type(error).__name__}: '
+    told += [hint for pattern, hint in HINTS.items() if re.search(pattern, kind + message)]
+    message = '; '.join([message, *told]) + (f' ({file})' if file else '')
     if isinstance(error, EXPECTED) and message:
         return message
-    kind = '' if in_worker else f'{type(error).__name__}: '
     return f'{kind}{message} (run with --debug for the traceback)'
 
 
-def _data(traceback: TracebackType | None) -> tuple[str | None, BaseDataset | None]:
-    """The file that was being read when an error came, and the data set if it is empty."""
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether an error comes of Ctrl-C: mmengine makes a SyntaxError of it in places."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _look_into(
+    traceback: TracebackType | None,
+) -> tuple[str | None, BaseDataset | None, list[str]]:
+    """What the frames of an error tell: a file, a data set that is empty, what else to say."""
     file = None
+    told = []
     for frame, _ in walk_tb(traceback):
         name, variables = frame.f_code.co_name, frame.f_locals
-        results, dataset = variables.get('results'), variables.get('self')
+        owner = variables.get('self')
         # mmengine fails to store an empty list
-        if name == '_serialize_data' and isinstance(dataset, BaseDataset) and not dataset.data_list:
-            return None, dataset
-        if name == 'transform' and isinstance(results, dict):
-            paths = (results.get(key) for key in ('img_path', 'seg_map_path'))
-            file = ' and '.join(str(path) for path in paths if path) or file
+        if name == '_serialize_data' and isinstance(owner, BaseDataset) and not owner.data_list:
+            return None, owner, []
+        if name == 'transform' and (paths := _paths(variables.get('results'))):
+            file = f'while reading {paths}'
+        elif name == 'process' and (paths := _paths(variables.get('data_sample'))):
+            file = f'while evaluating {paths}'
         # pycocotools'
         elif isinstance(variables.get('annotation_file'), str):
-            file = variables['annotation_file']
-    return file, None
+            file = f'while reading {variables["annotation_file"]}'
+        elif name == 'results2json' and (label := variables.get('label', -1)) >= (
+            number := len(owner.cat_ids)
+        ):
+            told = [
+                f'the model predicts class {label}, and the data set has {number} classes: set '
+                'num_classes of the heads'
+            ]
+    return file, None, told
+
+
+def _paths(sample: object) -> str:
+    """The files of a sample in the pipeline of its data, or of one that is evaluated."""
+    if not isinstance(sample, (dict, BaseDataElement)):
+        return ''
+    return ' and '.join(str(path) for path in map(sample.get, ('img_path', 'seg_map_path')) if path)

@@ -48,6 +48,51 @@ def test_what_is_no_error_passes():
     assert exit_.value.code == 130
 
 
+def test_ctrl_c_is_no_error_of_syntax(capsys):
+    # as mmengine turns it into one while it formats a config
+    with pytest.raises(SystemExit) as exit_, command_line(debug=False):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise SyntaxError('Failed to format the config file')  # noqa: B904
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == 'interrupted\n'
+
+
+@pytest.mark.parametrize(
+    ('error', 'hint'),
+    [
+        (KeyError('mask'), "an object has no mask ('segmentation' in a COCO file)"),
+        (
+            RuntimeError("Caught KeyError in DataLoader worker process 0.\nKeyError: 'mask'"),
+            'an object has no mask',
+        ),
+        (KeyError('masks'), ''),
+        (
+            TypeError("class `EncoderDecoder`: got an unexpected keyword argument 'pretrained'"),
+            'set pretrained=None in model',
+        ),
+        (Exception('Cannot find valid image after 1000!'), 'whether the classes of the data set'),
+    ],
+)
+def test_errors_of_others_are_explained(error, hint):
+    assert hint in describe(error)
+    assert bool(hint) is (';' in describe(error))
+
+
+def test_a_class_that_can_not_be_looked_up_is_explained():
+    class Metric:
+        cat_ids = (1, 2)
+
+        def results2json(self, labels):
+            for label in labels:
+                self.cat_ids[label]
+
+    with pytest.raises(IndexError) as error:
+        Metric().results2json([0, 7])
+    assert 'predicts class 7, and the data set has 2 classes' in describe(error.value)
+
+
 def test_common_arguments():
     parser = argparse.ArgumentParser()
     add_common_arguments(parser)

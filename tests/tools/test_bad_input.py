@@ -230,9 +230,31 @@ def empty_images(world):
     return world
 
 
-def wrong_labels(world):
-    for path in (world.data / 'labels/train').iterdir():
-        cv2.imwrite(str(path), np.full((32, 32), 77, np.uint8))
+def wrong_labels(world, split='train', labels=77, shape=(32, 32)):
+    for path in (world.data / f'labels/{split}').iterdir():
+        cv2.imwrite(str(path), np.full(shape, labels, np.uint8))
+    return world
+
+
+def nothing_left(world):
+    return world.write(
+        'filtered.py',
+        "_base_ = './det.py'\n"
+        'pipeline = ['
+        "    dict(type='LoadImageFromFile'),"
+        "    dict(type='LoadAnnotations', with_bbox=True),"
+        "    dict(type='FilterAnnotations', min_gt_bbox_wh=(99, 99)),"
+        "    dict(type='PackDetInputs'),"
+        ']\n'
+        'train_dataloader = dict(dataset=dict(pipeline=pipeline, max_refetch=2))\n',
+    )
+
+
+def weights(world, kind, scope):
+    """Weights that fit a config."""
+    cfg = Config.fromfile(world.path(f'{kind}.py'))
+    init_default_scope(scope)
+    torch.save(MODELS.build(cfg.model).state_dict(), world.path('fits.pth'))
     return world
 
 
@@ -409,6 +431,77 @@ TOOLS = {
     'data: more classes than the model': (
         lambda w: w.change('det', 'model.bbox_head.num_classes=1'),
         r'labels must be from 0 to 0 .* got 1 for .*images/train',
+    ),
+    'data: label out of range in validation': (
+        lambda w: wrong_labels(w, 'val').train('seg'),
+        r'labels must be from 0 to 1 .* got 77 for .*labels/val',
+    ),
+    'data: colour label maps': (
+        lambda w: wrong_labels(w, shape=(32, 32, 3)).train('seg'),
+        r'a label map must have one channel, .* got 3 channels, .* for .*labels/train',
+    ),
+    'data: colour label maps in validation': (
+        lambda w: wrong_labels(w, 'val', shape=(32, 32, 3)).train('seg'),
+        r'a label map must have one channel, .* got 3 channels, .* for .*labels/val',
+    ),
+    'data: classes as text': (
+        lambda w: w.change('det', 'train_dataloader.dataset.metainfo.classes=a'),
+        r"metainfo.classes must be a tuple of names, got the text 'a': write \('a',\)",
+    ),
+    'data: classes of label maps as text': (
+        lambda w: w.change('seg', 'train_dataloader.dataset.metainfo.classes=ab'),
+        "metainfo.classes must be a tuple of names, got the text 'ab'",
+    ),
+    'data: head of more classes': (
+        lambda w: w.change('det', 'model.bbox_head.num_classes=80'),
+        r'bbox_head has num_classes=80, and val_dataloader has data of 2 \(a, b\): set',
+    ),
+    'data: other names': (
+        lambda w: w.change('det', "train_dataloader.dataset.metainfo.classes=('A','B')"),
+        r"no class is a category .*classes=\('A', 'B'\), and the categories of .*json are a, b",
+    ),
+    'data: other names, filtered': (
+        lambda w: w.change('det', FILTER, "train_dataloader.dataset.metainfo.classes=('A','B')"),
+        r"at least one image .*classes=\('A', 'B'\), and the categories of .*json are a, b",
+    ),
+    'data: no masks': (
+        lambda w: w.change('det', 'train_dataloader.dataset.pipeline.1.with_mask=True'),
+        r'an object has no mask .* \(while reading .*images/train/.*\)',
+    ),
+    'data: no masks, in a worker': (
+        lambda w: w.change(
+            'det',
+            'train_dataloader.dataset.pipeline.1.with_mask=True',
+            'train_dataloader.num_workers=1',
+        ),
+        'an object has no mask',
+    ),
+    'data: nothing left': (
+        lambda w: nothing_left(w).train('filtered'),
+        'Cannot find valid image .* whether the classes of the data set have the names',
+    ),
+    'config: pretrained': (
+        lambda w: w.change('seg', 'model.pretrained=open-mmlab://resnet50_v1c'),
+        'model.pretrained of a base config is for .* set pretrained=None in model',
+    ),
+    'test: label out of range': (
+        lambda w: weights(wrong_labels(w, 'val'), 'seg', 'mmseg').test('seg', 'fits.pth'),
+        r'labels must be from 0 to 1 .* got 77 for .*labels/val',
+    ),
+    'test: label map of another size': (
+        lambda w: weights(wrong_labels(w, 'val', 1, (30, 40)), 'seg', 'mmseg').test(
+            'seg', 'fits.pth'
+        ),
+        r'\(while evaluating .*images/val/0\.png and .*labels/val/0\.png\)',
+    ),
+    'test: head of more classes': (
+        lambda w: weights(w, 'det', 'mmdet').test(
+            'det',
+            'fits.pth',
+            '--cfg-options',
+            "test_dataloader.dataset.metainfo.classes=('b',)",
+        ),
+        r'bbox_head has num_classes=2, and test_dataloader has data of 1 \(b\): set',
     ),
     'test: other model': (lambda w: w.test('seg', 'whole.pth'), 'does not fit the model'),
     'test: no checkpoint': (lambda w: w.test('seg', 'none.pth'), r'none\.pth does not exist'),
