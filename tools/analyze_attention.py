@@ -13,31 +13,24 @@ Without `:CHECKPOINT` a model is untrained. Layers are called STAGE.BLOCK, from 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from saga_mm.analysis import plots
 from saga_mm.analysis.attention_map import attention_maps
 from saga_mm.analysis.field import SHARES, radii, stack_radii, stage_fields
+from saga_mm.analysis.files import write_json, write_text
 from saga_mm.analysis.rank import layer_ranks
-from saga_mm.apis import (
-    backbone_of,
-    build_model,
-    find_images,
-    load_complete_weights,
-    name_outputs,
-    select_device,
-)
+from saga_mm.analysis.subjects import Subject, load_subject
+from saga_mm.analysis.tables import gate_table, make_rows, rank_table, table
+from saga_mm.apis import find_images, name_outputs, select_device, to_8_bit
 from saga_mm.attention import DecayLinearAttention, GatedLinearAttention, SoftmaxAttention
-from saga_mm.checkpoint import make_folder
-from saga_mm.cli import add_options, load_config, run_tool
+from saga_mm.checkpoint import make_folder, printable
+from saga_mm.cli import add_options, run_tool
 
 KINDS = ('decay', 'gated', 'plain', 'softmax')
 
@@ -109,9 +102,9 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
-    """The models of `--models` by name, in eval mode."""
-    models = {}
+def load_models(args: argparse.Namespace) -> dict[str, Subject]:
+    """The models of `--models` by name."""
+    models: dict[str, Subject] = {}
     for text in args.models:
         name, _, files = text.partition('=')
         config, _, checkpoint = files.partition(':')
@@ -119,40 +112,30 @@ def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
             raise ValueError(
                 f'--models must be NAME=CONFIG[:CHECKPOINT], each name once, got {text!r}'
             )
-        cfg = load_config(config, {}, ('model',))
-        torch.manual_seed(0)
-        model = build_model(cfg)
-        backbone_of(model, config)
-        if checkpoint:
-            load_complete_weights(model, checkpoint)
-        models[name] = model.to(args.device)
+        models[name] = load_subject(config, checkpoint, args.device)
     return models
 
 
-def load_images(args: argparse.Namespace) -> dict[Path, np.ndarray]:
-    """The images of `--images`, (H, W, 3), uint8, BGR, all of one size."""
+def find(args: argparse.Namespace) -> list[Path]:
+    """The files of `--images`."""
     if args.size and min(args.size) < 1:
         raise ValueError(f'--size must be two positive numbers, got {args.size}')
     if not args.images:
         raise ValueError('--models needs --images')
-    images = {}
-    for path in find_images(args.images):
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise ValueError(f'not readable as an image: {path}')
-        if args.size:
-            image = cv2.resize(image, args.size[::-1], interpolation=cv2.INTER_AREA)
-        images[path] = image
-    sizes = sorted({image.shape[:2] for image in images.values()})
+    return find_images(args.images)
+
+
+def load_images(
+    args: argparse.Namespace, paths: list[Path], models: dict[str, Subject]
+) -> dict[str, list[np.ndarray]]:
+    """For each model, the images as its config loads them: all of one size."""
+    images = {
+        name: [model.load(path, args.size) for path in paths] for name, model in models.items()
+    }
+    sizes = sorted({image.shape[:2] for loaded in images.values() for image in loaded})
     if len(sizes) > 1:
         raise ValueError(f'images must be of one size, unless --size is given, got {sizes}')
     return images
-
-
-def prepare(model: nn.Module, image: np.ndarray) -> Tensor:
-    """What the backbone of a model gets, (1, 3, H, W), of an image (H, W, 3)."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    return model.data_preprocessor(dict(inputs=[pixels], data_samples=None))['inputs']
 
 
 def run_rank(args: argparse.Namespace) -> None:
@@ -168,10 +151,12 @@ def run_rank(args: argparse.Namespace) -> None:
     entropy of the singular values as shares of their sum (Roy & Vetterli 2007). Numerical rank: how
     many are above 1 % of the largest. All are medians over heads and images.
     """
-    images = load_images(args).values()
-    found = {}
-    for name, model in load_models(args).items():
-        found[name] = layer_ranks(model.backbone, (prepare(model, image) for image in images))
+    paths, models = find(args), load_models(args)
+    images = load_images(args, paths, models)
+    found = {
+        name: layer_ranks(one.model.backbone, map(one.prepare, images[name]))
+        for name, one in models.items()
+    }
     head = f'{describe(images)}. Effective rank / numerical rank of full rank.'
     # networks of softmax alone have no states
     kinds = [states for states in (True, False) if plots.matrix_kinds(found, states)]
@@ -181,34 +166,6 @@ def run_rank(args: argparse.Namespace) -> None:
     write(args.out_dir / 'rank', found, '\n\n'.join(texts))
     plots.rank_curves(found, args.out_dir / 'rank_curves.png')
     plots.rank_layers(found, args.out_dir / 'rank_layers.png')
-
-
-def rank_table(found: plots.Results, states: bool) -> str:
-    columns = {
-        f'{name}: {kind}': {
-            layer: one['matrices'][kind]
-            for layer, one in found[name].items()
-            if kind in one['matrices']
-        }
-        for name, kind in plots.matrix_kinds(found, states)
-    }
-    return table('layer', columns, make_rows(columns, three_ranks))
-
-
-def gate_table(found: plots.Results) -> str:
-    columns = {
-        f'{name}: gate on {kind}': {
-            layer: one['gates'][kind] for layer, one in layers.items() if one['gates']
-        }
-        for name, layers in found.items()
-        for kind in 'kv'
-        if any(one['gates'] for one in layers.values())
-    }
-    return table('layer', columns, make_rows(columns, '{0[0]:.2f}, {0[1]:.2f}'.format))
-
-
-def three_ranks(one: dict) -> str:
-    return f'{one["effective_rank"]:.1f} / {one["numerical_rank"]:g} of {one["full_rank"]}'
 
 
 def run_field(args: argparse.Namespace) -> None:
@@ -230,13 +187,14 @@ def run_field(args: argparse.Namespace) -> None:
 
 
 def field_by_stage(args: argparse.Namespace) -> None:
-    images = load_images(args).values()
+    paths, models = find(args), load_models(args)
+    images = load_images(args, paths, models)
     found = {}
-    for name, model in load_models(args).items():
+    for name, one in models.items():
         torch.manual_seed(0)
-        found[name] = stage_fields(model.backbone, [prepare(model, image) for image in images])
+        found[name] = stage_fields(one.model.backbone, [*map(one.prepare, images[name])])
     rows = make_rows(found, lambda field: cell(field['radii']))
-    uniform = cell(radii(torch.ones(next(iter(images)).shape[:2])))
+    uniform = cell(radii(torch.ones(next(iter(images.values()))[0].shape[:2])))
     text = f'{describe(images)}; uniform: {uniform}. {shares("pixels")}'
     write(args.out_dir / 'field', found, f'{text}\n\n{table("stage", found, rows)}')
     plots.stage_fields(found, args.out_dir / 'field.png')
@@ -288,32 +246,33 @@ def run_map(args: argparse.Namespace) -> None:
     that count: exp of the entropy of the weights' absolute values as shares of their sum. The table
     has the mean over heads of the latter.
     """
-    images = load_images(args)
-    for image in images.values():
-        height, width = image.shape[:2]
-        if not (0 <= args.pixel[0] < height and 0 <= args.pixel[1] < width):
-            raise ValueError(f'--pixel must lie in {height} x {width} pixels, got {args.pixel}')
-    models = load_models(args)
-    for (path, image), out in zip(
-        images.items(), name_outputs(list(images), args.out_dir), strict=True
-    ):
+    paths, models = find(args), load_models(args)
+    images = load_images(args, paths, models)
+    height, width = next(iter(images.values()))[0].shape[:2]
+    if not (0 <= args.pixel[0] < height and 0 <= args.pixel[1] < width):
+        raise ValueError(f'--pixel must lie in {height} x {width} pixels, got {args.pixel}')
+    for i, (path, out) in enumerate(zip(paths, name_outputs(paths, args.out_dir), strict=True)):
         found = {}
-        for name, model in models.items():
-            x = prepare(model, image)
-            found[name] = attention_maps(model.backbone, x, args.pixel, args.layers)
+        for name, one in models.items():
+            x = one.prepare(images[name][i])
+            found[name] = attention_maps(one.model.backbone, x, args.pixel, args.layers)
         out = out.with_name(f'map_{out.name}')
         rows = make_rows(found, tokens_that_count)
-        write(out.with_suffix(''), found, f'{path}\n\n{table("layer", found, rows)}')
-        plots.attention_maps(found, image[..., ::-1], x.shape[2:], args.pixel, out)
+        text = f'{printable(str(path))}\n\n{table("layer", found, rows)}'
+        write(out.with_suffix(''), found, text)
+        # as the first model loads it
+        picture = to_8_bit(next(iter(images.values()))[i])
+        plots.attention_maps(found, picture[..., ::-1], x.shape[2:], args.pixel, out)
 
 
 def tokens_that_count(row: dict) -> str:
     return f'{np.mean(row["effective_tokens"]):.1f} of {row["weights"].numel()}'
 
 
-def describe(images: Collection[np.ndarray]) -> str:
-    height, width = next(iter(images)).shape[:2]
-    return f'{len(images)} images of {height} x {width} pixels'
+def describe(images: dict[str, list[np.ndarray]]) -> str:
+    loaded = next(iter(images.values()))
+    height, width = loaded[0].shape[:2]
+    return f'{len(loaded)} images of {height} x {width} pixels'
 
 
 def shares(unit: str) -> str:
@@ -324,25 +283,11 @@ def cell(values: list[float]) -> str:
     return ' / '.join(f'{value:.1f}' for value in values)
 
 
-def make_rows(columns: plots.Results, show: Callable[[dict], str]) -> dict[str, list[str]]:
-    """By layer or stage, what the columns have there."""
-    return {
-        name: [show(column[name]) if name in column else '-' for column in columns.values()]
-        for name in plots.in_order(columns)
-    }
-
-
-def table(first: str, columns: Collection[str], rows: dict[str, list[str]]) -> str:
-    lines = [f'| {first} | {" | ".join(columns)} |', '|---|' + '---|' * len(columns)]
-    lines += [f'| {name} | {" | ".join(cells)} |' for name, cells in rows.items()]
-    return '\n'.join(lines)
-
-
 def write(path: Path, found: object, text: str) -> None:
     """Numbers to `path`.json and, printed as well, a table to `path`.md."""
-    Path(f'{path}.json').write_text(json.dumps(found, default=Tensor.tolist))
-    Path(f'{path}.md').write_text(f'{text}\n')
-    print(f'{text}\n\n{path}.json')
+    write_json(f'{path}.json', found)
+    write_text(f'{path}.md', text)
+    print(f'{text}\n\n{printable(str(path))}.json')
 
 
 def run(args: argparse.Namespace) -> None:
