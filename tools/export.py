@@ -20,46 +20,24 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import logging
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
-from torch._inductor import aoti_compile_and_package
+from torch import nn
 from torch._inductor import config as inductor
-from torch.export import Dim, ExportedProgram
 
 from saga_mm.apis import backbone_of, build_model, load_complete_weights
+from saga_mm.apis.export import describe_input, select, verify, write
 from saga_mm.checkpoint import make_folder, use_safe_loading, write_atomically
 from saga_mm.cli import add_options, load_config, run_tool
 
-# Largest error that a file may have, in parts of the largest value of an output.
-TOLERANCE = 1e-4
 # An axis of length one is fixed for good by torch.export: the last map, of stride 32, needs two.
 SMALLEST = 64
-# Numbers of images: traced, then checked in turn with the sizes.
-BATCHES = (2, 1, 3)
 SUFFIXES = dict(onnx='.onnx', aoti='.pt2', pt2='.pt2')
 ONNX = ('onnx', 'onnxruntime', 'onnxscript')
-# Run by a Python of its own: what loads the file knows torch, and nothing of this project.
-RUN_ALONE = """
-import sys, torch
-from torch._inductor import aoti_load_package
-kind, file, images, outputs = sys.argv[1:]
-program = aoti_load_package(file) if kind == 'aoti' else torch.export.load(file).module()
-with torch.no_grad():
-    torch.save([list(program(x)) for x in torch.load(images)], outputs)
-ours = {name for name in sys.modules if name.startswith('saga_')}
-assert not ours, ours
-"""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -146,35 +124,6 @@ def check_sizes(args: argparse.Namespace) -> None:
         raise ValueError(f'--check-size must be two positive numbers, got {args.check_size}')
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is exported.
-
-    Args:
-        module: From images (B, C, H, W) to a tuple of tensors, in eval mode on the CPU.
-        outputs: Names of these tensors.
-        axes: Names of the axes of the images that may have any length.
-        shapes: Of the images that it is traced with, and then of others to check it with.
-    """
-
-    module: nn.Module
-    outputs: list[str]
-    axes: dict[int, str]
-    shapes: list[tuple[int, ...]]
-
-
-class WholeImage(nn.Module):
-    """Logits of a segmentor: images (B, C, H, W) of one size -> (B, classes, H, W)."""
-
-    def __init__(self, segmentor: nn.Module, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.segmentor = segmentor
-        self.size = size
-
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (self.segmentor.encode_decode(images, [dict(img_shape=self.size)]),)
-
-
 def build(cfg: Config, checkpoint: str | None) -> nn.Module:
     """The model of a config with its weights, in eval mode on the CPU."""
     model = build_model(cfg)
@@ -188,124 +137,14 @@ def build(cfg: Config, checkpoint: str | None) -> nn.Module:
     return model
 
 
-def select(model: nn.Module, args: argparse.Namespace) -> Subject:
-    """The part of a model that is to be exported."""
-    backbone = model.backbone
-    shapes = [
-        (batch, backbone.input_channels, *size)
-        for batch, size in zip(cycle(BATCHES), [args.size, *args.check_size])
-    ]
-    axes = {0: 'batch', 2: 'height', 3: 'width'} if takes_any_size(args) else {0: 'batch'}
-    if args.part == 'backbone':
-        return Subject(backbone, [f'stage_{i}' for i in backbone.out_indices], axes, shapes)
-    if not hasattr(model, 'encode_decode'):
-        raise ValueError(
-            f'--part model is for segmentors, got a {type(model).__name__}: of other models, the '
-            'backbone can be exported'
-        )
-    return Subject(WholeImage(model, args.size), ['logits'], axes, shapes)
-
-
-def describe_input(cfg: Config) -> str:
-    """How images are to be normalised before they come to the exported program."""
-    data = cfg.model.get('data_preprocessor') or {}
-    if data.get('rgb_to_bgr') or data.get('mean') is None:
-        return 'images: float32, normalised as data_preprocessor of the config does'
-    order = 'RGB' if data.get('bgr_to_rgb') else 'BGR'
-    return f'images: float32, {order}, (pixel - {list(data.mean)}) / {list(data.std)}'
-
-
-def trace(subject: Subject) -> ExportedProgram:
-    return torch.export.export(
-        subject.module,
-        (torch.zeros(subject.shapes[0]),),
-        dynamic_shapes=(dict.fromkeys(subject.axes, Dim.DYNAMIC),),
-    )
-
-
-def write(kind: str, subject: Subject, file: Path) -> None:
-    """Export to a file of one of `SUFFIXES`."""
-    program = trace(subject)
-    if kind == 'onnx':
-        # each time, it tells that torchvision is not there
-        logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=['images'],
-            output_names=subject.outputs,
-            dynamic_shapes=(subject.axes,),
-            verbose=False,
-        )
-        exported.save(file)
-    elif kind == 'aoti':
-        aoti_compile_and_package(program, package_path=str(file))
-    else:
-        torch.export.save(program, file)
-
-
-def run_onnx(file: Path, batches: list[Tensor]) -> list[list[Tensor]]:
-    """What onnxruntime computes from each batch of images."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
-    return [
-        [torch.from_numpy(output) for output in session.run(None, {'images': images.numpy()})]
-        for images in batches
-    ]
-
-
-def run_alone(kind: str, file: Path, batches: list[Tensor]) -> list[list[Tensor]]:
-    """What a Python without the code of this project computes from each batch of images."""
-    images, outputs = file.with_name('images'), file.with_name('outputs')
-    torch.save(batches, images)
-    command = [sys.executable, '-W', 'ignore', '-c', RUN_ALONE, kind, *(file, images, outputs)]
-    # in the folder of the file, where nothing else lies
-    done = subprocess.run(
-        list(map(str, command)), cwd=file.parent, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = (done.stderr.strip() or f'exit status {done.returncode}').splitlines()[-1]
-        raise ValueError(f'it fails without the code of this project: {reason}')
-    return torch.load(outputs)
-
-
-def largest_error(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Error of the worst output, in parts of that output's largest value; NaN if there is one."""
-    errors = []
-    for output, truth in zip(outputs, expected, strict=True):
-        if output.shape != truth.shape:
-            raise ValueError(f'an output has shape {tuple(output.shape)}, not {tuple(truth.shape)}')
-        scale = truth.abs().max().clamp(min=torch.finfo(truth.dtype).tiny)
-        errors.append((output - truth).abs().max() / scale)
-    return torch.stack(errors).max().item()
-
-
-def verify(kind: str, subject: Subject, file: Path) -> None:
-    """Compare what a file computes with what its subject does; ValueError if they differ."""
-    generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(shape, generator=generator) for shape in subject.shapes]
-    found = run_onnx(file, batches) if kind == 'onnx' else run_alone(kind, file, batches)
-    for images, outputs in zip(batches, found, strict=True):
-        error = largest_error(outputs, subject.module(images))
-        shape = ' x '.join(map(str, images.shape))
-        if not error <= TOLERANCE:
-            raise ValueError(
-                f'for images of {shape}, it is off by {error:.1e} of the largest value of an '
-                f'output, more than {TOLERANCE:.0e}'
-            )
-        print(f'{shape}: off by {error:.1e} of the largest value')
-
-
 @torch.no_grad()
 def run(args: argparse.Namespace) -> None:
     check(args)
     use_safe_loading()
     cfg = load_config(args.config, args.cfg_options, ('model',))
     make_folder(args.out.parent)
-    subject = select(build(cfg, args.checkpoint), args)
+    model = build(cfg, args.checkpoint)
+    subject = select(model, args.part, args.size, args.check_size, takes_any_size(args))
     print(describe_input(cfg))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, args.out.name)
