@@ -108,14 +108,30 @@ def test_triton_is_imported_in_kernel_modules_only_and_those_lazily():
         assert is_kernel or lazy or not imports_kernel, f'{module} imports {name} at module level'
 
 
-@pytest.mark.parametrize('package', ['saga_mm.attention', 'saga_mm.layers'])
-def test_attention_and_layers_import_torch_and_kernels_only(package):
-    allowed = ('torch', 'saga_kernels', 'saga_mm.attention', 'saga_mm.layers')
+@pytest.mark.parametrize('package', ['saga_mm.attention', 'saga_mm.layers', 'saga_mm.inference'])
+def test_attention_layers_and_inference_import_torch_and_kernels_only(package):
+    allowed = 'torch', 'saga_kernels', 'saga_mm.attention', 'saga_mm.layers', 'saga_mm.inference'
     assert not [
         (module, name)
         for module, name, _ in imports_of(package)
         if not within(name, *allowed) and not is_stdlib(name)
     ]
+
+
+# From bottom to top: each room knows only those before it.
+ROOMS = [
+    *('stack', 'registry', 'datasets', 'preprocessors', 'layers', 'attention', 'inference'),
+    *('checkpoint', 'backbones', 'engine', 'cli', 'apis', 'analysis'),
+]
+
+
+def test_no_import_points_up():
+    rooms = {module.split('.')[1] for module, _ in modules('saga_mm') if '.' in module}
+    assert rooms == set(ROOMS)
+    for module, name, _ in imports_of('saga_mm'):
+        (_, room, *_), (_, other, *_) = (f'{path}..'.split('.') for path in (module, name))
+        if within(name, 'saga_mm') and room and other in rooms:
+            assert ROOMS.index(other) <= ROOMS.index(room), f'{module} imports {name}'
 
 
 def test_saga_mm_imports_mmdet_and_mmseg_lazily_only():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saga_kernels import decay_linear_attention
+from saga_kernels.dispatch import Impl
 from saga_kernels.validation import check_feature_map, check_impl
 
 from .base import PackedAttention
@@ -43,7 +44,7 @@ class DecayLinearAttention(PackedAttention):
         decay_lengths: tuple[float, float] = (4.0, 64.0),
         feature_map: str = 'elu',
         lepe_kernel_size: int = 3,
-        impl: str = 'auto',
+        impl: Impl = 'auto',
     ) -> None:
         super().__init__(dim, num_heads, parts=3, lepe_kernel_size=lepe_kernel_size)
         check_feature_map(feature_map)
@@ -83,10 +84,10 @@ def scan_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     """
 
     def by_row(mask: Tensor) -> Tensor:
-        shape, mask = mask.shape, mask.flatten(1)
+        shape, mask = mask.shape, mask.flatten(1).long()
         inside = mask.cumsum(1)
-        outside = (~mask).cumsum(1) + inside[:, -1:]
-        return (torch.where(mask, inside, outside) - 1).view(shape)
+        outside = (1 - mask).cumsum(1) + inside[:, -1:]
+        return (torch.where(mask > 0, inside, outside) - 1).view(shape)
 
     rows, columns = by_row(mask), by_row(mask.transpose(1, 2)).transpose(1, 2)
     return rows.flatten(1).unsqueeze(2), columns.flatten(1).unsqueeze(2)

@@ -6,6 +6,7 @@ Legend: B batch, H height, W width, N = H * W tokens, C channels.
 from torch import Tensor, nn
 
 from saga_kernels import gated_linear_attention, linear_attention
+from saga_kernels.dispatch import Impl
 from saga_kernels.validation import check_feature_map, check_impl
 
 from .base import PackedAttention
@@ -39,7 +40,7 @@ class GatedLinearAttention(PackedAttention):
         gate_bias: float = 2.0,
         feature_map: str = 'elu',
         lepe_kernel_size: int = 3,
-        impl: str = 'auto',
+        impl: Impl = 'auto',
     ) -> None:
         super().__init__(dim, num_heads, parts=5 if gated else 3, lepe_kernel_size=lepe_kernel_size)
         check_feature_map(feature_map)

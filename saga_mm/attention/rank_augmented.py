@@ -6,6 +6,7 @@ Legend: B batch, H height, W width, N = H * W tokens, C channels, D = C / heads.
 from torch import Tensor
 
 from saga_kernels import apply_rotary_2d, rank_augmented_linear_attention
+from saga_kernels.dispatch import Impl
 from saga_kernels.validation import check_impl
 
 from ..layers import rotary_frequencies
@@ -43,7 +44,7 @@ class RankAugmentedAttention(PackedAttention):
         mixer: str = 'linear',
         eps: float = 1e-6,
         lepe_kernel_size: int = 5,
-        impl: str = 'auto',
+        impl: Impl = 'auto',
     ) -> None:
         super().__init__(dim, num_heads, parts=4, lepe_kernel_size=lepe_kernel_size)
         if self.head_dim % 4:

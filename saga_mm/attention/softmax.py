@@ -27,7 +27,8 @@ class SoftmaxAttention(PackedAttention):
         super().__init__(dim, num_heads, parts=3, lepe_kernel_size=lepe_kernel_size)
 
     def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-        return softmax_attention(*packed.unbind(2), mask)
+        query, key, value = packed.unbind(2)
+        return softmax_attention(query, key, value, mask)
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,10 +7,12 @@ contiguous: mmcv's RoIAlign takes that for granted, and misreads a channels-last
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -58,7 +60,12 @@ class Arch:
                 )
 
 
-def resolve_arch(arch: str | Mapping, known: Mapping[str, Arch], mlp_ratio: float = 4) -> Arch:
+AnyArch = TypeVar('AnyArch', bound=Arch)
+
+
+def resolve_arch(
+    arch: str | Mapping, known: Mapping[str, AnyArch], mlp_ratio: float = 4
+) -> AnyArch:
     """An `Arch` from its name, its first letter, or a dict of its fields.
 
     Args:
@@ -152,6 +159,8 @@ class PyramidBackbone(BaseModule):
             mmengine initialiser. Without it the weights keep the layers' own initialisation.
     """
 
+    init_cfg: dict | list | None
+
     def __new__(cls, *args, **kwargs) -> PyramidBackbone:
         backbone = super().__new__(cls)
         # what `init_weights` builds another one from
@@ -189,7 +198,9 @@ class PyramidBackbone(BaseModule):
         self.input_channels = in_channels + pad_mask
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
-        self.stages = nn.ModuleList(make_stage(i) for i in range(used))
+        stages = [make_stage(i) for i in range(used)]
+        self.depths = [len(stage.blocks) for stage in stages]
+        self.stages = nn.ModuleList(stages)
         self.norms = nn.ModuleDict({str(i): make_norm(i) for i in out_indices})
         self._freeze()
         self._built_empty = any(parameter.is_meta for parameter in self.parameters())
@@ -235,7 +246,8 @@ class PyramidBackbone(BaseModule):
             Contiguous, as mmcv's ops expect.
         """
         x, image_mask = self._split(x)
-        mask, earlier, outs = image_mask, [], []
+        mask, outs = image_mask, []
+        earlier: list[tuple[Tensor, Tensor | None]] = []
         for i, stage in enumerate(self.stages):
             finer, mask = mask, downsample_mask(image_mask, 4 * 2**i)
             x = stage(x, (finer, mask), earlier)
@@ -255,6 +267,9 @@ class PyramidBackbone(BaseModule):
             if self.pad_mask:
                 expected += ', the last channel a mask, as pad_mask=True'
             raise ValueError(f'the input must have shape {expected}, got {tuple(x.shape)}')
+        if compiles_for_cpu(x):
+            for side in x.shape[2:]:
+                operator.index(side)
         x = x.permute(0, 2, 3, 1)
         if not self.pad_mask:
             return x, None
@@ -277,15 +292,14 @@ class PyramidBackbone(BaseModule):
 
         Source: the convention of mmpretrain's `BaseBackbone.get_layer_depth`.
         """
-        depths = [len(stage.blocks) for stage in self.stages]
-        layers = sum(depths) + 2
+        layers = sum(self.depths) + 2
         found = re.match(r'stages\.(\d+)\.(?:blocks\.(\d+))?', param_name.removeprefix(prefix))
         if not param_name.startswith(prefix) or not found:
             return layers - 1, layers
         stage, block = int(found[1]), found[2]
         if stage == 0 and block is None:
             return 0, layers
-        return 1 + sum(depths[:stage]) + int(block or 0), layers
+        return 1 + sum(self.depths[:stage]) + int(block or 0), layers
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Patterns that sort parameters into layers, for timm's layer-wise learning rate decay.
@@ -312,11 +326,22 @@ class PyramidBackbone(BaseModule):
     def _freeze(self) -> None:
         frozen: list[nn.Module] = []
         if self.frozen_stages >= 0:
-            frozen.append(self.stages[0].embed)
+            frozen.append(self.stages[0].get_submodule('embed'))
         frozen += self.stages[: max(self.frozen_stages, 0)]
         frozen += [self.norms[str(i)] for i in self.out_indices if i < self.frozen_stages]
         for module in frozen:
             module.eval().requires_grad_(False)
+
+
+def compiles_for_cpu(x: Tensor) -> bool:
+    """Whether `torch.compile` sees x, on a CPU, and so must take the size of images as constants.
+
+    Inductor fails there on channels-last convolutions whose sizes are symbols (torch 2.13): it
+    sorts their strides by comparing expressions. With constants, which `operator.index` makes of
+    sizes, a model is compiled again for each size of image.
+    """
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return compiling and x.device.type == 'cpu'
 
 
 def channel_norm(norm_cfg: dict) -> Callable[[int], nn.Module]:

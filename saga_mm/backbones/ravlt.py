@@ -8,7 +8,7 @@ encoding, LePE and an output gate. Published checkpoints load as they are, under
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -18,6 +18,9 @@ from mmcv.cnn import build_norm_layer
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from saga_kernels.dispatch import Impl
 
 from ..attention import RankAugmentedAttention
 from ..checkpoint import extract_state_dict, printable
@@ -105,28 +108,28 @@ class RAVLT(PyramidBackbone):
         drop_path_rate: float | None = None,
         layer_scale: float | Sequence[float] | None = None,
         linear_stages: int = 2,
-        impl: str = 'auto',
+        impl: Impl = 'auto',
         norm_cfg: dict = dict(type='BN'),  # noqa: B006
         norm_eval: bool = False,
         pad_mask: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
-        arch = resolve_arch(arch, self.arch_settings, mlp_ratio=3.5)
-        dims = arch.embed_dims
+        sizes = resolve_arch(arch, self.arch_settings, mlp_ratio=3.5)
+        dims = sizes.embed_dims
         if linear_stages not in range(len(dims) + 1):
             raise ValueError(f'linear_stages must be from 0 to {len(dims)}, got {linear_stages!r}')
-        scales = per_stage(arch.layer_scale if layer_scale is None else layer_scale, len(dims))
+        scales = per_stage(sizes.layer_scale if layer_scale is None else layer_scale, len(dims))
         drop_paths = drop_path_schedule(
-            arch.drop_path_rate if drop_path_rate is None else drop_path_rate, arch.depths
+            sizes.drop_path_rate if drop_path_rate is None else drop_path_rate, sizes.depths
         )
-        norm_layer = map_norm(norm_cfg)
+        norm_layer = map_norm(norm_cfg, pad_mask)
         channel_norm = partial(nn.LayerNorm, eps=1e-6)
 
         def make_block(i: int, drop_path: float) -> Block:
             mixer = 'linear' if i < linear_stages else 'softmax'
-            attention = RankAugmentedAttention(dims[i], arch.num_heads[i], mixer=mixer, impl=impl)
-            ffn = FFN(dims[i], round(dims[i] * arch.mlp_ratios[i]), conv_kernel_size=3)
+            attention = RankAugmentedAttention(dims[i], sizes.num_heads[i], mixer=mixer, impl=impl)
+            ffn = FFN(dims[i], round(dims[i] * sizes.mlp_ratios[i]), conv_kernel_size=3)
             return Block(
                 attention,
                 ffn,
@@ -159,6 +162,7 @@ class RAVLT(PyramidBackbone):
             init_cfg=init_cfg,
         )
         self.norm_eval = norm_eval
+        self.head_dims = [dim // heads for dim, heads in zip(dims, sizes.num_heads, strict=True)]
         self.train()
         self.register_load_state_dict_pre_hook(accept_published)
 
@@ -195,7 +199,7 @@ class RAVLT(PyramidBackbone):
         stage = int(name.split('.')[1])
         if stage >= len(self.stages):
             return
-        own = rotary_frequencies(self.stages[stage].blocks[0].attn.head_dim, angles.device)
+        own = rotary_frequencies(self.head_dims[stage], angles.device)
         own = own.repeat_interleave(2)
         # loose enough for a checkpoint in half precision
         if angles.shape != own.shape or not torch.allclose(angles.float(), own, rtol=1e-2):
@@ -238,13 +242,21 @@ def per_stage(value: float | Sequence[float], stages: int) -> tuple[float, ...]:
     return values
 
 
-def map_norm(norm_cfg: dict):
-    """A maker of norms of maps (B, C, H, W) from an OpenMMLab `norm_cfg`."""
+def map_norm(norm_cfg: dict, pad_mask: bool) -> Callable[[int], nn.Module]:
+    """A maker of norms of maps (B, C, H, W) from an OpenMMLab `norm_cfg`.
+
+    With `pad_mask`, a norm must not take statistics of each map: padding would be in them.
+    """
 
     def make(dim: int) -> nn.Module:
         norm = build_norm_layer(norm_cfg, dim)[1]
         if hasattr(norm, 'normalized_shape'):
             raise ValueError(f'norm_cfg must name a norm of maps such as BN, got {norm_cfg}')
+        if pad_mask and isinstance(norm, nn.GroupNorm | _InstanceNorm):
+            raise ValueError(
+                'norm_cfg must name a batch norm such as BN where pad_mask=True, for statistics of '
+                f'each map would take its padding in, got {norm_cfg}'
+            )
         return norm
 
     return make

@@ -12,6 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from torch import nn
+
+from saga_kernels.dispatch import Impl
+
 from ..attention import GatedLinearAttention
 from ..layers import FFN, Block, ConvStem, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
@@ -75,32 +79,32 @@ class SAGA(PyramidBackbone):
         gated: bool = True,
         gate_bias: float = 2.0,
         feature_map: str = 'elu',
-        impl: str = 'auto',
+        impl: Impl = 'auto',
         norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006
         pad_mask: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
-        arch = resolve_arch(arch, self.arch_settings)
+        sizes = resolve_arch(arch, self.arch_settings)
         if patch_embed not in ('conv', 'overlap', 'plain'):
             raise ValueError(
                 f"patch_embed must be 'conv', 'overlap' or 'plain', got {patch_embed!r}"
             )
-        dims = arch.embed_dims
+        dims = sizes.embed_dims
         norm_layer = channel_norm(norm_cfg)
-        drop_paths = drop_path_schedule(drop_path_rate, arch.depths)
+        drop_paths = drop_path_schedule(drop_path_rate, sizes.depths)
 
         def make_block(i: int, drop_path: float) -> Block:
             attention = GatedLinearAttention(
                 dims[i],
-                arch.num_heads[i],
+                sizes.num_heads[i],
                 gated=gated,
                 gate_bias=gate_bias,
                 feature_map=feature_map,
                 lepe_kernel_size=lepe_kernel_size,
                 impl=impl,
             )
-            ffn = FFN(dims[i], round(dims[i] * arch.mlp_ratios[i]))
+            ffn = FFN(dims[i], round(dims[i] * sizes.mlp_ratios[i]))
             return Block(
                 attention,
                 ffn,
@@ -113,7 +117,7 @@ class SAGA(PyramidBackbone):
         def make_stage(i: int) -> Stage:
             channels, stride = (dims[i - 1], 2) if i else (in_channels, 4)
             if i == 0 and patch_embed == 'conv':
-                embed = ConvStem(channels, dims[i], norm_layer)
+                embed: nn.Module = ConvStem(channels, dims[i], norm_layer)
             else:
                 embed = PatchEmbed(channels, dims[i], stride, patch_embed != 'plain', norm_layer)
             blocks = [make_block(i, rate) for rate in drop_paths[i]]

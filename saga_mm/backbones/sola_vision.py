@@ -11,24 +11,28 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar
+
+from torch import nn
+
+from saga_kernels.dispatch import Impl
 
 from ..attention import DecayLinearAttention, GatedLinearAttention, SoftmaxAttention
 from ..layers import FFN, HSB, Block, ConvStem, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
 
-LINEAR = {
+LINEAR: dict[str, Callable[..., nn.Module]] = {
     'gated': GatedLinearAttention,
     'plain': partial(GatedLinearAttention, gated=False),
     'decay': DecayLinearAttention,
 }
 # Softmax (S) among linear (L) layers of a stage of some depth. All but the first and the last have
 # the same number of softmax layers, in stages 3 and 4 only.
-PRESETS = {
+PRESETS: dict[str, Callable[[int], str]] = {
     'linear': lambda depth: 'L' * depth,
     'every_3rd': lambda depth: ('LLS' * depth)[-depth:],
     'last': lambda depth: 'L' * (depth * 2 // 3) + 'S' * -(-depth // 3),
@@ -51,13 +55,13 @@ def resolve_layers(
         check_patterns(layers)
         if isinstance(arch, Mapping):
             arch = {'depths': tuple(len(pattern) for pattern in layers), **arch}
-    arch = resolve_arch(arch, known)
-    if len(arch.depths) != STAGES:
-        raise ValueError(f'arch must have {STAGES} stages, got {len(arch.depths)}')
+    sizes = resolve_arch(arch, known)
+    if len(sizes.depths) != STAGES:
+        raise ValueError(f'arch must have {STAGES} stages, got {len(sizes.depths)}')
     if preset is None:
-        return replace(arch, depths=tuple(len(pattern) for pattern in layers)), tuple(layers)
+        return replace(sizes, depths=tuple(len(pattern) for pattern in layers)), tuple(layers)
     early = PRESETS['softmax' if layers == 'softmax' else 'linear']
-    return arch, tuple((early if i < 2 else preset)(n) for i, n in enumerate(arch.depths))
+    return sizes, tuple((early if i < 2 else preset)(n) for i, n in enumerate(sizes.depths))
 
 
 def check_patterns(layers: Sequence[str]) -> None:
@@ -146,29 +150,29 @@ class SoLAVision(PyramidBackbone):
         cpe_kernel_size: int = 3,
         lepe_kernel_size: int = 3,
         feature_map: str = 'elu',
-        impl: str = 'auto',
+        impl: Impl = 'auto',
         norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006
         pad_mask: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
-        arch, layers = resolve_layers(arch, layers, self.arch_settings)
+        sizes, patterns = resolve_layers(arch, layers, self.arch_settings)
         if linear not in LINEAR:
             raise ValueError(f'linear must be one of {tuple(LINEAR)}, got {linear!r}')
-        warn_of_early_softmax(layers)
-        dims = arch.embed_dims
+        warn_of_early_softmax(patterns)
+        dims = sizes.embed_dims
         norm_layer = channel_norm(norm_cfg)
-        drop_paths = drop_path_schedule(drop_path_rate, arch.depths)
-        mixers = {
+        drop_paths = drop_path_schedule(drop_path_rate, sizes.depths)
+        mixers: dict[str, Callable[..., nn.Module]] = {
             'L': partial(LINEAR[linear], feature_map=feature_map, impl=impl),
             'S': SoftmaxAttention,
         }
 
         def make_block(i: int, kind: str, drop_path: float) -> Block:
-            attention = mixers[kind](dims[i], arch.num_heads[i], lepe_kernel_size=lepe_kernel_size)
+            attention = mixers[kind](dims[i], sizes.num_heads[i], lepe_kernel_size=lepe_kernel_size)
             return Block(
                 attention,
-                FFN(dims[i], round(dims[i] * arch.mlp_ratios[i])),
+                FFN(dims[i], round(dims[i] * sizes.mlp_ratios[i])),
                 dims[i],
                 cpe_kernel_size=cpe_kernel_size,
                 drop_path=drop_path,
@@ -177,10 +181,12 @@ class SoLAVision(PyramidBackbone):
 
         def make_stage(i: int) -> Stage:
             if i == 0:
-                embed = ConvStem(in_channels, dims[0], norm_layer)
+                embed: nn.Module = ConvStem(in_channels, dims[0], norm_layer)
             else:
                 embed = PatchEmbed(dims[i - 1], dims[i], 2, True, norm_layer)
-            blocks = [make_block(i, *layer) for layer in zip(layers[i], drop_paths[i], strict=True)]
+            blocks = [
+                make_block(i, *layer) for layer in zip(patterns[i], drop_paths[i], strict=True)
+            ]
             early = HSB(dims[:2], dims[2], strides=(4, 2)) if i == 2 and hsb else None
             return Stage(embed, blocks, with_cp=with_cp, hsb=early)
 
@@ -194,4 +200,4 @@ class SoLAVision(PyramidBackbone):
             pad_mask=pad_mask,
             init_cfg=init_cfg,
         )
-        self.layers = layers
+        self.layers = patterns

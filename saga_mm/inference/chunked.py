@@ -15,6 +15,7 @@ Legend: B batch, H height, W width, C channels. Maps are (B, H, W, C), masks (B,
 """
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def is_watched(module: nn.Module) -> bool:
     )
 
 
-def is_plain(block: nn.Module) -> bool:
+def is_plain(block: nn.Module) -> TypeGuard[Block]:
     """Whether a block is made of the modules whose kind this file knows."""
     if type(block) is not Block or type(block.ffn) is not FFN:
         return False
@@ -120,7 +121,7 @@ def is_plain(block: nn.Module) -> bool:
     )
 
 
-def is_plain_stem(embed: nn.Module) -> bool:
+def is_plain_stem(embed: nn.Module) -> TypeGuard[ConvStem]:
     """Whether an embedding is a `ConvStem` made of the modules that it is born with."""
     return type(embed) is ConvStem and all(
         type(part) is PatchEmbed and type(part.proj) is Conv2d
@@ -255,13 +256,13 @@ def with_halo(
     return out[:, rows.start - start : rows.stop - start]
 
 
-def conv_rows(conv: nn.Module, x: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
+def conv_rows(conv: DepthwiseConv2d, x: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
     """Rows of a depthwise convolution of a map."""
     return with_halo(lambda x, m: conv(mask_padding(x, m)), x, mask, rows, halo_of(conv))
 
 
 def halo_of(conv: DepthwiseConv2d | None) -> int:
-    return 0 if conv is None else conv.padding[0]
+    return 0 if conv is None else conv.kernel_size[0] // 2
 
 
 def token_mask(mask: Tensor | None, rows: slice) -> Tensor | None:
@@ -274,7 +275,7 @@ class RowBuffer:
 
     Args:
         height: H.
-        reuse: A map whose memory to take if shape and dtype fit.
+        reuse: A map of the same shape, whose memory is taken if its dtype fits.
 
     Attributes:
         map: (B, H, W, C); there from the first `write` on.
@@ -288,7 +289,8 @@ class RowBuffer:
 
     def write(self, rows: slice, x: Tensor) -> None:
         if not hasattr(self, 'map'):
-            fits = self.reuse is not None and self.reuse.dtype == x.dtype
-            shape = (x.shape[0], self.height, *x.shape[2:])
-            self.map = self.reuse if fits else x.new_empty(shape)
+            if self.reuse is not None and self.reuse.dtype == x.dtype:
+                self.map = self.reuse
+            else:
+                self.map = x.new_empty((x.shape[0], self.height, *x.shape[2:]))
         self.map[:, rows] = x

@@ -1,6 +1,7 @@
 """The block of every backbone. Legend: B batch, H height, W width, C channels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,12 @@ class Block(nn.Module):
         norm_layer: Makes a norm over channels.
         layer_scale: Start of a learned factor per channel on attention and FFN; None for no factor.
     """
+
+    attn: Any
+    ffn: Any
+    cpe: DepthwiseConv2d | None
+    gamma1: nn.Parameter | None
+    gamma2: nn.Parameter | None
 
     def __init__(
         self,

@@ -4,13 +4,19 @@ import torch
 from torch import Tensor, nn
 
 
+def to_channels_first(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W), as convolutions take it.
+
+    The memory of a contiguous map stays as it is, channels-last, a layout that convolutions keep.
+    """
+    return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d` on maps (B, H, W, C): same weights, and no copy of a contiguous map."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch's convolutions keep the layout of their input.
-        x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-        return super().forward(x).permute(0, 2, 3, 1)
+        return super().forward(to_channels_first(x)).permute(0, 2, 3, 1)
 
 
 class DepthwiseConv2d(Conv2d):

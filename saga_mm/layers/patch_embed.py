@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv import Conv2d
+from .conv import Conv2d, to_channels_first
 from .mask import downsample_mask, mask_padding
 
 
@@ -101,7 +101,7 @@ class ConvNormEmbed(nn.Sequential):
         self.fp32_start = fp32_start
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        x = to_channels_first(x)
         layers = list(self)
         for i, stride in enumerate(self.strides):
             if mask is not None:

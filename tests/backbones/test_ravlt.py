@@ -214,6 +214,10 @@ def test_sync_batch_norm_gives_the_same_in_one_process():
     ('options', 'message'),
     [
         (dict(norm_cfg=dict(type='LN')), 'norm_cfg must name a norm of maps such as BN'),
+        *(
+            (dict(norm_cfg=norm_cfg, pad_mask=True), 'norm_cfg must name a batch norm .* pad_mask')
+            for norm_cfg in (dict(type='GN', num_groups=2), dict(type='IN'))
+        ),
         (dict(linear_stages=5), 'linear_stages must be from 0 to 4, got 5'),
         (dict(layer_scale=(1, 1)), r'layer_scale must be a number or 4 of them, got \(1, 1\)'),
         (dict(layer_scale='none'), "layer_scale must be a number or 4 of them, got 'none'"),
