@@ -32,6 +32,9 @@ class ResumeScheduleHook(Hook):
     restored.
     """
 
+    # after `CheckpointCheckHook`, which checks the state that is compared here
+    priority = 'LOWEST'
+
     def __init__(self) -> None:
         self.configured: list[dict] = []
         self.changes: list[str] = []

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,6 +196,42 @@ def test_text_in_a_checkpoint_is_not_run(tool, tiny_seg, tmp_path):
     for config in (saved['meta']['cfg'], saved['message_hub']['runtime_info']['cfg']):
         assert 'touch' not in config
         assert 'EncoderDecoder' in config
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda c: c['meta'].update(iter=-1), r'meta\.iter must be a whole number'),
+        (
+            lambda c: c['message_hub']['runtime_info'].update(best_ckpt='/home/me/photo.jpg'),
+            "best_ckpt must be the path of a 'best_",
+        ),
+        (
+            lambda c: c['optimizer']['param_groups'][0].update(lr=float('nan')),
+            r'param_groups\[0\]\.lr must be a number',
+        ),
+        (
+            lambda c: c.update(param_schedulers=[{'by_epoch': True, 'end': '\x1b[2J', 'step': 3}]),
+            r'a name in param_schedulers\[0\] must be',
+        ),
+        (
+            lambda c: c['random_state'].update(numpy=([0] * 624, 2**31 - 1, 0, 0.0)),
+            'its random_state must hold states',
+        ),
+    ],
+)
+def test_wrong_states_of_a_training_are_refused_in_one_line(
+    tool, tiny_seg, tmp_path, change, message
+):
+    train = tool('train').main
+    options = ['--work-dir', str(tmp_path / 'work'), '--cfg-options', 'train_cfg.max_iters=3']
+    train([str(tiny_seg), *options])
+    content = load_file(tmp_path / 'work/iter_2.pth')
+    change(content)
+    torch.save(content, tmp_path / 'a.pth')
+    line = failure(train, tiny_seg, '--resume', tmp_path / 'a.pth', *options)
+    assert re.search(message, line), line
+    assert line.isprintable()
 
 
 def test_mistakes_are_one_line(tool, tiny_seg, tmp_path, monkeypatch):
