@@ -229,15 +229,16 @@ def _save_atomically(hook: CheckpointHook) -> CheckpointHook:
 
 def _save_predictions(runner: Runner, out: str | os.PathLike) -> None:
     """Let a test write its predictions, in one piece when it is done."""
-    kind = DumpResults
     model = getattr(runner.model, 'module', runner.model)
+    metric = DumpResults(str(out))
     if any(base.__module__.startswith('mmdet.') for base in type(model).__mro__):
+        from mmdet.evaluation import DumpDetResults
+
         # compresses masks
-        from mmdet.evaluation import DumpDetResults as kind
-    metric = kind(out_file_path=str(out))
+        metric = DumpDetResults(str(out))
 
     def write(results: list) -> dict:
-        write_atomically(out, pickle.dumps(results))
+        write_atomically(str(out), pickle.dumps(results))
         return {}
 
     metric.compute_metrics = write
@@ -266,7 +267,7 @@ def _draw_predictions(
         raise ValueError('--show-dir needs a visualizer in the config')
     else:
         run.visualizer.save_dir = str(folder)
-    make_folder(folder)
+    make_folder(str(folder))
 
 
 def _augment_tests(run: RunConfig) -> None:

@@ -118,13 +118,13 @@ def _look_into(
         # pycocotools'
         elif isinstance(variables.get('annotation_file'), str):
             file = f'while reading {variables["annotation_file"]}'
-        elif name == 'results2json' and (label := variables.get('label', -1)) >= (
-            number := len(owner.cat_ids)
-        ):
-            told = [
-                f'the model predicts class {label}, and the data set has {number} classes: set '
-                'num_classes of the heads'
-            ]
+        elif name == 'results2json' and owner is not None:
+            label, number = variables.get('label', -1), len(owner.cat_ids)
+            if label >= number:
+                told = [
+                    f'the model predicts class {label}, and the data set has {number} classes: set '
+                    'num_classes of the heads'
+                ]
     return file, None, told
 
 

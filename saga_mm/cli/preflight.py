@@ -98,7 +98,7 @@ def _entries(cfg: Config, dataset: dict) -> list[Entry]:
         Entry(path, suffixes.get(key, ''), is_read.get(key, False))
         for key, path in (prefixes.items() if isinstance(prefixes, dict) else ())
     ]
-    entries.append(Entry(dataset.get('ann_file'), '', True))
+    entries.append(Entry(dataset.get('ann_file') or '', '', True))
     return [entry for entry in entries if _is_local(entry.path) and str(entry.path)]
 
 
@@ -132,7 +132,8 @@ def _suffix(kind: type, instance: object | None, dataset: dict, option: str) -> 
     """The suffix that a data set looks for."""
     if instance is not None:
         return getattr(instance, option)
-    signatures = (inspect.signature(base.__init__).parameters for base in kind.__mro__)
+    makers = (vars(base).get('__init__') for base in kind.__mro__)
+    signatures = (inspect.signature(maker).parameters for maker in makers if maker)
     defaults = [signature[option].default for signature in signatures if option in signature]
     return dataset.get(option, defaults[0])
 

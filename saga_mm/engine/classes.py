@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from mmengine.dataset import BaseDataset
 from torch import nn
-from torch.utils.data import Dataset
 
 # bytes of an annotation file that is read once more to explain an error
 SMALL = 10**8
 
 
-def describe_empty(dataset: Dataset) -> str:
+def describe_empty(dataset: BaseDataset) -> str:
     """What to say about a data set without an image."""
     names = ('ann_file', 'data_prefix', 'filter_cfg')
     given = ((name, getattr(dataset, name, None)) for name in names)
@@ -24,7 +24,7 @@ def describe_empty(dataset: Dataset) -> str:
     )
 
 
-def describe_classes(dataset: Dataset) -> str:
+def describe_classes(dataset: BaseDataset) -> str:
     """The classes of a data set, and the categories of its annotation file where it has such."""
     told = f'classes={getattr(dataset, "metainfo", {}).get("classes")!r}'
     path = str(getattr(dataset, 'ann_file', ''))
@@ -40,7 +40,7 @@ def describe_classes(dataset: Dataset) -> str:
     return f'{told}, and the categories of {path} are {_list(names)}' if names else told
 
 
-def classes_of(dataset: Dataset, name: str) -> Sequence[str]:
+def classes_of(dataset: BaseDataset, name: str) -> Sequence[str]:
     """The names of a data set's classes; none if it has no such names.
 
     Raises:
@@ -62,7 +62,7 @@ def classes_of(dataset: Dataset, name: str) -> Sequence[str]:
     return tuple(classes or ())
 
 
-def parts_of(dataset: object) -> Iterator[Dataset]:
+def parts_of(dataset: BaseDataset) -> Iterator[BaseDataset]:
     """The data sets in wrappers such as ConcatDataset and RepeatDataset."""
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     if inner == [None]:

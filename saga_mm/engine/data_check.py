@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..registry import HOOKS
 from .classes import classes_of, describe_empty, fails_for_more_classes, parts_of
@@ -138,7 +138,7 @@ class DataCheckHook(Hook):
                 values = labels[(labels >= 0) & (labels < len(self.pixels))].cpu()
                 self.pixels += torch.bincount(values.long(), minlength=len(self.pixels))
 
-    def _look_ahead(self, dataset: Dataset) -> None:
+    def _look_ahead(self, dataset: BaseDataset) -> None:
         """Check some samples of a validation before the training, and not only after its start."""
         state = get_random_state()
         for index in _some(len(dataset)) if self.evaluated else ():
@@ -149,7 +149,7 @@ class DataCheckHook(Hook):
             self._check_and_count(dict(data_samples=[sample]), self.evaluated)
         set_random_state(state)
 
-    def _warn_of_one_class(self, dataset: Dataset) -> None:
+    def _warn_of_one_class(self, dataset: BaseDataset) -> None:
         """Warn of masks of 0 and 255, which train on the background alone."""
         ignored = {value for limit in self.maps for value in limit.ignored}
         maps = list(_read_some_maps(dataset))
@@ -161,7 +161,7 @@ class DataCheckHook(Hook):
                 'masks of 0 and 255, for one, must be of 0 and 1'
             )
 
-    def _warn_of_absent(self, dataset: Dataset) -> None:
+    def _warn_of_absent(self, dataset: BaseDataset) -> None:
         """Warn of classes without a pixel, which a mean over classes leaves out."""
         if not self.evaluated:
             return
@@ -179,19 +179,16 @@ class DataCheckHook(Hook):
 
 def _evaluated(metrics: Sequence[object], heads: Sequence[Limit], classes: int) -> list[Limit]:
     """The labels of a validation or test that its metrics or the heads know, if any reads them."""
-    ignored = {
-        metric.ignore_index
-        for metric in metrics
-        if isinstance(getattr(metric, 'ignore_index', None), int)
-        and not getattr(metric, 'format_only', False)
-    }
+    read = [metric for metric in metrics if not getattr(metric, 'format_only', False)]
+    values = {getattr(metric, 'ignore_index', None) for metric in read}
+    ignored = {value for value in values if isinstance(value, int)}
     if not ignored or not classes:
         return []
     number = max([classes, *(limit.number for limit in heads)])
     return [Limit('evaluation', number, frozenset(ignored.union(*(x.ignored for x in heads))))]
 
 
-def _read_some_maps(dataset: Dataset) -> Iterator[np.ndarray]:
+def _read_some_maps(dataset: BaseDataset) -> Iterator[np.ndarray]:
     """Some label maps of a data set as they are loaded, if nothing changes them afterwards."""
     for part in parts_of(dataset):
         transforms = getattr(getattr(part, 'pipeline', None), 'transforms', ())

@@ -41,7 +41,7 @@ class Limit:
 def unwrap(model: nn.Module) -> nn.Module:
     """A model out of what distributes it or augments its tests."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = model.get_submodule('module')
     return model
 
 
@@ -51,28 +51,30 @@ def limits_of_objects(model: nn.Module) -> list[Limit]:
         return []
     heads = [*_heads(model, 'bbox_head'), *_heads(model, 'mask_head')]
     heads += [*_heads(model, 'panoptic_head'), *_heads(_roi_head(model), 'bbox_head')]
-    return [Limit(name, head.num_classes) for name, head in heads if _is_int(head, 'num_classes')]
+    numbers = ((name, _number(head, 'num_classes')) for name, head in heads)
+    return [Limit(name, number) for name, number in numbers if number is not None]
 
 
 def limits_of_maps(model: nn.Module) -> list[Limit]:
     """What the heads of a segmentor, or the semantic head of a detector, take in label maps."""
     found = []
     for name, head in _heads(model, 'decode_head'):
-        if _is_int(head, 'num_classes') and _is_int(head, 'ignore_index'):
+        number, ignored = _number(head, 'num_classes'), _number(head, 'ignore_index')
+        if number is not None and ignored is not None:
             losses = [type(loss).__name__ for _, loss in _heads(head, 'loss_decode')]
             strict = not losses or any(kind in loss for loss in losses for kind in STRICT_LOSSES)
-            # one channel tells two classes apart
-            two = 2 if getattr(head, 'out_channels', None) == 1 else 0
-            ignored = frozenset([head.ignore_index])
-            found.append(Limit(name, max(head.num_classes, two), ignored, strict))
+            if _number(head, 'out_channels') == 1:
+                # one channel tells two classes apart
+                number = max(number, 2)
+            found.append(Limit(name, number, frozenset([ignored]), strict))
     for name, head in [*_heads(model, 'semantic_head'), *_heads(_roi_head(model), 'semantic_head')]:
-        number = getattr(head, 'num_classes', None)
-        if hasattr(head, 'num_things_classes'):
-            number = head.num_things_classes + head.num_stuff_classes
+        number, things = _number(head, 'num_classes'), _number(head, 'num_things_classes')
+        if things is not None:
+            number = things + (_number(head, 'num_stuff_classes') or 0)
         loss = getattr(head, 'criterion', None) or getattr(head, 'loss_seg', None)
-        ignored = frozenset([loss.ignore_index] if _is_int(loss, 'ignore_index') else [])
-        if isinstance(number, int):
-            found.append(Limit(name, number, ignored))
+        ignored = _number(loss, 'ignore_index')
+        if number is not None:
+            found.append(Limit(name, number, frozenset([] if ignored is None else [ignored])))
     return found
 
 
@@ -110,5 +112,6 @@ def _heads(owner: nn.Module | None, name: str) -> Iterator[tuple[str, nn.Module]
             yield name, one
 
 
-def _is_int(head: object, name: str) -> bool:
-    return isinstance(getattr(head, name, None), int)
+def _number(head: object, name: str) -> int | None:
+    value = getattr(head, name, None)
+    return value if isinstance(value, int) else None

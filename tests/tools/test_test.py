@@ -1,4 +1,5 @@
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
+
+from saga_mm.checkpoint import write_atomically
 
 
 @pytest.fixture
@@ -65,6 +68,66 @@ def test_augmentation_changes_the_predictions(run, tiny_seg, tmp_path):
     torch.manual_seed(0)
     run(tiny_seg, '--out', out, '--tta')
     assert (predictions(out)[0]['pred_sem_seg']['data'] != plain).any()
+
+
+WRAPPED = {
+    'concatenated': "dict(type='ConcatDataset', datasets=[one, one])",
+    'repeated': "dict(type='RepeatDataset', times=2, dataset=one)",
+    'nested': (
+        "dict(type='RepeatDataset', times=1, dataset=dict(type='ConcatDataset', datasets=[one]))"
+    ),
+}
+
+
+@pytest.mark.parametrize('name', WRAPPED)
+def test_augmentation_reaches_data_sets_in_wrappers(run, tiny_seg, tmp_path, name):
+    with tiny_seg.open('a') as file:
+        file.write(
+            "one = val_dataloader['dataset']\n"
+            f'test_dataloader = dict(val_dataloader, dataset={WRAPPED[name]})\n'
+        )
+    out = tmp_path / 'a.pkl'
+    run(tiny_seg, '--out', out, '--tta')
+    assert len(predictions(out)) == (2 if name == 'nested' else 4)
+
+
+def test_pure_python_config(run, tiny_det, tmp_path):
+    config = tiny_det.with_name('pure.py')
+    config.write_text(
+        'from mmdet.engine.hooks import DetVisualizationHook\n'
+        'from mmdet.models import RetinaNet\n'
+        'from mmengine.config import read_base\n'
+        f'with read_base():\n    from .{tiny_det.stem} import *\n'
+        'default_hooks.update(visualization=dict(type=DetVisualizationHook))\n'
+        'model.update(type=RetinaNet)\n'
+    )
+    drawings = tmp_path / 'drawings'
+    metrics = run(config, '--out', tmp_path / 'a.pkl', '--show-dir', drawings)
+    assert 'coco/bbox_mAP' in metrics
+    assert len(predictions(tmp_path / 'a.pkl')) == 2
+    assert len(list(drawings.iterdir())) == 2
+
+
+def test_a_full_disk_leaves_the_old_predictions(run, tiny_det, tmp_path, monkeypatch):
+    out = tmp_path / 'out' / 'a.pkl'
+    run(tiny_det, '--out', out)
+    before = out.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(path, data):
+        # the file system's limit on the size of a file stands for a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        write_atomically(path, data)
+
+    monkeypatch.setattr('saga_mm.apis.runs.write_atomically', fill)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run(tiny_det, '--out', out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stop.value.code == f'error: File too large: {out}'
+    assert out.read_bytes() == before
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_mistakes_are_one_line(run, tiny_det, tiny_seg):

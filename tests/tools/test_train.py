@@ -568,6 +568,32 @@ def test_a_work_dir_takes_one_training(tool, tiny_seg, tmp_path):
     assert not (work / '.lock').exists()
 
 
+# what mmengine's own tools train with
+PERMITTED = {
+    'optimizer wrapper without a type': ('optim_wrapper.pop("type")', ()),
+    'no hooks': ('', ('custom_hooks=None',)),
+    'no checkpoint hook': ('default_hooks["checkpoint"] = None', ()),
+    'norms for several GPUs': ('', ('sync_bn=torch',)),
+    'loops without a type': ('val_cfg = {}', ()),
+    'scale of the learning rate': ('auto_scale_lr = None', ()),
+    'whole numbers as floats': ('default_hooks["checkpoint"]["interval"] = 1e0', ()),
+    'option of earlier versions': (
+        'default_hooks["checkpoint"]["file_client_args"] = dict(backend="disk")',
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', PERMITTED)
+def test_what_mmengine_trains_with_is_permitted(tool, tiny_seg, tmp_path, name):
+    line, options = PERMITTED[name]
+    with tiny_seg.open('a') as file:
+        file.write(f'{line}\n')
+    work = ['--work-dir', str(tmp_path / 'work')]
+    tool('train').main([str(tiny_seg), *work, '--cfg-options', 'train_cfg.max_iters=1', *options])
+    assert min(losses(tmp_path / 'work')) == 1
+
+
 def test_no_workers_need_no_other_option(tool, tiny_seg, tmp_path):
     options = [
         f'{split}_dataloader.{option}'
