@@ -37,6 +37,7 @@ compile-kernels: setup
 lint: setup
 	$(python) -m ruff check
 	$(python) -m ruff format --check
+	$(python) -m mypy
 	$(python) -m codespell_lib
 
 format: setup

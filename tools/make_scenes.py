@@ -39,8 +39,8 @@ def usage(out: Path, layout: str) -> str:
         return 'configs find it there as it is'
     loaders = [f'{split}_dataloader.dataset.data_root={out}' for split in ('train', 'val', 'test')]
     options = ['--cfg-options', *loaders]
-    if LAYOUTS[layout].instances:
-        annotations = out / LAYOUTS[layout].name(LAYOUTS[layout].instances, 'val')
+    if instances := LAYOUTS[layout].instances:
+        annotations = out / LAYOUTS[layout].name(instances, 'val')
         options += [f'{split}_evaluator.ann_file={annotations}' for split in ('val', 'test')]
     return 'to train on it, add to the command:\n  ' + ' \\\n    '.join(map(shlex.quote, options))
 

@@ -33,7 +33,7 @@ def scenes_det_dataset(data_root: str = 'data/scenes', split: str = 'train', **k
 
     return CocoDataset(
         data_root=data_root,
-        ann_file=LAYOUTS['scenes'].instances.format(split=split),
+        ann_file=LAYOUTS['scenes'].name(LAYOUTS['scenes'].instances or '', split),
         data_prefix=dict(img=f'images/{split}/'),
         metainfo=dict(classes=CLASSES, palette=PALETTE),
         **kwargs,

@@ -27,7 +27,7 @@ class Kind:
         hue, saturation, value = (
             rng.uniform(*limits) for limits in (self.hue, self.saturation, self.value)
         )
-        return np.float32(colorsys.hsv_to_rgb(hue % 1, saturation, value))
+        return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), dtype=np.float32)
 
 
 # Hues overlap between kinds, and backgrounds have them all: colour alone does not tell a class.

@@ -48,7 +48,7 @@ CUTS = dict(
 def folder() -> Path:
     """Where scikit-image keeps its photographs. Raises RuntimeError without scikit-image."""
     spec = importlib.util.find_spec('skimage')
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise RuntimeError(
             'scenes are made of the photographs that scikit-image ships, which is missing: '
             'run `pip install scikit-image`'
@@ -66,10 +66,10 @@ def photograph(name: str) -> np.ndarray:
             'run `pip install --force-reinstall scikit-image`'
         )
     image = np.asarray(Image.open(path).convert('RGB'), dtype=np.float32) / 255
-    if image.shape[0] > 512:
-        width = round(image.shape[1] * 512 / image.shape[0])
-        image = cv2.resize(image, (width, 512), interpolation=cv2.INTER_AREA)
-    return image
+    if image.shape[0] <= 512:
+        return image
+    width = round(image.shape[1] * 512 / image.shape[0])
+    return cv2.resize(image, (width, 512), interpolation=cv2.INTER_AREA)
 
 
 @functools.cache

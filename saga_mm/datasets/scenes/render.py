@@ -76,7 +76,7 @@ def render(
     image = _background(split, size, rng)
     _distract(image, split, rng)
     towards = rng.uniform(0, 2 * np.pi)
-    light = np.float32([np.cos(towards), np.sin(towards)])
+    light = np.array([np.cos(towards), np.sin(towards)], dtype=np.float32)
     sprites = [_sprite(kinds[label], label, split, size, light, rng) for label in labels]
     sprites, masks = _visible(sprites, size)
     softness, strength = rng.uniform(0.01, 0.025) * min(size), rng.uniform(0.2, 0.55)

@@ -166,7 +166,7 @@ def _write_split(
     seed, size = parameters['seed'], (parameters['height'], parameters['width'])
     stream = SPLITS.index(split)
     hands = deal(parameters[split], len(layout.kinds), np.random.default_rng([seed, stream]))
-    coco = dict(images=[], annotations=[])
+    coco: dict[str, list[dict]] = dict(images=[], annotations=[])
     coco['categories'] = [dict(id=i, name=name) for i, name in categories]
     numbered = track(
         enumerate(hands, start=1),
