@@ -46,8 +46,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def limits_of_objects(model: nn.Module) -> list[Limit]:
-    """What the heads of a detector take as labels of objects; none where labels are words."""
-    if hasattr(model, 'language_model'):
+    """What the heads of a detector take as labels of objects.
+
+    None where labels are words, or count for nothing, as in a region proposal network.
+    """
+    if hasattr(model, 'language_model') or 'RPN' in (base.__name__ for base in type(model).__mro__):
         return []
     heads = [*_heads(model, 'bbox_head'), *_heads(model, 'mask_head')]
     heads += [*_heads(model, 'panoptic_head'), *_heads(_roi_head(model), 'bbox_head')]

@@ -156,10 +156,15 @@ HEADS = {
 }
 
 
+class RPN(Parts):
+    """As mmdet's, which makes one class of all."""
+
+
 def look_at(parts, *samples):
     hook = DataCheckHook()
     data = SimpleNamespace(dataset=[0], metainfo={})
-    runner = SimpleNamespace(model=Parts(**parts), train_dataloader=data, val_loop=None)
+    model = parts if isinstance(parts, Parts) else Parts(**parts)
+    runner = SimpleNamespace(model=model, train_dataloader=data, val_loop=None)
     hook.before_train(runner)
     hook.before_train_iter(runner, 0, dict(data_samples=list(samples)))
 
@@ -182,6 +187,7 @@ def test_labels_are_held_against_their_own_heads(name, said):
             dict(objects=[9]),
             'they are not',
         ),
+        (RPN(bbox_head=boxes(1)), dict(objects=[9]), 'they are not checked'),
         # this loss cuts off what is no class
         (dict(decode_head=fcn('DiceLoss', num_classes=2)), dict(labels=[9]), 'got 9 for a.jpg'),
     ],
