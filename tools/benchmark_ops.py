@@ -11,268 +11,24 @@ queries makes it read q twice, decay 6 T and 10 T, without the states of its chu
 attention, another function of the same tokens. Writes ops.json and ops.md.
 """
 
+from __future__ import annotations
+
 import argparse
-import gc
-import importlib.metadata
-import importlib.util
 import json
-import math
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from saga_kernels import (
-    decay_linear_attention,
-    gated_linear_attention,
-    rank_augmented_linear_attention,
-)
+from saga_mm.analysis.files import write_text
+from saga_mm.analysis.op_benchmark import OPS, benchmark, markdown
+from saga_mm.checkpoint import make_folder
+from saga_mm.cli import add_options, run_tool
 
 TOKENS = (3136, 25600, 102400, 409600)
 SHAPES = ((1, 1, 32), (1, 2, 64), (1, 8, 64), (2, 16, 64), (32, 8, 32))
-# SDPA grows with the square of the tokens: beyond this, a cell says 'too long'.
-MOST_FLOPS = {'cuda': 2e13, 'cpu': 2e10}
 
 
-def gates_applied(packed):
-    q, k, v, a, b = packed.unbind(2)
-    return F.elu(q) + 1, (F.elu(k) + 1) * a.sigmoid(), v * b.sigmoid()
-
-
-def eager(packed):
-    """The formula as one writes it, in the dtype of the input."""
-    q, k, v = gates_applied(packed)
-    state = torch.einsum('bnhd,bnhe->bhde', k / packed.shape[1], v)
-    denominator = torch.einsum('bnhd,bhd->bnh', q, k.mean(1)) + 1e-6
-    return torch.einsum('bnhd,bhde->bnhe', q, state) / denominator[..., None]
-
-
-def image_of(packed):
-    """Size, as square as can be, and frequencies."""
-    tokens, dim = packed.shape[1], packed.shape[-1]
-    height = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
-    frequencies = 10000 ** -torch.linspace(0, 1, dim // 4, device=packed.device)
-    return (height, tokens // height), frequencies
-
-
-def rank_augmented(packed, impl):
-    return rank_augmented_linear_attention(packed, *image_of(packed), impl=impl)
-
-
-def eager_rank_augmented(packed):
-    """As `eager`, with tables of the rotation that are rebuilt each time."""
-    (height, width), frequencies = image_of(packed)
-    q, k, v = packed.unbind(2)
-    q, k = F.elu(q) + 1, F.elu(k) + 1
-    scores = torch.einsum('bhd,bnhd->bnh', q.mean(1), k) * packed.shape[-1] ** -0.5
-    k = k * scores.softmax(1)[..., None]
-    rows, columns = (torch.arange(n, device=packed.device) for n in (height, width))
-    angles = rows[:, None, None] * frequencies, columns[:, None] * frequencies
-    angles = torch.cat(torch.broadcast_tensors(*angles), -1).flatten(0, 1)[:, None]
-    cos, sin = (x.repeat_interleave(2, -1).to(packed.dtype) for x in (angles.cos(), angles.sin()))
-
-    def rotate(x):
-        return x * cos + torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2) * sin
-
-    state = torch.einsum('bnhd,bnhe->bhde', rotate(k), v)
-    denominator = torch.einsum('bnhd,bhd->bnh', q, k.sum(1)) + 1e-6
-    return torch.einsum('bnhd,bhde->bnhe', rotate(q), state) / denominator[..., None]
-
-
-def decay(packed, impl):
-    """Weights that fall to 1/e after 16 tokens."""
-    log_decay = torch.full(packed.shape[3:4], -1 / 16, device=packed.device)
-    return decay_linear_attention(packed, log_decay, image_of(packed)[0], impl=impl)
-
-
-def eager_decay(packed):
-    """The reference: written out, the formula would be N x N."""
-    return decay(packed, 'reference')
-
-
-def sdpa(packed):
-    q, k, v = (packed[:, :, part].transpose(1, 2) for part in range(3))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-def flash_bla(packed):
-    """Its kernels know no gates and no feature map: eager around them."""
-    from flash_bla.ops.linear_attn.fused import linear_attention
-
-    return linear_attention(*(x.transpose(1, 2) for x in gates_applied(packed))).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class Op:
-    """An op to time.
-
-    Attributes:
-        parts: Of the packed projection.
-        eager: The formula.
-        this: The project's op, of a packed projection and `impl`.
-        forward, backward: Token tensors that it has to move.
-    """
-
-    parts: int
-    eager: Callable
-    this: Callable
-    forward: int
-    backward: int
-
-
-OPS = {
-    'gated': Op(5, eager, lambda packed, impl: gated_linear_attention(packed, impl=impl), 6, 11),
-    'rank_augmented': Op(3, eager_rank_augmented, rank_augmented, 5, 9),
-    'decay': Op(3, eager_decay, decay, 6, 10),
-}
-
-
-def implementations(op, device):
-    found = dict(eager=op.eager)
-    if device == 'cuda':
-        found['torch.compile'] = torch.compile(op.eager, dynamic=False)
-    impl = 'triton' if device == 'cuda' else 'reference'
-    found['this'] = lambda packed: op.this(packed, impl)
-    found['SDPA'] = sdpa
-    if op is OPS['gated'] and device == 'cuda' and importlib.util.find_spec('flash_bla'):
-        found['flash_bla'] = flash_bla
-    return found
-
-
-def median_ms(function, device, seconds):
-    if device == 'cuda':
-        from triton.testing import do_bench
-
-        budget = round(1e3 * seconds)
-        return do_bench(function, warmup=budget // 4, rep=budget, return_mode='median')
-    function()
-    times = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        function()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
-def copy_bandwidth(device, seconds):
-    """Bytes per millisecond, read and written, of a copy that no cache holds."""
-    source = torch.empty(2**30 if device == 'cuda' else 2**27, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / median_ms(lambda: target.copy_(source), device, seconds)
-
-
-def measure(function, packed, device, seconds):
-    """Milliseconds of forward, and of forward and backward."""
-    with torch.no_grad():
-        forward = median_ms(lambda: function(packed), device, seconds)
-    leaf = packed.detach().requires_grad_()
-    grad_out = torch.randn_like(function(packed))
-
-    def step():
-        torch.autograd.grad(function(leaf), leaf, grad_out)
-
-    return dict(forward=forward, both=median_ms(step, device, seconds))
-
-
-def cell(name, function, packed, device, seconds):
-    batch, tokens, _, heads, dim = packed.shape
-    # 4 forward and 10 backward per pair of tokens, head and channel.
-    flops = 14 * batch * heads * tokens**2 * dim
-    if name == 'SDPA' and flops > MOST_FLOPS[device]:
-        return dict(error='too long')
-    try:
-        return measure(function, packed, device, seconds)
-    except torch.OutOfMemoryError:
-        return dict(error='out of memory')
-    finally:
-        gc.collect()
-        if device == 'cuda':
-            torch.cuda.empty_cache()
-
-
-def run(args):
-    dtype, op = getattr(torch, args.dtype), OPS[args.op]
-    copy = copy_bandwidth(args.device, args.seconds)
-    rows = []
-    for batch, heads, dim in args.shapes:
-        for tokens in args.tokens:
-            torch.compiler.reset()
-            shape = (batch, tokens, op.parts, heads, dim)
-            row = dict(batch=batch, heads=heads, dim=dim, tokens=tokens, cells={})
-            rows.append(row)
-            try:
-                packed = torch.randn(shape, device=args.device, dtype=dtype)
-            except torch.OutOfMemoryError:
-                row['cells']['this'] = dict(error='out of memory')
-                continue
-            row['token_tensor_bytes'] = packed[:, :, 0].numel() * packed.element_size()
-            for name, function in implementations(op, args.device).items():
-                row['cells'][name] = cell(name, function, packed, args.device, args.seconds)
-            row['share'] = shares(op, row, copy)
-            print(json.dumps(row), flush=True)
-    return dict(environment=environment(args), copy_gb_per_s=copy / 1e6, rows=rows)
-
-
-def shares(op, row, copy):
-    """Forward and backward of this project's op: GB/s, and share of the copy bandwidth."""
-    this = row['cells']['this']
-    if 'error' in this:
-        return {}
-    times = dict(forward=this['forward'], backward=this['both'] - this['forward'])
-    tensors = dict(forward=op.forward, backward=op.backward)
-    result = {}
-    for name, ms in times.items():
-        speed = tensors[name] * row['token_tensor_bytes'] / ms
-        result[name] = dict(gb_per_s=speed / 1e6, share=speed / copy)
-    return result
-
-
-def environment(args):
-    cuda = args.device == 'cuda'
-    return dict(
-        op=args.op,
-        device=torch.cuda.get_device_name() if cuda else platform.processor() or 'CPU',
-        driver_runtime=torch.version.cuda or torch.version.hip,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        triton=importlib.metadata.version('triton') if importlib.util.find_spec('triton') else None,
-        dtype=args.dtype,
-    )
-
-
-def markdown(report):
-    names = list(max((row['cells'] for row in report['rows']), key=len))
-    lines = [
-        ', '.join(f'{key} {value}' for key, value in report['environment'].items()),
-        '',
-        f'Copy: {report["copy_gb_per_s"]:.0f} GB/s. Milliseconds, forward / forward and backward.',
-        '',
-        '| B, H, D | N | ' + ' | '.join(names) + ' | forward | backward |',
-        '|---|---|' + '---|' * len(names) + '---|---|',
-    ]
-    for row in report['rows']:
-        cells = [text(row['cells'].get(name, {})) for name in names]
-        for name in ('forward', 'backward'):
-            speed = row.get('share', {}).get(name)
-            cells.append(f'{speed["gb_per_s"]:.0f} GB/s, {speed["share"]:.0%}' if speed else '')
-        shape = f'{row["batch"]}, {row["heads"]}, {row["dim"]}'
-        lines.append(f'| {shape} | {row["tokens"]} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
-
-
-def text(cell):
-    if 'forward' in cell:
-        return f'{cell["forward"]:.3f} / {cell["both"]:.3f}'
-    return cell.get('error', '')
-
-
-def main():
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -284,18 +40,26 @@ def main():
     parser.add_argument('--shapes', type=shape_of, nargs='+', default=SHAPES, metavar='B,H,D')
     parser.add_argument('--seconds', type=float, default=0.1, help='per measurement')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/benchmark_ops'))
-    args = parser.parse_args()
-    args.dtype = args.dtype or ('bfloat16' if args.device == 'cuda' else 'float32')
-    report = run(args)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    (args.out_dir / 'ops.json').write_text(json.dumps(report, indent=1))
-    (args.out_dir / 'ops.md').write_text(markdown(report))
+    add_options(parser, config=False)
+    return parser.parse_args(argv)
+
+
+def shape_of(text: str) -> tuple[int, int, int]:
+    batch, heads, dim = map(int, text.split(','))
+    return batch, heads, dim
+
+
+def run(args: argparse.Namespace) -> None:
+    dtype = args.dtype or ('bfloat16' if args.device == 'cuda' else 'float32')
+    make_folder(args.out_dir)
+    report = benchmark(args.op, args.device, dtype, args.tokens, args.shapes, args.seconds)
+    write_text(args.out_dir / 'ops.json', json.dumps(report, indent=1))
+    write_text(args.out_dir / 'ops.md', markdown(report))
     print(markdown(report))
 
 
-def shape_of(text):
-    batch, heads, dim = map(int, text.split(','))
-    return batch, heads, dim
+def main(argv: list[str] | None = None) -> None:
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -12,21 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.registry import DATASETS
 from mmengine.runner import find_latest_checkpoint
-from torch import nn
 
+from saga_mm.analysis.scenes import draw_scenes
 from saga_mm.apis import load_model, select_device, test, train
 from saga_mm.cli import add_options, load_config, run_tool
 
 CONFIG = Path(__file__).parents[1] / 'configs/segmentation/upernet_saga_t_demo.py'
-ROWS = 3
 NEXT = """\
 next:
   {python} tools/infer.py {images} --config {config} --checkpoint {checkpoint} --out-dir out
@@ -42,36 +35,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--max-iters', type=int, help='iterations of training')
     add_options(parser)
     return parser.parse_args(argv)
-
-
-def draw_scenes(model: nn.Module, dataset: BaseDataset, title: str, path: Path) -> None:
-    """Image, truth and prediction of six scenes, evenly spread over `dataset`, and the classes."""
-    classes, palette = dataset.metainfo['classes'], dataset.metainfo['palette']
-    # labels that are ignored (255) are white
-    colors = np.full((256, 3), 255, np.uint8)
-    colors[: len(palette)] = palette
-
-    figure = Figure(figsize=(14, 6), layout='constrained')
-    figure.suptitle(title)
-    halves = figure.subfigures(1, 2)
-    axes = np.concatenate([half.subplots(ROWS, 3) for half in halves])
-    for ax, name in zip(axes[::ROWS].flat, 2 * ('image', 'truth', 'prediction'), strict=True):
-        ax.set_title(name, fontsize='medium')
-    for ax in axes.flat:
-        ax.set_axis_off()
-    indices = np.linspace(0, len(dataset) - 1, len(axes)).round().astype(int).tolist()
-    for row, index in zip(axes, indices, strict=True):
-        with torch.no_grad():
-            sample = model.test_step(pseudo_collate([dataset[index]]))[0].cpu()
-        row[0].imshow(cv2.imread(sample.img_path)[..., ::-1])
-        row[1].imshow(colors[sample.gt_sem_seg.data[0].numpy()], interpolation='nearest')
-        row[2].imshow(colors[sample.pred_sem_seg.data[0].numpy()], interpolation='nearest')
-    patches = [
-        Patch(facecolor=np.divide(color, 255), edgecolor='gray', label=name)
-        for name, color in zip(classes, palette, strict=True)
-    ]
-    figure.legend(handles=patches, loc='outside lower center', ncols=len(classes), frameon=False)
-    figure.savefig(path, dpi=120)
 
 
 def shorten(path: str | Path) -> str:

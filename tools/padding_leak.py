@@ -11,13 +11,9 @@ from __future__ import annotations
 import argparse
 
 import torch
-import torch.nn.functional as F
-from mmengine.registry import MODELS
-from torch import Tensor
 
-import saga_mm  # noqa: F401
+from saga_mm.analysis.padding import leak
 from saga_mm.cli import add_options, run_tool
-from saga_mm.preprocessors import add_mask
 
 KNOWN = {
     'saga_t': dict(type='saga_mm.SAGA'),
@@ -40,22 +36,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     add_options(parser, config=False)
     return parser.parse_args(argv)
-
-
-def leak(cfg: dict, image: Tensor, size: tuple[int, int]) -> list[float]:
-    """RMS ratio of the change of an image (1, 3, h, w) by padding to `size` (H, W), per stage."""
-    torch.manual_seed(0)
-    model = MODELS.build(cfg).eval()
-    height, width = image.shape[2:]
-    padded = F.pad(image, (0, size[1] - width, 0, size[0] - height))
-    if cfg['pad_mask']:
-        image, padded = (add_mask(x, [(height, width)]) for x in (image, padded))
-    with torch.no_grad():
-        pairs = zip(model(padded), model(image), strict=True)
-    return [
-        ((x[:, :, : truth.shape[2], : truth.shape[3]] - truth).norm() / truth.norm()).item()
-        for x, truth in pairs
-    ]
 
 
 def run(args: argparse.Namespace) -> None:

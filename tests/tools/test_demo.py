@@ -13,6 +13,7 @@ import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.structures import PixelData
 
+from saga_mm.analysis.scenes import draw_scenes
 from saga_mm.datasets.scenes import PALETTE, make_scenes
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +86,7 @@ class Truthful:
         return [sample]
 
 
-def test_picture_shows_image_truth_and_prediction(scenes, tmp_path, demo):
+def test_picture_shows_image_truth_and_prediction(scenes, tmp_path):
     init_default_scope('mmseg')
     pipeline = [dict(type=name) for name in ('LoadImageFromFile', 'LoadAnnotations')]
     dataset = DATASETS.build(
@@ -97,7 +98,7 @@ def test_picture_shows_image_truth_and_prediction(scenes, tmp_path, demo):
         )
     )
     path = tmp_path / 'scenes.png'
-    demo.draw_scenes(Truthful(), dataset, 'title', path)
+    draw_scenes(Truthful(), dataset, 'title', path)
     drawn = cv2.imread(str(path))
     assert drawn.shape == PICTURE
 

@@ -1,0 +1,32 @@
+"""How much the padding of a batch changes the features of an image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from ..preprocessors import add_mask
+
+
+def leak(cfg: dict, image: Tensor, size: tuple[int, int]) -> list[float]:
+    """Per stage, what padding changes inside the image, over what the image alone gives, as RMS.
+
+    Args:
+        cfg: Config of a backbone, with `pad_mask`; its weights are random.
+        image: (1, 3, h, w).
+        size: Height and width that it is padded to.
+    """
+    torch.manual_seed(0)
+    model = MODELS.build(cfg).eval()
+    height, width = image.shape[2:]
+    padded = F.pad(image, (0, size[1] - width, 0, size[0] - height))
+    if cfg['pad_mask']:
+        image, padded = (add_mask(x, [(height, width)]) for x in (image, padded))
+    with torch.no_grad():
+        pairs = zip(model(padded), model(image), strict=True)
+    return [
+        ((x[:, :, : truth.shape[2], : truth.shape[3]] - truth).norm() / truth.norm()).item()
+        for x, truth in pairs
+    ]
