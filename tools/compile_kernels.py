@@ -52,14 +52,16 @@ FP32_POINTERS = (
     'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta',
 )  # fmt: skip
 
-HEADER = """# What the kernels take from a GPU
+HEADER = """# Registers and shared memory of the kernels
 
-Printed by `python tools/compile_kernels.py --op {ops}` with Triton {triton}:
-compiled, not run. Nothing here says how fast a kernel is.
+The table was printed by `python tools/compile_kernels.py --op {ops}` with Triton
+{triton}. The kernels were compiled and not run, so the table does not say how fast a kernel is.
 
-Each cell: registers per thread; bytes of stack per thread, where there is one (nearly always
-spilled registers: right, and slower than it could be); shared memory of a program. Tile: tokens.
-Gated is with gates and ELU; all without a mask. Of `merge`: partial states in place of tokens.
+Each cell lists the registers per thread, the bytes of stack per thread if there are any, and the
+shared memory of a program. Stack nearly always means spilled registers: the kernel is correct, but
+slower than it could be. The tile is the number of tokens that a program processes at a time; for
+`merge` it is the number of partial states. `gated` is compiled with gates and ELU. No kernel is
+compiled with a mask.
 """
 
 
