@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
+from saga_mm.apis import build_model
 from saga_mm.backbones import SAGA
 from saga_mm.checkpoint import (
     CheckpointError,
@@ -36,7 +36,7 @@ from saga_mm.checkpoint import (
     printable,
     write_atomically,
 )
-from saga_mm.cli import ConfigOptions, command_line
+from saga_mm.cli import add_options, load_config, run_tool
 
 # what is replaced in the names of PVT, by what; stages count from 1 there
 PVT_TRANSLATION = (
@@ -53,15 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config of the model that is to have the weights')
     parser.add_argument('checkpoint', help='published weights, a file or a URL')
     parser.add_argument('out', type=Path, help='file to write')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='config entries to change',
-    )
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -73,9 +65,11 @@ def convert(cfg: Config, checkpoint: str) -> tuple[dict[str, Tensor], LoadReport
     """
     weights: Mapping[str, Tensor] = extract_state_dict(load_file(checkpoint))
     whole = any(name.startswith('backbone.') for name in weights)
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model if whole else cfg.model.backbone)
-    if isinstance(model.backbone if whole else model, SAGA):
+    model = build_model(cfg)
+    backbone = model.backbone
+    if not whole:
+        model = backbone
+    if isinstance(backbone, SAGA):
         weights = from_pvt(weights, model.state_dict(), 'backbone.' if whole else '')
     match = load_matching(model, weights)
     if not match.loaded:
@@ -131,22 +125,23 @@ def table(match: LoadReport) -> str:
     return '\n'.join(lines)
 
 
+def run(args: argparse.Namespace) -> None:
+    if args.out.resolve() == Path(args.checkpoint).resolve():
+        raise ValueError(f'out must not be the checkpoint itself, got {args.out}')
+    if args.out.is_dir():
+        raise ValueError(f'out must be a file, got the folder {args.out}')
+    cfg = load_config(args.config, args.cfg_options, ('model',))
+    weights, match = convert(cfg, args.checkpoint)
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    make_folder(args.out.parent)
+    write_atomically(args.out, buffer.getvalue())
+    print(table(match))
+    print(f'{args.out}: {sum(weight.numel() for weight in weights.values()) / 1e6:.2f}M values')
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    with command_line(args.debug):
-        if args.out.resolve() == Path(args.checkpoint).resolve():
-            raise ValueError(f'out must not be the checkpoint itself, got {args.out}')
-        if args.out.is_dir():
-            raise ValueError(f'out must be a file, got the folder {args.out}')
-        cfg = Config.fromfile(args.config)
-        cfg.merge_from_dict(args.cfg_options)
-        weights, match = convert(cfg, args.checkpoint)
-        buffer = io.BytesIO()
-        torch.save(weights, buffer)
-        make_folder(args.out.parent)
-        write_atomically(args.out, buffer.getvalue())
-        print(table(match))
-        print(f'{args.out}: {sum(weight.numel() for weight in weights.values()) / 1e6:.2f}M values')
+    run_tool(run, parse_args(argv))
 
 
 if __name__ == '__main__':
