@@ -11,12 +11,14 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
-from mmengine.registry import MODEL_WRAPPERS
+from mmengine.registry import MODEL_WRAPPERS, RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from ..checkpoint import use_safe_loading
 from ..stack import check_stack
 from .options import load_config
+from .types import name_of, resolve
 
 # what each launcher's processes have in their environment, and the program that puts it there
 STARTED_BY = {
@@ -92,9 +94,10 @@ def check_processes(cfg: Config) -> None:
                 '--launcher out'
             )
     strategy = (cfg.get('strategy') or {}).get('type')
-    if strategy and cfg.get('runner_type') != 'FlexibleRunner':
+    runner = resolve(cfg.get('runner_type'), RUNNERS, cfg.get('default_scope')) or Runner
+    if strategy and not issubclass(runner, FlexibleRunner):
         raise ValueError(
-            f"strategy {strategy} needs runner_type='FlexibleRunner' in the config, got "
+            f"strategy {name_of(strategy)} needs runner_type='FlexibleRunner' in the config, got "
             f'{cfg.get("runner_type")!r}'
         )
     if get_device() != 'cpu':
@@ -104,10 +107,10 @@ def check_processes(cfg: Config) -> None:
             f'--launcher {cfg.launcher} needs a GPU, and there is none: torchrun with --launcher '
             'pytorch starts processes without GPUs'
         )
-    if strategy not in (None, 'SingleDeviceStrategy'):
+    if strategy and name_of(strategy).rpartition('.')[2] != 'SingleDeviceStrategy':
         raise ValueError(
-            f'strategy {strategy} of mmengine needs a GPU, and there is none: leave it out, or see '
-            "docs/distributed.md for sharding by torch's fully_shard"
+            f'strategy {name_of(strategy)} of mmengine needs a GPU, and there is none: leave it '
+            "out, or see docs/distributed.md for sharding by torch's fully_shard"
         )
 
 

@@ -26,6 +26,9 @@ class RunConfig(Config):
         # `Config` makes an entry of each attribute
         object.__setattr__(self, 'saved', cfg)
 
+    def __reduce__(self) -> tuple:
+        return _make_config, (self.__getstate__(),)
+
     @property
     def pretty_text(self) -> str:
         return self.saved.pretty_text
@@ -40,3 +43,10 @@ class RunConfig(Config):
             text = fileio.dump(self.saved.to_dict(), file_format=kind)
         write_atomically(file, text.encode())
         return None
+
+
+def _make_config(state: tuple) -> Config:
+    """What a config of a run is in another process: one like others."""
+    cfg = Config()
+    cfg.__setstate__(state)
+    return cfg

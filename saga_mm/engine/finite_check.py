@@ -51,8 +51,10 @@ class FiniteCheckHook(Hook):
         self.accepted = set(_not_finite(model.state_dict().items()))
         self._after_step(model)
         for wrapper in _wrappers(runner):
-            wrapper.optimizer.register_step_pre_hook(partial(self._before_step, runner))
-            wrapper.optimizer.register_step_post_hook(partial(self._after_step, model))
+            # DeepSpeed's optimizers are none of torch's
+            if isinstance(wrapper.optimizer, Optimizer):
+                wrapper.optimizer.register_step_pre_hook(partial(self._before_step, runner))
+                wrapper.optimizer.register_step_post_hook(partial(self._after_step, model))
 
     def after_train_iter(
         self,
@@ -126,8 +128,8 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 def _all_finite(gradients: list[Tensor]) -> bool:
     """Whether no process has NaN or infinity in its gradients."""
-    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    largest = get_total_norm([g for g in dense if g.numel()], norm_type=math.inf)
+    numbers = [_numbers(gradient) for gradient in gradients]
+    largest = get_total_norm([values for values in numbers if values.numel()], norm_type=math.inf)
     finite = torch.isfinite(largest).float()
     all_reduce(finite, 'min')
     return bool(finite)
@@ -137,8 +139,12 @@ def _not_finite(tensors: Iterable[tuple[str, object]]) -> list[str]:
     return [
         name
         for name, value in tensors
-        if isinstance(value, Tensor) and not value.is_sparse and not torch.isfinite(value).all()
+        if isinstance(value, Tensor) and not torch.isfinite(_numbers(value)).all()
     ]
+
+
+def _numbers(value: Tensor) -> Tensor:
+    return value.coalesce().values() if value.is_sparse else value
 
 
 def _list(names: list[str], number: int = 3) -> str:

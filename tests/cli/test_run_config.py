@@ -1,3 +1,4 @@
+import pickle
 from copy import copy, deepcopy
 
 import pytest
@@ -28,6 +29,14 @@ def test_saves_what_it_was_made_from(path, tmp_path, duplicate):
     assert (tmp_path / f'saved{path.suffix}').read_text() == text
     assert run.dump() == cfg.dump()
     assert run.pretty_text == cfg.pretty_text
+
+
+def test_is_a_config_like_others_in_another_process(path):
+    run = RunConfig(Config.fromfile(path))
+    run.resume = True
+    other = pickle.loads(pickle.dumps(run))
+    assert (type(other), other.resume, other.filename) == (Config, True, str(path))
+    assert 'resume = True' in other.pretty_text
 
 
 def test_what_is_there_stays_if_it_can_not_be_saved(path, tmp_path, monkeypatch):

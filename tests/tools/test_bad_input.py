@@ -325,6 +325,10 @@ TOOLS = {
         lambda w: w.change('seg', 'strategy.type=FSDPStrategy'),
         "strategy FSDPStrategy needs runner_type='FlexibleRunner' in the config, got None",
     ),
+    'strategy: other runner': (
+        lambda w: w.change('seg', 'strategy.type=FSDPStrategy', 'runner_type=Runner'),
+        "needs runner_type='FlexibleRunner' in the config, got 'Runner'",
+    ),
     'strategy: CPU': (
         lambda w: w.change('seg', 'strategy.type=FSDPStrategy', 'runner_type=FlexibleRunner'),
         'strategy FSDPStrategy of mmengine needs a GPU, and there is none',
