@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from .precision import compute_dtype
+from .tracing import is_tracing_or_exporting
+
+# Digits of positions in exported graphs: enough for 262,144 rows or columns.
+BASE, DIGITS = 64, 3
 
 
 def apply_rotary_2d(x: Tensor, size: tuple[int, int], frequencies: Tensor) -> Tensor:
@@ -31,13 +35,31 @@ def apply_rotary_2d(x: Tensor, size: tuple[int, int], frequencies: Tensor) -> Te
 
 def rotation_table(size: tuple[int, int], frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine (N, D / 2) of the angle of each token and pair of channels."""
-    rows, columns = (
-        torch.arange(length, dtype=frequencies.dtype, device=frequencies.device) for length in size
-    )
-    # (height, 1, D / 4) and (width, D / 4) -> (N, D / 2)
-    angles = rows[:, None, None] * frequencies, columns[:, None] * frequencies
-    table = torch.cat(torch.broadcast_tensors(*angles), -1).flatten(0, 1)
-    return table.cos(), table.sin()
+    # (length, D / 4) each
+    (row_cos, row_sin), (column_cos, column_sin) = (_turns(n, frequencies) for n in size)
+
+    def table(rows: Tensor, columns: Tensor) -> Tensor:
+        return torch.cat(torch.broadcast_tensors(rows[:, None], columns), -1).flatten(0, 1)
+
+    return table(row_cos, column_cos), table(row_sin, column_sin)
+
+
+def _turns(length: int, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (length, D / 4) of the angles of positions 0, 1, ... along one axis."""
+    positions = torch.arange(length, device=frequencies.device)
+    if not is_tracing_or_exporting():
+        angles = positions[:, None] * frequencies
+        return angles.cos(), angles.sin()
+    # A graph that runs in float16 can't hold the angle of a distant position. Tables of its digits
+    # do not depend on the image: they are constants, which are computed before, in float32.
+    digits = torch.arange(BASE, device=frequencies.device)[:, None] * frequencies
+    cos, sin = digits.cos()[positions % BASE], digits.sin()[positions % BASE]
+    for power in range(1, DIGITS):
+        angles = digits * BASE**power
+        digit = positions // BASE**power % BASE
+        other_cos, other_sin = angles.cos()[digit], angles.sin()[digit]
+        cos, sin = cos * other_cos - sin * other_sin, sin * other_cos + cos * other_sin
+    return cos, sin
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

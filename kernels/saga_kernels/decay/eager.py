@@ -9,6 +9,10 @@ triangular decay matrix, and groups in another. That is O(N) but for the last ma
 (N / 512)^2 entries per head: 0.64 million for 409,600 tokens. Every exponent is a distance times
 log_decay, and no distance is negative: nothing overflows.
 
+Sums do not grow with the image, so that an exported graph may run in float16 throughout: weights
+are divided by what they sum up to, about, which cancels but for eps, and so do the scales of
+features in exports.
+
 One chunk and one group more than needed: torch.export fixes an axis of length one for good.
 
 Legend: B batch, N tokens, H heads, D head dim, C chunks, L = CHUNK.
@@ -19,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..feature_maps import FeatureMap, phi, with_lean_gradient
+from ..means import positive_or_one
 from ..precision import compute_dtype, outside_autocast
+from ..tracing import is_tracing_or_exporting
 
 # Tokens per chunk, and chunks per group.
 CHUNK = 64
@@ -79,37 +85,55 @@ def _scan(
         x = F.pad(x, (0, 0, 0, 0, 0, chunks * CHUNK - tokens))
         return x.reshape(batch, chunks, CHUNK, heads, x.shape[-1]).permute(0, 3, 1, 2, 4)
 
-    q = chunked(phi(query.to(compute), feature_map))
-    k = chunked(phi(key.to(compute), feature_map))
+    q, k = (phi(x.to(compute), feature_map) for x in (query, key))
+    eps_here: float | Tensor = eps
+    if is_tracing_or_exporting():
+        key_scale = positive_or_one(k.amax((1, 3), keepdim=True))
+        query_scale = positive_or_one(q.amax(3, keepdim=True))
+        q, k = q / query_scale, k / key_scale
+        eps_here = chunked(eps / key_scale / query_scale)
+    q, k = chunked(q), chunked(k)
     # The numerator, and in one more channel the denominator.
     v = chunked(F.pad(value.to(compute), (0, 1), value=1.0))
     rate = log_decay.to(compute)
+    step = rate * CHUNK
     here = torch.arange(CHUNK, device=packed.device)
+    # (H, 1, 1, 1)
+    share = _share(step, chunks)[:, None, None, None]
 
-    # (H, L, L)
-    within = _decay(rate, (here[:, None] - here).abs())
-    out = (q @ k.transpose(3, 4) * within[:, None]) @ v
+    # (H, 1, L, L)
+    within = _decay(rate, (here[:, None] - here).abs()).unsqueeze(1) * (share / CHUNK)
+    out = (q @ k.transpose(3, 4) * within) @ v
     # Distances to the ends of the chunk: tokens of earlier chunks arrive from before the first
     # token, and leave with the last one.
     to_last, to_first = _decay(rate, CHUNK - 1 - here), _decay(rate, here)
-    step = rate * CHUNK
     for leave, arrive, forward in ((to_last, to_first, True), (to_first, to_last, False)):
         # (B, H, C, D, D + 1)
-        states = (k * leave[:, None, :, None]).transpose(3, 4) @ v
-        carried = _carry(states.flatten(3), step, forward).view(states.shape)
+        states = (k * (leave / CHUNK)[:, None, :, None]).transpose(3, 4) @ v
+        carried = _carry(states.flatten(3), step, share, forward).view(states.shape)
         out = out + (q * (arrive * rate.exp()[:, None])[:, None, :, None]) @ carried
-    out = out[..., :dim] / (out[..., dim:] + eps)
+    denominator = out[..., dim:] + eps_here * (share / CHUNK)
+    if is_tracing_or_exporting():
+        denominator = positive_or_one(denominator)
+    out = out[..., :dim] / denominator
     out = out.permute(0, 2, 3, 1, 4).reshape(batch, chunks * CHUNK, heads, dim)
     out = out[:, :tokens].to(packed.dtype)
     return out if masked is None else out.masked_fill(masked, 0)
 
 
-def _carry(states: Tensor, step: Tensor, forward: bool) -> Tensor:
-    """What has arrived at each state: y_c = sum over b < c of exp(step (c - 1 - b)) x_b.
+def _share(step: Tensor, count: int) -> Tensor:
+    """One over the sum of the weights exp(step c) of c = 0, ..., count - 1: (H,), no gradient."""
+    step = step.detach()
+    return torch.where(step < -1e-6, step.expm1() / (step * count).expm1(), 1 / count)
+
+
+def _carry(states: Tensor, step: Tensor, share: Tensor, forward: bool) -> Tensor:
+    """What has arrived at each state: y_c = share * sum over b < c of exp(step (c - 1 - b)) x_b.
 
     Args:
         states: x, (B, H, C, X).
         step: (H,), not positive.
+        share: (H, 1, 1, 1).
         forward: Else from the other side, b > c.
     """
     batch, heads, count, width = states.shape
@@ -120,9 +144,9 @@ def _carry(states: Tensor, step: Tensor, forward: bool) -> Tensor:
     x = F.pad(states, (0, 0, 0, groups * GROUP - count))
     x = x.reshape(batch, heads, groups, GROUP, width)
     # (B, H, groups, X)
-    totals = (leave[:, None, None] @ x).squeeze(3)
-    carried = _passed(step * GROUP, groups, forward) @ totals
-    y = _passed(step, GROUP, forward)[:, None] @ x
+    totals = ((leave / GROUP)[:, None, None] @ x).squeeze(3)
+    carried = (_passed(step * GROUP, groups, forward) * (share * GROUP).squeeze(1)) @ totals
+    y = (_passed(step, GROUP, forward)[:, None] * share) @ x
     y = y + arrive[:, None, :, None] * carried.unsqueeze(3)
     return y.reshape(batch, heads, groups * GROUP, width)[:, :, :count]
 

@@ -4,13 +4,16 @@ from torch import Tensor
 
 from ..chunks import chunk_length, split_mask
 from ..feature_maps import with_lean_gradient
-from . import reference
+from ..tracing import is_tracing_or_exporting
+from . import export, reference
 from .state import kv_state, read_state, sum_states
 
 
 def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
     """`reference.attend`, in chunks of tokens where these pay: there is then no temporary of the
     size of the input."""
+    if is_tracing_or_exporting():
+        return export.attend(packed, feature_map, eps, mask)
     batch, tokens, _, heads, dim = packed.shape
     phi = with_lean_gradient(feature_map)
     length = chunk_length(packed, batch * heads * dim * max(packed.itemsize, 4))

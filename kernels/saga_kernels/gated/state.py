@@ -55,6 +55,18 @@ def kv_state(
             that is zero at minus infinity.
         mask: (B, N) bool. False tokens add nothing, whatever they hold.
     """
+    k, v = weighted_key_value(key, value, *gates, feature_map=feature_map, mask=mask)
+    batch, _, heads, _ = key.shape
+    # (B * H, N, D): products of three axes are what torch multiplies without copies.
+    k, v = (x.transpose(1, 2).flatten(0, 1) for x in (k, v))
+    sums = k.transpose(1, 2) @ v
+    return KVState(sums.unflatten(0, (batch, heads)), k.sum(1).unflatten(0, (batch, heads)))
+
+
+def weighted_key_value(
+    key: Tensor, value: Tensor, *gates: Tensor, feature_map: FeatureMap, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    r"""What each token adds: :math:`\sigma(a) \odot \phi(k)` and :math:`\sigma(b) \odot v`."""
     if len(gates) not in (0, 2):
         raise ValueError(f'gates must be none or two tensors, got {len(gates)}')
     compute = compute_dtype(key)
@@ -67,11 +79,7 @@ def kv_state(
     if gates:
         a, b = (logit.to(compute).sigmoid() for logit in gates)
         k, v = k * a, v * b
-    batch, _, heads, _ = key.shape
-    # (B * H, N, D): products of three axes are what torch multiplies without copies.
-    k, v = (x.transpose(1, 2).flatten(0, 1) for x in (k, v))
-    sums = k.transpose(1, 2) @ v
-    return KVState(sums.unflatten(0, (batch, heads)), k.sum(1).unflatten(0, (batch, heads)))
+    return k, v
 
 
 def sum_states(states: Iterable[KVState]) -> KVState:
