@@ -414,7 +414,8 @@ def backward(
     delta, dstate = torch.empty_like(r), _new_states(qkv)
     options |= dict(p_r=r, p_delta=delta, p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h)
     _run(state_backward, qkv, mask, **options, p_out=out, p_state=dstate)
-    across = _scan(qkv, options['p_decay'], dstate, state)
+    across = r.new_empty((batch, heads, 2 * (dim + 1)))
+    _scan(qkv, options['p_decay'], dstate, state, across)
     launch = launch_of('decay', 'token_backward', qkv)
     within = r.new_empty((batch, heads, launch.splits))
     _run(
@@ -446,17 +447,22 @@ def _run(kernel, qkv: Tensor, mask: Tensor | None, **arguments) -> None:
 
 
 def _scan(
-    qkv: Tensor, log_decay: Tensor, state: Tensor, other: Tensor | None = None
-) -> Tensor | None:
-    """Scan states in place; with those of the forward, partial sums of dlog_decay, (B, H, ...)."""
+    qkv: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    other: Tensor | None = None,
+    partial: Tensor | None = None,
+) -> None:
+    """Scan the states of a pass in place.
+
+    In the backward pass, `other` are the states of the forward pass, and `partial`, one number for
+    each program (B, H, 2 * (D + 1)), receives partial sums of dlog_decay.
+    """
     batch, heads, chunks, _, _, dim = state.shape
-    rows = 2 * (dim + 1)
-    partial = None if other is None else state.new_empty((batch, heads, rows))
     block, num_warps = tile_config('decay', 'scan', torch.float32, dim)
     with on_device(state):
-        scan[(batch * heads * rows,)](
+        scan[(batch * heads * 2 * (dim + 1),)](
             p_state=state, p_decay=log_decay, p_other=other, p_partial=partial, C=chunks, H=heads,
             D=dim, BD=padded_dim(dim), BN=block, L=decay_chunk(qkv.dtype, dim),
             PRECISION=precision(state), num_warps=num_warps, num_stages=NUM_STAGES,
         )  # fmt: skip
-    return partial

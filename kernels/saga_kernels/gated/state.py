@@ -74,7 +74,8 @@ def weighted_key_value(
         masked = ~mask[:, :, None, None]
         # Before the functions of them, so that what a masked token holds has no gradient either.
         key = key.masked_fill(masked, -torch.inf)
-        value, *gates = (x.masked_fill(masked, 0) for x in (value, *gates))
+        value = value.masked_fill(masked, 0)
+        gates = tuple(gate.masked_fill(masked, 0) for gate in gates)
     k, v = phi(key.to(compute), feature_map), value.to(compute)
     if gates:
         a, b = (logit.to(compute).sigmoid() for logit in gates)

@@ -25,7 +25,7 @@ def attend(
     compute = compute_dtype(qkv)
     # One unbind, so that the backward pass writes one packed gradient instead of adding up three.
     query, key, value = qkv.unbind(2)
-    count = qkv.shape[1]
+    count: int | Tensor = qkv.shape[1]
     masked = None
     if mask is not None:
         masked = ~mask[:, :, None, None]
