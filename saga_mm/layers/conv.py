@@ -1,6 +1,5 @@
 """Convolutions on channels-last maps. Legend: B batch, H height, W width, C channels."""
 
-import torch
 from torch import Tensor, nn
 
 
@@ -9,7 +8,7 @@ def to_channels_first(x: Tensor) -> Tensor:
 
     The memory of a contiguous map stays as it is, channels-last, a layout that convolutions keep.
     """
-    return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    return x.contiguous().permute(0, 3, 1, 2)
 
 
 class Conv2d(nn.Conv2d):

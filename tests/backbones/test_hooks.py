@@ -1,5 +1,8 @@
 """What torch promises of modules: hooks, wrappers, and modules that are called once."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -145,3 +148,52 @@ def test_grad_cam_has_a_value_for_each_token(name):
     model(images)[0][:, 3].square().mean().backward()
     weights = kept['gradient'].mean((1, 2), keepdim=True)
     assert (weights * kept['activation']).sum(-1).shape == (1, 66, 50)
+
+
+@pytest.mark.parametrize('name', saga_mm.backbones.__all__)
+@torch.no_grad()
+def test_vmap_over_images(name):
+    model = build(name, {})
+    images = torch.randn(3, 3, 164, 96)
+    outs = torch.func.vmap(lambda image: model(image[None]))(images)
+    for out, expected in zip(outs, model(images), strict=True):
+        torch.testing.assert_close(out[:, 0], expected, rtol=1e-4, atol=1e-5)
+
+
+SHARD = """
+import sys, torch
+from torch.distributed import init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from saga_mm.inference import chunked
+from saga_mm.registry import MODELS
+
+init_process_group('gloo', init_method='file://' + sys.argv[2], rank=0, world_size=1)
+chunked.BUDGET = 2**12
+arch = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
+model = MODELS.get(sys.argv[1])(arch=arch).eval()
+images = torch.randn(1, 3, 200, 160)
+with torch.no_grad():
+    truth = model(images)
+mesh = init_device_mesh('cpu', (1,))
+for stage in model.stages:
+    for block in stage.blocks:
+        fully_shard(block.attn.lepe, mesh=mesh)
+        fully_shard(block, mesh=mesh)
+    fully_shard(stage, mesh=mesh)
+fully_shard(model, mesh=mesh)
+for with_grad in (True, False):
+    with torch.set_grad_enabled(with_grad):
+        outs = model(images)
+    for out, expected in zip(outs, truth):
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    if with_grad:
+        sum(out.square().mean() for out in outs).backward()
+"""
+
+
+@pytest.mark.parametrize('name', saga_mm.backbones.__all__)
+def test_stages_blocks_and_convolutions_can_be_sharded(name, tmp_path):
+    command = [sys.executable, '-W', 'ignore', '-c', SHARD, name, str(tmp_path / 'store')]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
