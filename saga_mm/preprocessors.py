@@ -12,7 +12,7 @@ from importlib import import_module
 
 import torch
 from mmengine.model import BaseDataPreprocessor
-from torch import Tensor
+from torch import Tensor, nn
 
 from .registry import MODELS
 
@@ -52,7 +52,7 @@ def masked_seg_data_preprocessor(**kwargs) -> BaseDataPreprocessor:
     return _masked('MaskedSegDataPreProcessor')(**kwargs)
 
 
-class PadMaskMixin:
+class PadMaskMixin(nn.Module):
     """Adds the mask to what a preprocessor, the next class in line, makes of a batch.
 
     The size of an image is what its data sample says (`img_shape`), or else that of its tensor. It

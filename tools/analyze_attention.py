@@ -13,6 +13,7 @@ Without `:CHECKPOINT` a model is untrained. Layers are called STAGE.BLOCK, from 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command = commands.add_parser(
             name,
             description=run.__doc__,
-            help=run.__doc__.splitlines()[0],
+            help=(run.__doc__ or '').splitlines()[0],
             formatter_class=formatter,
         )
         command.set_defaults(command=run)
@@ -224,7 +225,7 @@ def field_by_depth(args: argparse.Namespace) -> None:
 
 def make_layer(kind: str, args: argparse.Namespace) -> nn.Module:
     """A norm and attention on maps (B, H, W, C)."""
-    makers = dict(
+    makers: dict[str, Callable[..., nn.Module]] = dict(
         decay=partial(DecayLinearAttention, decay_lengths=tuple(args.decay_lengths)),
         gated=GatedLinearAttention,
         plain=partial(GatedLinearAttention, gated=False),

@@ -65,10 +65,9 @@ def convert(cfg: Config, checkpoint: str) -> tuple[dict[str, Tensor], LoadReport
     """
     weights: Mapping[str, Tensor] = extract_state_dict(load_file(checkpoint))
     whole = any(name.startswith('backbone.') for name in weights)
-    model = build_model(cfg)
-    backbone = model.backbone
-    if not whole:
-        model = backbone
+    built = build_model(cfg)
+    backbone = built.backbone
+    model = built if whole else backbone
     if isinstance(backbone, SAGA):
         weights = from_pvt(weights, model.state_dict(), 'backbone.' if whole else '')
     match = load_matching(model, weights)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from torch import nn
+from mmengine.model import BaseModel
 from torch._inductor import config as inductor
 
 from saga_mm.apis import backbone_of, build_model, load_complete_weights
@@ -124,7 +124,7 @@ def check_sizes(args: argparse.Namespace) -> None:
         raise ValueError(f'--check-size must be two positive numbers, got {args.check_size}')
 
 
-def build(cfg: Config, checkpoint: str | None) -> nn.Module:
+def build(cfg: Config, checkpoint: str | None) -> BaseModel:
     """The model of a config with its weights, in eval mode on the CPU."""
     model = build_model(cfg)
     backbone = backbone_of(model, cfg.filename)

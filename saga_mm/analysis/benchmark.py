@@ -45,7 +45,8 @@ def build(name: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], object]]:
         for module in model.modules():
             if isinstance(module, nn.MultiheadAttention):
                 # the weights, which nobody reads, keep it from scaled_dot_product_attention
-                module.forward = partial(module.forward, need_weights=False)
+                forward = partial(module.forward, need_weights=False)
+                module.forward = forward  # type: ignore[method-assign]
     return model, nn.Module.__call__
 
 
@@ -90,7 +91,7 @@ def measure(cell: dict) -> dict:
         ):
             outputs = tensors(call(model, images))
         if train:
-            sum(x.float().mean() for x in outputs if x.requires_grad).backward()
+            torch.stack([x.float().mean() for x in outputs if x.requires_grad]).sum().backward()
 
     if cell['round'] == COUNT:
         with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:

@@ -94,7 +94,8 @@ def measure_cost(
     """
     names = {module: name for name, module in model.named_modules()}
     # What happens in the forward of a module, outside those of its children.
-    flops, activations = Counter(), Counter()
+    flops: Counter[str] = Counter()
+    activations: Counter[str] = Counter()
     # Shapes without memory, of torch's FakeTensorMode, have storages too, but no addresses.
     fixed = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)

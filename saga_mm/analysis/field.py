@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backbones.pyramid import PyramidBackbone
+
 # of the mass
 SHARES = (0.5, 0.9)
 
@@ -62,7 +64,7 @@ def radii(mass: Tensor, centre: Sequence[int] | None = None) -> list[float]:
     return [radius(mass, share, centre) for share in SHARES]
 
 
-def stage_fields(backbone: nn.Module, images: Sequence[Tensor]) -> dict[str, dict]:
+def stage_fields(backbone: PyramidBackbone, images: Sequence[Tensor]) -> dict[str, dict]:
     """What each pixel means to the centre token of each map of a backbone.
 
     Args:

@@ -91,7 +91,8 @@ def record_inputs(model: nn.Module, *args: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def take_apart(module: PackedAttention, x: Tensor) -> Mixing:
     """What an attention module does to maps (B, H, W, C)."""
-    size, dim = x.shape[1:3], x.shape[3]
+    _, height, width, dim = x.shape
+    size = height, width
     weight, bias = module.in_proj.weight.double(), module.in_proj.bias.double()
     # (B, N, parts * C)
     projected = F.linear(x.double(), weight, bias).flatten(1, 2)
@@ -174,7 +175,7 @@ def _softmax(module: PackedAttention, packed: Tensor, size: tuple[int, int]) -> 
     return 'softmax', {}, {}, v, row
 
 
-MECHANISMS = {
+MECHANISMS: dict[type, Callable[..., tuple]] = {
     GatedLinearAttention: _gated,
     RankAugmentedAttention: _rank_augmented,
     DecayLinearAttention: _decay,

@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 from unittest.mock import patch
 
 import cv2
 import torch
 import torch.nn.functional as F
+from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
@@ -39,7 +41,7 @@ CAN_NOT_RUN = (
 )
 
 
-def model_cost(model: nn.Module, size: tuple[int, int], channels: int = 3) -> dict[str, Cost]:
+def model_cost(model: BaseModel, size: tuple[int, int], channels: int = 3) -> dict[str, Cost]:
     """Cost of inference on one image, of every module by its name; '' is the whole model.
 
     A model that can't be run on shapes alone is run on random pixels, without activations.
@@ -75,7 +77,7 @@ def model_cost(model: nn.Module, size: tuple[int, int], channels: int = 3) -> di
 
 
 def _measure(
-    model: nn.Module,
+    model: BaseModel,
     shape: tuple[int, ...],
     mode: AbstractContextManager,
     choices: AbstractContextManager,
@@ -120,7 +122,7 @@ def _has_matrix(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.ndim > 1 and not embeds
 
 
-def predict(model: nn.Module, image: Tensor) -> object:
+def predict(model: BaseModel, image: Tensor) -> object:
     """All that the prediction for an image (1, C, H, W) computes with weights."""
     size = tuple(image.shape[2:])
     info = dict(
@@ -152,7 +154,7 @@ def objects(number: int) -> InstanceData:
 
 
 @contextmanager
-def stand_ins(model: nn.Module) -> Iterator[None]:
+def stand_ins(model: BaseModel) -> Iterator[None]:
     """Context in which a detector finds `OBJECTS` objects, of `REGIONS` regions.
 
     Of operations of mmcv that take no fake tensors, those in use have stand-ins with the same
@@ -186,7 +188,7 @@ def _chooser(number: int) -> Callable[..., list[InstanceData]]:
     return choose
 
 
-def _roi_extractor(module: nn.Module) -> tuple[str, Callable]:
+def _roi_extractor(module: Any) -> tuple[str, Callable]:
     def forward(maps: tuple[Tensor, ...], regions: Tensor, *args: object, **kw: object) -> Tensor:
         size = module.roi_layers[0].output_size
         return maps[0].new_zeros(len(regions), module.out_channels, *size)
@@ -194,14 +196,14 @@ def _roi_extractor(module: nn.Module) -> tuple[str, Callable]:
     return 'forward', forward
 
 
-def _roi_layer(module: nn.Module) -> tuple[str, Callable]:
+def _roi_layer(module: Any) -> tuple[str, Callable]:
     def forward(x: Tensor, regions: Tensor, *args: object) -> Tensor:
         return x.new_zeros(len(regions), x.shape[1], *module.output_size)
 
     return 'forward', forward
 
 
-def _deformable(module: nn.Module) -> tuple[str, Callable]:
+def _deformable(module: Any) -> tuple[str, Callable]:
     """An ordinary convolution has the same products; one that makes its own offsets does so."""
 
     def forward(x: Tensor, *args: object) -> Tensor:
@@ -214,19 +216,19 @@ def _deformable(module: nn.Module) -> tuple[str, Callable]:
     return 'forward', forward
 
 
-def _masked_convolution(module: nn.Module) -> tuple[str, Callable]:
+def _masked_convolution(module: Any) -> tuple[str, Callable]:
     """At all places, which is the most that it computes."""
     return 'forward', lambda x, mask=None: nn.Conv2d.forward(module, x)
 
 
-def _carafe(module: nn.Module) -> tuple[str, Callable]:
+def _carafe(module: Any) -> tuple[str, Callable]:
     def reassemble(x: Tensor, mask: Tensor) -> Tensor:
         return x.new_zeros(*x.shape[:2], *mask.shape[2:])
 
     return 'feature_reassemble', reassemble
 
 
-def _psa_mask(module: nn.Module) -> tuple[str, Callable]:
+def _psa_mask(module: Any) -> tuple[str, Callable]:
     def forward(x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         return x.new_zeros(len(x), height * width, height, width)
@@ -234,12 +236,12 @@ def _psa_mask(module: nn.Module) -> tuple[str, Callable]:
     return 'forward', forward
 
 
-def _fusion_head(module: nn.Module) -> tuple[str, Callable]:
+def _fusion_head(module: Any) -> tuple[str, Callable]:
     return 'predict', lambda *args, **kwargs: []
 
 
 # By the name of a class or of one of its bases: what of a module is replaced, and by what.
-STAND_INS: dict[str, Callable[[nn.Module], tuple[str, Callable]]] = dict(
+STAND_INS: dict[str, Callable[[Any], tuple[str, Callable]]] = dict(
     SingleRoIExtractor=_roi_extractor,
     RoIAlign=_roi_layer,
     RoIPool=_roi_layer,

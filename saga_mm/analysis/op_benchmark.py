@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from saga_kernels import (
     rank_augmented_linear_attention,
 )
 
+Impl = Literal['reference', 'triton']
 # SDPA grows with the square of the tokens: beyond this, a cell says 'too long'.
 MOST_FLOPS = {'cuda': 2e13, 'cpu': 2e10}
 
@@ -53,7 +54,7 @@ def image_of(packed: Tensor) -> tuple[tuple[int, int], Tensor]:
     return (height, tokens // height), frequencies
 
 
-def rank_augmented(packed: Tensor, impl: str) -> Tensor:
+def rank_augmented(packed: Tensor, impl: Impl) -> Tensor:
     return rank_augmented_linear_attention(packed, *image_of(packed), impl=impl)
 
 
@@ -65,8 +66,10 @@ def eager_rank_augmented(packed: Tensor) -> Tensor:
     scores = torch.einsum('bhd,bnhd->bnh', q.mean(1), k) * packed.shape[-1] ** -0.5
     k = k * scores.softmax(1)[..., None]
     rows, columns = (torch.arange(n, device=packed.device) for n in (height, width))
-    angles = rows[:, None, None] * frequencies, columns[:, None] * frequencies
-    angles = torch.cat(torch.broadcast_tensors(*angles), -1).flatten(0, 1)[:, None]
+    pair = torch.broadcast_tensors(
+        rows[:, None, None] * frequencies, columns[:, None] * frequencies
+    )
+    angles = torch.cat(pair, -1).flatten(0, 1)[:, None]
     cos, sin = (x.repeat_interleave(2, -1).to(packed.dtype) for x in (angles.cos(), angles.sin()))
 
     def rotate(x: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def eager_rank_augmented(packed: Tensor) -> Tensor:
     return torch.einsum('bnhd,bhde->bnhe', rotate(q), state) / denominator[..., None]
 
 
-def decay(packed: Tensor, impl: str) -> Tensor:
+def decay(packed: Tensor, impl: Impl) -> Tensor:
     """Weights that fall to 1/e after 16 tokens."""
     log_decay = torch.full(packed.shape[3:4], -1 / 16, device=packed.device)
     return decay_linear_attention(packed, log_decay, image_of(packed)[0], impl=impl)
@@ -129,7 +132,7 @@ def implementations(op: Op, device: str) -> dict[str, Callable[[Tensor], Tensor]
     found: dict[str, Callable[[Tensor], Tensor]] = dict(eager=op.eager)
     if device == 'cuda':
         found['torch.compile'] = torch.compile(op.eager, dynamic=False)
-    impl = 'triton' if device == 'cuda' else 'reference'
+    impl: Impl = 'triton' if device == 'cuda' else 'reference'
     found['this'] = lambda packed: op.this(packed, impl)
     found['SDPA'] = sdpa
     if op is OPS['gated'] and device == 'cuda' and importlib.util.find_spec('flash_bla'):
@@ -144,7 +147,7 @@ def median_ms(function: Callable[[], object], device: str, seconds: float) -> fl
         budget = round(1e3 * seconds)
         return do_bench(function, warmup=budget // 4, rep=budget, return_mode='median')
     function()
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
@@ -266,7 +269,7 @@ def environment(op: str, device: str, dtype: str) -> dict[str, object]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    names = list(max((row['cells'] for row in report['rows']), key=len))
+    names = max((list(row['cells']) for row in report['rows']), key=len)
     lines = [
         ', '.join(f'{key} {value}' for key, value in report['environment'].items()),
         '',

@@ -83,7 +83,9 @@ def make_cells(
         place = dict(device=device, threads=threads, round=turn)
         common = dict(name=name_of(row), backbone=row['backbone'], **forward)
         cells.append(dict(part='time', **common, **place))
-    for row in rows if iterations else ():
+    for row in rows:
+        if iterations is None:
+            break
         inner = folder / name_of(row)
         make_folder(inner)
         text = write_training(cfg, row['backbone'], iterations, inner / 'config.py')

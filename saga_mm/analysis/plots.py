@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def field_by_depth(found: dict[str, list[list[float]]], path: Path) -> None:
 
 
 def attention_maps(
-    found: Results, image: np.ndarray, size: tuple[int, int], pixel: tuple[int, int], path: Path
+    found: Results, image: np.ndarray, size: Sequence[int], pixel: Sequence[int], path: Path
 ) -> None:
     """Weights of all tokens over an image.
 

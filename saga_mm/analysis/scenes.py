@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
+import mmcv
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.dataset import BaseDataset, pseudo_collate
-from torch import nn
+from mmengine.model import BaseModel
 
 from .files import write_figure
 
 ROWS = 3
 
 
-def draw_scenes(model: nn.Module, dataset: BaseDataset, title: str, path: Path) -> None:
+def draw_scenes(model: BaseModel, dataset: BaseDataset, title: str, path: Path) -> None:
     """Image, truth and prediction of six scenes, evenly spread over `dataset`, and the classes."""
     classes, palette = dataset.metainfo['classes'], dataset.metainfo['palette']
     # labels that are ignored (255) are white
@@ -26,7 +26,7 @@ def draw_scenes(model: nn.Module, dataset: BaseDataset, title: str, path: Path) 
 
     figure = Figure(figsize=(14, 6), layout='constrained')
     figure.suptitle(title)
-    halves = figure.subfigures(1, 2)
+    halves = figure.subfigures(1, 2, squeeze=False)[0]
     axes = np.concatenate([half.subplots(ROWS, 3) for half in halves])
     for ax, name in zip(axes[::ROWS].flat, 2 * ('image', 'truth', 'prediction'), strict=True):
         ax.set_title(name, fontsize='medium')
@@ -36,7 +36,7 @@ def draw_scenes(model: nn.Module, dataset: BaseDataset, title: str, path: Path) 
     for row, index in zip(axes, indices, strict=True):
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([dataset[index]]))[0].cpu()
-        row[0].imshow(cv2.imread(sample.img_path)[..., ::-1])
+        row[0].imshow(mmcv.imread(sample.img_path, channel_order='rgb'))
         row[1].imshow(colors[sample.gt_sem_seg.data[0].numpy()], interpolation='nearest')
         row[2].imshow(colors[sample.pred_sem_seg.data[0].numpy()], interpolation='nearest')
     patches = [

@@ -9,7 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from mmengine.model import BaseModel
+from torch import Tensor
 
 from ..apis import ImagePipeline, backbone_of, build_model, load_complete_weights
 from ..cli import load_config
@@ -24,7 +25,7 @@ class Subject:
         pipeline: The test pipeline of its config.
     """
 
-    model: nn.Module
+    model: BaseModel
     pipeline: ImagePipeline
 
     def load(self, path: Path, size: Sequence[int] | None = None) -> np.ndarray:

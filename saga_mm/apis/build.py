@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -29,7 +29,7 @@ def select_device(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
-def build_model(cfg: Config) -> nn.Module:
+def build_model(cfg: Config) -> BaseModel:
     """The model of a config, for one process and in eval mode; no weights are loaded."""
     init_default_scope(cfg.get('default_scope') or _scope_of(cfg))
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch._inductor import aoti_compile_and_package
 from torch.export import Dim, ExportedProgram
@@ -50,15 +51,15 @@ class Subject:
     module: nn.Module
     outputs: list[str]
     axes: dict[int, str]
-    shapes: list[tuple[int, ...]]
+    shapes: Sequence[tuple[int, ...]]
 
 
 class WholeImage(nn.Module):
     """Logits of a segmentor: images (B, C, H, W) of one size -> (B, classes, H, W)."""
 
-    def __init__(self, segmentor: nn.Module, size: tuple[int, int]) -> None:
+    def __init__(self, segmentor: BaseModel, size: tuple[int, int]) -> None:
         super().__init__()
-        self.segmentor = segmentor
+        self.segmentor: BaseModel = segmentor
         self.size = size
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
@@ -66,7 +67,7 @@ class WholeImage(nn.Module):
 
 
 def select(
-    model: nn.Module,
+    model: BaseModel,
     part: str,
     size: tuple[int, int],
     others: Sequence[tuple[int, int]],
@@ -102,7 +103,7 @@ def select(
 
 def describe_input(cfg: Config) -> str:
     """How images are to be normalised before they come to the exported program."""
-    data = cfg.model.get('data_preprocessor') or {}
+    data = cfg.model.get('data_preprocessor') or Config()
     if data.get('rgb_to_bgr') or data.get('mean') is None:
         return 'images: float32, normalised as data_preprocessor of the config does'
     order = 'RGB' if data.get('bgr_to_rgb') else 'BGR'
@@ -131,6 +132,7 @@ def write(kind: str, subject: Subject, file: Path) -> None:
             dynamic_shapes=(subject.axes,),
             verbose=False,
         )
+        assert exported is not None
         exported.save(file)
     elif kind == 'aoti':
         aoti_compile_and_package(program, package_path=str(file))

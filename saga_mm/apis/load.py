@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
 from torch import nn
 
@@ -35,7 +36,7 @@ def load_complete_weights(model: nn.Module, path: str) -> dict | None:
     return read_dataset_meta(checkpoint, path)
 
 
-def load_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
+def load_model(cfg: Config, checkpoint: str, device: torch.device) -> BaseModel:
     """Build the model of a config with trained weights, for a `Predictor`.
 
     Class names and colours come from the checkpoint, or else from the test data set of the config.

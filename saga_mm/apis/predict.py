@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ class Predictor:
     `to_8_bit`.
 
     Args:
-        model (nn.Module): A detector of mmdet or a segmentor of mmseg, from `load_model`.
+        model (BaseModel): A detector of mmdet or a segmentor of mmseg, from `load_model`.
         score_thr (float): Show objects that score more than this. For detectors only. Defaults to
             0.3.
 
@@ -49,7 +50,7 @@ class Predictor:
         ValueError: The model is neither a detector nor a segmentor.
     """
 
-    def __init__(self, model: nn.Module, score_thr: float = 0.3) -> None:
+    def __init__(self, model: BaseModel, score_thr: float = 0.3) -> None:
         self.model = model
         self.pipeline = ImagePipeline(model.cfg)
         if toolbox_of(model) == 'mmdet':
