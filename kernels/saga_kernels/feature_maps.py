@@ -28,7 +28,7 @@ def elu_plus_one(x: Tensor) -> Tensor:
     return F.relu(x) + x.clamp(max=0).exp()
 
 
-def with_lean_gradient(feature_map: str) -> FeatureMap:
+def with_lean_gradient(feature_map: FeatureMap) -> FeatureMap:
     """The same feature map, for which autograd keeps nothing but the result where it runs eagerly.
 
     What is traced or compiled stays in plain operators.

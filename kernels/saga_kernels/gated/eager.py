@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from ..chunks import chunk_length, split_mask
-from ..feature_maps import with_lean_gradient
+from ..feature_maps import FeatureMap, with_lean_gradient
 from ..tracing import is_tracing_or_exporting
 from . import export, reference
 from .state import kv_state, read_state, sum_states
 
 
-def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
+def attend(packed: Tensor, feature_map: FeatureMap, eps: float, mask: Tensor | None) -> Tensor:
     """`reference.attend`, in chunks of tokens where these pay: there is then no temporary of the
     size of the input."""
     if is_tracing_or_exporting():

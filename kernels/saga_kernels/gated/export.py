@@ -5,14 +5,14 @@ Legend: B batch, N tokens, H heads, D head dim, C chunks of L tokens.
 
 from torch import Tensor
 
-from ..feature_maps import phi
+from ..feature_maps import FeatureMap, phi
 from ..means import LENGTH, mean_of_chunks, positive_or_one, split_up, tokens_of_groups
 from ..precision import compute_dtype, outside_autocast
 from .state import weighted_key_value
 
 
 @outside_autocast
-def attend(packed: Tensor, feature_map: str, eps: float, mask: Tensor | None) -> Tensor:
+def attend(packed: Tensor, feature_map: FeatureMap, eps: float, mask: Tensor | None) -> Tensor:
     """`reference.attend` in numbers that do not grow with the image.
 
     Features are divided by their largest one, of all keys of a head and of each query, and sums are
