@@ -1,4 +1,4 @@
-"""What the attention modules share.
+"""The base class of the attention modules.
 
 Legend: B batch, H height, W width, N = H * W tokens, C channels.
 """
@@ -11,15 +11,15 @@ from ..layers import DepthwiseConv2d, init_linear, mask_padding
 class PackedAttention(nn.Module):
     """Multi-head attention over all tokens of a map from one projection, plus LePE.
 
-    One projection writes q, k, v and whatever else a mechanism needs; `attend`, which a subclass
-    provides, mixes the tokens; LePE, a depthwise convolution of v, is added; the output projection
-    follows.
+    One projection computes q, k, v and what else a mechanism needs. The method `attend`, which a
+    subclass provides, mixes the tokens. LePE, a depthwise convolution of v, is added, and the
+    output projection is applied.
 
     Args:
         dim: C, a multiple of `num_heads`.
-        num_heads: Heads.
-        parts: How many times C channels the projection writes: q, k, v, then the rest.
-        lepe_kernel_size: Kernel of the depthwise convolution, odd; 0 for none.
+        num_heads: Number of heads.
+        parts: Number of tensors of C channels that the projection computes: q, k, v, then the rest.
+        lepe_kernel_size: Kernel size of the depthwise convolution, odd; 0 for no convolution.
 
     Source: LePE from arXiv 2107.00652.
     """
@@ -38,16 +38,16 @@ class PackedAttention(nn.Module):
     def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """Mix the tokens of a map of `size` (H, W): (B, N, parts, heads, D) -> (B, N, heads, D).
 
-        Tokens where `mask` (B, N) is False take no part; their output does not matter.
+        Tokens where `mask` (B, N) is False do not influence others, and their output is not used.
         """
         raise NotImplementedError
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mix the tokens of a map (B, H, W, C) -> the same, with a mask as in `mask_padding`."""
+        """Mix the tokens of a map (B, H, W, C) -> the same shape; mask as in `mask_padding`."""
         return self.proj(self.mix(self.in_proj(x), mask))
 
     def mix(self, projected: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention plus LePE: (B, H, W, parts * C), q, k, v first, -> (B, H, W, C)."""
+        """Attention plus LePE: (B, H, W, parts * C), with q, k, v first, -> (B, H, W, C)."""
         batch, height, width, channels = projected.shape
         dim = self.num_heads * self.head_dim
         packed = projected.reshape(

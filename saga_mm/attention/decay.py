@@ -25,15 +25,15 @@ class DecayLinearAttention(PackedAttention):
 
     Args:
         dim: C, a multiple of `num_heads`.
-        num_heads: Heads.
-        decay_lengths: Shortest and longest distance, in tokens, after which a weight has fallen to
-            1 / e, at the start. The heads of each scan spread over this range in equal ratios.
+        num_heads: Number of heads.
+        decay_lengths: Shortest and longest distance, in tokens, at which an initial weight is
+            1 / e. The initial lengths of the heads of each scan divide this range in equal ratios.
         feature_map: `'elu'` for ELU(x) + 1, or `'relu'`.
-        lepe_kernel_size: Kernel of the depthwise convolution, odd; 0 for none.
+        lepe_kernel_size: Kernel size of the depthwise convolution, odd; 0 for no convolution.
         impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`.
 
-    Source: after the linear attention with exponential distance decay that arXiv 2601.11164 is
-    about. The scans, the parametrisation and its start are the project's choices.
+    Source: based on the linear attention with exponential distance decay that arXiv 2601.11164
+    discusses. The scans, the parametrisation and its initial values are the project's choices.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class DecayLinearAttention(PackedAttention):
         op = partial(decay_linear_attention, feature_map=self.feature_map, impl=self.impl)
         if mask is None:
             return op(packed, log_decay, size)
-        # Padding would count as distance: stand the tokens of each head in its scan, those of the
-        # image first, which makes a map of one row.
+        # Padding between the tokens of an image would count as distance. So each head gets the
+        # tokens in the order of its scan, those of the image first, as a map of one row.
         rows, columns = scan_positions(mask.unflatten(1, size))
         heads = (self.num_heads - self.num_heads // 2, self.num_heads // 2)
         # (B, N, heads, 1)
@@ -78,9 +78,9 @@ class DecayLinearAttention(PackedAttention):
 
 
 def scan_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (B, N, 1) of the tokens of maps (B, H, W) in a scan by row, and by column.
+    """Positions (B, N, 1) of the tokens of maps (B, H, W) in a scan by rows and in one by columns.
 
-    Tokens inside the mask come first, then the others: each position is taken once.
+    Tokens inside the mask come first, then the others, so that each position is used once.
     """
 
     def by_row(mask: Tensor) -> Tensor:
@@ -94,5 +94,5 @@ def scan_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spread(low: float, high: float, number: int) -> list[float]:
-    """So many values between two others, in equal ratios: one is the geometric mean."""
+    """Values between `low` and `high` in equal ratios; a single one is the geometric mean."""
     return [low * (high / low) ** ((i + 0.5) / number) for i in range(number)]

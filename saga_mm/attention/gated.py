@@ -15,17 +15,16 @@ from .base import PackedAttention
 class GatedLinearAttention(PackedAttention):
     """Multi-head linear attention over all tokens of a map, gated as SAGA does, plus LePE.
 
-    One projection writes q, k, v and the two gate logits, and
+    One projection computes q, k, v and the two gate logits, and
     `saga_kernels.gated_linear_attention` mixes the tokens in O(N).
 
     Args:
         dim: C, a multiple of `num_heads`.
-        num_heads: Heads.
-        gated: Gate the KV state; else plain linear attention.
-        gate_bias: Start value of the gate logits' bias; sigmoid(gate_bias) is how far gates stand
-            open.
+        num_heads: Number of heads.
+        gated: Apply gates to what enters the KV state. False gives plain linear attention.
+        gate_bias: Initial bias of the gate logits, so that the gates start near sigmoid(gate_bias).
         feature_map: `'elu'` for ELU(x) + 1, or `'relu'`.
-        lepe_kernel_size: Kernel of the depthwise convolution, odd; 0 for none.
+        lepe_kernel_size: Kernel size of the depthwise convolution, odd; 0 for no convolution.
         impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`.
 
     Source: gates from arXiv 2509.12817, in the project's reconstruction.

@@ -19,17 +19,17 @@ MIXERS = ('linear', 'softmax')
 class RankAugmentedAttention(PackedAttention):
     """Multi-head attention over all tokens of a map, plus LePE, times an output gate.
 
-    One projection writes q, k, v and the gate; the mixer is rank-augmented linear attention in
-    O(N), or softmax attention, both with rotary position encoding. The gate, without an activation,
-    multiplies the sum of attention and LePE.
+    One projection computes q, k, v and the gate. The mixer is rank-augmented linear attention in
+    O(N) or softmax attention, both with rotary position encoding. The sum of attention and LePE is
+    multiplied by the gate, which has no activation.
 
     Args:
         dim: C, a multiple of 4 * `num_heads`.
-        num_heads: Heads.
-        mixer: `'linear'` or `'softmax'`. The latter costs O(N^2) time and, through torch's fused
-            attention, O(N) memory.
+        num_heads: Number of heads.
+        mixer: `'linear'` or `'softmax'`. The latter takes O(N^2) time, and O(N) memory because it
+            is torch's fused attention.
         eps: Added to the denominator of the linear mixer.
-        lepe_kernel_size: Kernel of the depthwise convolution, odd; 0 for none.
+        lepe_kernel_size: Kernel size of the depthwise convolution, odd; 0 for no convolution.
         impl: `'auto'`, `'reference'` or `'triton'` for the linear mixer; see
             `saga_kernels.dispatch`.
 
@@ -64,7 +64,7 @@ class RankAugmentedAttention(PackedAttention):
 
     def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """Mix the tokens of a map of `size` (H, W): (B, N, 3, heads, D) -> (B, N, heads, D)."""
-        # made anew: as a buffer they would lose digits when the model is cast to fp16
+        # Computed in each call: a buffer would lose precision when the model is cast to fp16.
         frequencies = rotary_frequencies(self.head_dim, packed.device)
         if self.mixer == 'linear':
             return rank_augmented_linear_attention(

@@ -17,8 +17,8 @@ class SoftmaxAttention(PackedAttention):
 
     Args:
         dim: C, a multiple of `num_heads`.
-        num_heads: Heads.
-        lepe_kernel_size: Kernel of the depthwise convolution, odd; 0 for none.
+        num_heads: Number of heads.
+        lepe_kernel_size: Kernel size of the depthwise convolution, odd; 0 for no convolution.
 
     Source: arXiv 1706.03762.
     """
@@ -32,9 +32,9 @@ class SoftmaxAttention(PackedAttention):
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Torch's fused attention on (B, N, heads, D), over the tokens in `mask` (B, N)."""
+    """torch's fused attention on (B, N, heads, D), in which `mask` (B, N) selects the keys."""
     if mask is not None:
-        # without any token, 0 / 0: an image that is all padding attends to all of it
+        # An image without any token inside would give 0 / 0, so it attends to all of its padding.
         mask = (mask | ~mask.any(1, keepdim=True))[:, None, None]
     # (B, heads, N, D)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

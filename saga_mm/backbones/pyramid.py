@@ -1,8 +1,9 @@
-"""What every backbone shares: stages, outputs, freezing, checkpointing, weights, any-size input.
+"""The base class of the backbones: stages, outputs, freezing, checkpointing and weights.
 
-Legend: B batch, H height, W width, C channels. Maps travel channels-last, (B, H, W, C), which
-linear layers and norms read as it is and convolutions through a free view. Users get (B, C, H, W),
-contiguous: mmcv's RoIAlign takes that for granted, and misreads a channels-last map.
+Legend: B batch, H height, W width, C channels. Inside a backbone, maps are channels-last,
+(B, H, W, C). Linear layers and norms read them directly, and convolutions through a view that needs
+no copy. The outputs are contiguous maps (B, C, H, W), because mmcv's RoIAlign expects them and
+misreads channels-last maps.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..checkpoint import report_pretrained
 from ..inference import run_block, run_embed
 from ..layers import downsample_mask, mask_padding
 
-# the last layer of timm's layer-wise decay
+# The value by which timm marks the last layer of layer-wise decay.
 NORMS = (r'^norms', (99999,))
 
 
@@ -66,12 +67,12 @@ AnyArch = TypeVar('AnyArch', bound=Arch)
 def resolve_arch(
     arch: str | Mapping, known: Mapping[str, AnyArch], mlp_ratio: float = 4
 ) -> AnyArch:
-    """An `Arch` from its name, its first letter, or a dict of its fields.
+    """An `Arch` from its name, the first letter of its name, or a dict of its fields.
 
     Args:
         arch: One of the names in `known`, its first letter, or a dict.
-        known: What the names stand for; a dict makes one of the same class.
-        mlp_ratio: `mlp_ratios` of a dict without them.
+        known: The architecture of each name. A dict makes one of the same class.
+        mlp_ratio: The FFN ratio of each stage if a dict has no `mlp_ratios`.
     """
     if isinstance(arch, str):
         names = {name[0]: name for name in known} | {name: name for name in known}
@@ -95,10 +96,11 @@ class Stage(nn.Module):
     """One resolution of the pyramid: an embedding that sets grid and width, then blocks.
 
     Args:
-        embed: Maps (B, H, W, C_in) and its mask to the grid and width of the stage.
-        blocks: Map (B, H, W, C) and its mask to (B, H, W, C).
+        embed: Module that maps (B, H, W, C_in) and its mask to the grid and width of the stage.
+        blocks: Modules that map (B, H, W, C) and its mask to (B, H, W, C).
         with_cp: Recompute the activations of each block in the backward pass (non-reentrant).
-        hsb: Adds features of earlier stages to what `embed` makes; see `HSB.forward`.
+        hsb: Module that adds features of earlier stages to the output of `embed`; see
+            `HSB.forward`.
     """
 
     def __init__(
@@ -121,11 +123,11 @@ class Stage(nn.Module):
         masks: tuple[Tensor | None, Tensor | None] = (None, None),
         earlier: Sequence[tuple[Tensor, Tensor | None]] = (),
     ) -> Tensor:
-        """Map of this stage, (B, H', W', C).
+        """The map of this stage, (B, H', W', C).
 
         Args:
-            x: Image or map of the stage before, (B, H, W, C_in).
-            masks: The masks of x and of the map of this stage, see `mask_padding`, or Nones.
+            x: The image, or the map of the stage before, (B, H, W, C_in).
+            masks: The masks of x and of the map of this stage, as in `mask_padding`, or twice None.
             earlier: Maps of the stages before, each with its mask.
         """
         finer, mask = masks
@@ -141,20 +143,20 @@ class Stage(nn.Module):
 
 
 class PyramidBackbone(BaseModule):
-    """Base of the backbones: a subclass hands over its stages and norms.
+    """Base class of the backbones: a subclass passes functions that make its stages and norms.
 
     Args:
-        make_stage (Callable[[int], Stage]): Makes stage i; called for the stages up to the last one
-            used, so that no parameter stays without a gradient.
-        make_norm (Callable[[int], nn.Module]): Makes the norm of output i, on the last axis.
+        make_stage (Callable[[int], Stage]): Makes stage i. It is called for the stages up to the
+            last one in `out_indices`, so that no parameter stays without a gradient.
+        make_norm (Callable[[int], nn.Module]): Makes the norm of output i, over the last axis.
         num_stages (int): Number of stages of the architecture.
         in_channels (int): Channels of the image.
         out_indices (int | Sequence[int]): Stages whose maps are returned, in increasing order.
         frozen_stages (int): -1 freezes nothing, 0 the first embedding, n > 0 the first n stages
             with their norms. Frozen parts stay in eval mode.
-        pad_mask (bool): The input has one channel more, 1 inside an image and 0 in its padding.
-            Inside, maps are those of the image alone, but for batch norms in training; in the
-            padding they are 0.
+        pad_mask (bool): The input has one more channel, which is 1 inside an image and 0 in its
+            padding. The maps are then those of the image alone inside, except for batch norms in
+            training, and 0 in the padding.
         init_cfg (dict, optional): `dict(type='Pretrained', checkpoint=..., prefix=...)` or any
             mmengine initialiser. Without it the weights keep the layers' own initialisation.
     """
@@ -163,7 +165,7 @@ class PyramidBackbone(BaseModule):
 
     def __new__(cls, *args, **kwargs) -> PyramidBackbone:
         backbone = super().__new__(cls)
-        # what `init_weights` builds another one from
+        # `init_weights` builds another backbone from these arguments.
         backbone.__dict__['_arguments'] = args, kwargs
         return backbone
 
@@ -206,9 +208,9 @@ class PyramidBackbone(BaseModule):
         self._built_empty = any(parameter.is_meta for parameter in self.parameters())
 
     def init_weights(self) -> None:
-        """Apply `init_cfg`; weights of a file that fit nowhere are an error.
+        """Apply `init_cfg`. A file of which no weight fits is an error.
 
-        A backbone that was built on the meta device gets the values of a new one before.
+        A backbone that was built on the meta device first gets the weights of a new one.
 
         Raises:
             CheckpointError: No weight of the file fits.
@@ -221,6 +223,7 @@ class PyramidBackbone(BaseModule):
 
     @torch.no_grad()
     def _fill(self) -> None:
+        """Copy the parameters and buffers of a new backbone with the same arguments."""
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError(
                 f'{type(self).__name__} is on the meta device and has no memory for weights: call '
@@ -238,12 +241,12 @@ class PyramidBackbone(BaseModule):
         """Maps of the stages in `out_indices`.
 
         Args:
-            x (Tensor): Images (B, in_channels, H, W), of any size from 1 x 1; with `pad_mask`
-                (B, in_channels + 1, H, W), the last channel the mask.
+            x (Tensor): Images (B, in_channels, H, W), of any size from 1 x 1. With `pad_mask`,
+                (B, in_channels + 1, H, W), where the last channel is the mask.
 
         Returns:
-            tuple[Tensor]: (B, C_i, ceil(H / 4), ceil(W / 4)), then halved per stage, rounded up.
-            Contiguous, as mmcv's ops expect.
+            tuple[Tensor]: Contiguous maps, as mmcv's ops expect. That of stage 0 has the shape
+            (B, C_0, ceil(H / 4), ceil(W / 4)); each further stage halves the sides, rounded up.
         """
         x, image_mask = self._split(x)
         mask, outs = image_mask, []
@@ -257,7 +260,7 @@ class PyramidBackbone(BaseModule):
         return tuple(outs)
 
     def _output(self, i: int, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Output i, (B, C, H, W), from the map of its stage."""
+        """Output i, (B, C, H, W), from the map of stage i."""
         return mask_padding(self.norms[str(i)](x), mask).permute(0, 3, 1, 2).contiguous()
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -278,17 +281,18 @@ class PyramidBackbone(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of the layer that a parameter belongs to, for layer-wise learning rate decay.
 
-        Layer 0 is the embedding of the first stage; layer n is block n, together with what stands
-        before it in its stage if it is the first block there; the norms of the outputs, and all
-        that is not of the backbone, are the last layer.
+        Layer 0 is the embedding of the first stage. Layer n is block n; the first block of a later
+        stage is in one layer with the embedding and the HSB of that stage. The norms of the
+        outputs, and all parameters outside of the backbone, belong to the last layer.
 
         Args:
             param_name (str): Name of the parameter.
-            prefix (str): What stands before the names of the backbone's parameters, such as
-                'backbone.'. Defaults to ''.
+            prefix (str): Prefix of the names of the backbone's parameters, such as 'backbone.'.
+                Defaults to ''.
 
         Returns:
-            tuple[int, int]: The layer, from 0, and the number of layers: two more than blocks.
+            tuple[int, int]: The layer, counted from 0, and the number of layers, which is the
+            number of blocks plus two.
 
         Source: the convention of mmpretrain's `BaseBackbone.get_layer_depth`.
         """
@@ -302,10 +306,10 @@ class PyramidBackbone(BaseModule):
         return 1 + sum(self.depths[:stage]) + int(block or 0), layers
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Patterns that sort parameters into layers, for timm's layer-wise learning rate decay.
+        """Patterns that assign parameters to layers, for timm's layer-wise learning rate decay.
 
         Args:
-            coarse (bool): One layer per stage in place of one per block. Defaults to False.
+            coarse (bool): Make one layer per stage in place of one per block. Defaults to False.
         """
         if coarse:
             return dict(stem=r'^stages\.0\.embed', blocks=[(r'^stages\.(\d+)', None), NORMS])
@@ -334,18 +338,18 @@ class PyramidBackbone(BaseModule):
 
 
 def compiles_for_cpu(x: Tensor) -> bool:
-    """Whether `torch.compile` sees x, on a CPU, and so must take the size of images as constants.
+    """Whether `torch.compile` compiles for a CPU, where image sizes must be constants.
 
-    Inductor fails there on channels-last convolutions whose sizes are symbols (torch 2.13): it
-    sorts their strides by comparing expressions. With constants, which `operator.index` makes of
-    sizes, a model is compiled again for each size of image.
+    There, Inductor fails on channels-last convolutions with symbolic sizes (torch 2.13), because it
+    sorts their strides by comparing expressions. `operator.index` turns sizes into constants, with
+    which a model is compiled again for each image size.
     """
     compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     return compiling and x.device.type == 'cpu'
 
 
 def channel_norm(norm_cfg: dict) -> Callable[[int], nn.Module]:
-    """A maker of norms over the last axis, (B, H, W, C), from an OpenMMLab `norm_cfg`."""
+    """A function that makes norms over the last axis of (B, H, W, C), as `norm_cfg` says."""
 
     def make(dim: int) -> nn.Module:
         norm = build_norm_layer(norm_cfg, dim)[1]

@@ -1,4 +1,4 @@
-"""How a backbone runs its modules in inference: in chunks of rows where that pays."""
+"""Runs the modules of a backbone over chunks of rows, where that saves memory or time."""
 
 from .chunked import run_block, run_embed
 

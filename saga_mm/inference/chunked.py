@@ -1,15 +1,15 @@
 """Runs plain modules over chunks of rows, for inference on large images on a CPU.
 
-A block makes maps that are several times as wide as its input. In chunks of rows that fit a cache,
-these never exist as a whole: less memory, and less time. The result is that of the plain module,
-for its layers are of three kinds:
+A block computes temporary maps that have several times as many channels as its input. If it runs
+over chunks of rows that fit a cache, these maps never exist as a whole, which saves memory and
+time. The result is that of the plain module, because its layers are of three kinds:
 
-- norms, linear layers and activations work on each token by itself;
-- a convolution reads a few rows more than it writes: its `halo`;
-- linear attention sums over all tokens. It takes two sweeps over the chunks: the first adds up the
-  state, the second reads it.
+- norms, linear layers and activations process each token by itself;
+- a convolution reads a few more rows than it writes, its `halo`;
+- linear attention sums over all tokens. It takes two sweeps over the chunks: the first sums up the
+  state, and the second reads it for each token.
 
-Whatever else there is, such as softmax attention, is called on the whole map.
+All other layers, such as softmax attention, are called on the whole map.
 
 Legend: B batch, H height, W width, C channels. Maps are (B, H, W, C), masks (B, H, W, 1) bool.
 """
@@ -36,20 +36,20 @@ from ..layers import (
     scale,
 )
 
-# Bytes of the widest temporary of a chunk: what the cache of a CPU holds.
+# Bytes of the widest temporary of a chunk, chosen to fit the cache of a CPU.
 BUDGET = 2**21
-# A chunk has at least so many times the rows of a halo, which are computed twice: at most one
-# eighth of the work is done again.
+# Minimum rows of a chunk per row of its halo. A chunk reads a halo at both ends, and computes these
+# rows again, so at most 2 / 16 = one eighth of the work is repeated.
 ROWS_PER_HALO = 16
 
 
 def run_block(block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`block(x, mask)`, in chunks of rows where that gives the same and pays.
+    """Compute `block(x, mask)`, over chunks of rows where that gives the same result and is faster.
 
-    A block is called as it is on a GPU, while torch traces or compiles, if a hook is on it or on a
-    module in it, if it is made of other modules than `Block` and `FFN`, as after quantisation, and
-    if it is small. Where a gradient is wanted, only the FFN goes in chunks: autograd keeps its wide
-    maps, so that this saves time and no memory.
+    The block is called on the whole map on a GPU, while torch traces or compiles, if a hook is
+    registered on it or on a module in it, if it contains other modules than `Block` and `FFN` do
+    by default, as after quantisation, and if the map is small. If gradients are needed, only the
+    FFN runs over chunks. Autograd keeps the wide maps, so that this saves time but no memory.
 
     Args:
         block: Maps (B, H, W, C) and its mask to (B, H, W, C).
@@ -68,23 +68,25 @@ def run_block(block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor
 
 
 def run_embed(embed: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`embed(x, mask)`; in inference a `ConvStem` goes in chunks of rows, as in `run_block`."""
+    """Compute `embed(x, mask)`; in inference a `ConvStem` runs over chunks as in `run_block`."""
     if torch.is_grad_enabled() or not can_chunk(embed, x) or not is_plain_stem(embed):
         return embed(x, mask)
-    # Two rows of the map between the convolutions, of half the width, for a row of the output.
+    # One row of the output needs two rows of the map between the convolutions, which is half as
+    # wide as the image: as many tokens as one row of `x[:, ::4]`, which has the output's rows.
     chunks = row_chunks(x[:, ::4], embed.embed2.proj.in_channels, halo=1)
     if len(chunks) == 1:
         return embed(x, mask)
     out = RowBuffer(-(-x.shape[1] // 4))
     for rows in chunks:
-        # Row r of the output reads rows 2r - 1 to 2r + 1 of the map in between, and row 2r - 1 is
-        # wrong where the image is cut off above row 4r. So one row of the output is dropped.
+        # A halo of one row of the output is enough. Row r of the output reads rows 2r - 1 to 2r + 1
+        # of the map between the convolutions. If a chunk of the image starts at row 4r, only rows
+        # 2r - 1 and 2r of that map are wrong, so only row r of the output is, which is dropped.
         out.write(rows, with_halo(embed, x, mask, rows, halo=1, stride=4))
     return out.map
 
 
 def can_chunk(module: nn.Module, x: Tensor) -> bool:
-    """Whether nobody could tell a module that goes in chunks from one that is called."""
+    """Whether no caller can tell a module that runs over chunks from one that is called."""
     return (
         type(x) is Tensor
         and x.device.type == 'cpu'
@@ -94,7 +96,7 @@ def can_chunk(module: nn.Module, x: Tensor) -> bool:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a hook, or a `forward` of its own, is on a module or on one in it."""
+    """Whether a module, or one inside it, has a hook or a replaced `forward`."""
     return _has_any_global_hook() or any(
         part._forward_hooks
         or part._forward_pre_hooks
@@ -106,7 +108,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_plain(block: nn.Module) -> TypeGuard[Block]:
-    """Whether a block is made of the modules whose kind this file knows."""
+    """Whether a block contains only modules that this file can run over chunks."""
     if type(block) is not Block or type(block.ffn) is not FFN:
         return False
     linear = [block.ffn.fc1, block.ffn.fc2]
@@ -122,7 +124,7 @@ def is_plain(block: nn.Module) -> TypeGuard[Block]:
 
 
 def is_plain_stem(embed: nn.Module) -> TypeGuard[ConvStem]:
-    """Whether an embedding is a `ConvStem` made of the modules that it is born with."""
+    """Whether an embedding is a `ConvStem` that contains its original modules."""
     return type(embed) is ConvStem and all(
         type(part) is PatchEmbed and type(part.proj) is Conv2d
         for part in (embed.embed1, embed.embed2)
@@ -130,7 +132,7 @@ def is_plain_stem(embed: nn.Module) -> TypeGuard[ConvStem]:
 
 
 def chunked_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
-    """What a plain block gives in inference, without its wide maps."""
+    """The output of a plain block in inference, computed without its wide maps."""
     if type(block.attn) is GatedLinearAttention and runs_eagerly(block.attn, x):
         return linear_attention_block(block, x, mask)
     x = positional_encoding(block, x, mask)
@@ -141,24 +143,24 @@ def chunked_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
 def block_with_chunked_ffn(
     block: Block, x: Tensor, mask: Tensor | None, chunks: list[slice]
 ) -> Tensor:
-    """What a plain block gives, for autograd too: only norm and FFN go in chunks."""
+    """The output of a plain block, with gradients: only `norm2` and `ffn` run over chunks."""
     if block.cpe is not None:
         x = x + block.cpe(mask_padding(x, mask))
     x = x + block.drop_path1(scale(block.attn(block.norm1(x), mask), block.gamma1))
-    # One split, so that autograd writes one gradient.
+    # One split in place of several slices, so that autograd writes a single gradient for x.
     parts = x.split(chunks[0].stop, dim=1)
     y = torch.cat([block.ffn(block.norm2(part)) for part in parts], dim=1)
     return x + block.drop_path2(scale(y, block.gamma2))
 
 
 def runs_eagerly(attn: GatedLinearAttention, x: Tensor) -> bool:
-    """Whether the op of an attention module would not run in Triton's interpreter."""
+    """Whether the op of an attention module runs in PyTorch and not in Triton's interpreter."""
     tokens = x.flatten(1, 2).unflatten(-1, (1, attn.num_heads, attn.head_dim))
     return resolve_impl(attn.impl, attn.op.__name__, why_not_triton(tokens)) != 'triton'
 
 
 def positional_encoding(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
-    """A new map: x plus its encoding."""
+    """A new map that holds x plus its positional encoding."""
     out = RowBuffer(x.shape[1])
     for rows in row_chunks(x, x.shape[-1], halo_of(block.cpe)):
         out.write(rows, encoded_rows(block, x, mask, rows))
@@ -166,11 +168,12 @@ def positional_encoding(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def encoded_rows(block: Block, x: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
+    """Some rows of x plus its positional encoding."""
     return x[:, rows] if block.cpe is None else x[:, rows] + conv_rows(block.cpe, x, mask, rows)
 
 
 def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
-    """What a plain block with linear attention gives, in two sweeps."""
+    """The output of a plain block with linear attention, in two sweeps over the chunks."""
     attn, ffn, heads = block.attn, block.ffn, (block.attn.num_heads, block.attn.head_dim)
     chunks = row_chunks(x, x.shape[-1], max(halo_of(block.cpe), halo_of(attn.lepe)))
     encoded, queries, values = (RowBuffer(x.shape[1]) for _ in range(3))
@@ -194,7 +197,8 @@ def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tens
         if attn.lepe is not None:
             y = y + conv_rows(attn.lepe, values.map, mask, rows)
         y = encoded.map[:, rows] + scale(attn.proj(y), block.gamma1)
-        # A chunk goes on to the FFN while it is in the cache, unless that reads its neighbours.
+        # A chunk is passed to the FFN while it is in the cache. An FFN with a convolution reads the
+        # neighbouring chunks as well, so it runs when all of them are there.
         return feed_forward(block, y, None) if ffn.dwconv is None else y
 
     state = sum_states([add_to_state(rows) for rows in chunks])
@@ -205,7 +209,7 @@ def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tens
 
 
 def feed_forward(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
-    """x plus the FFN of its norm. Without a convolution in it, x itself is written over."""
+    """x plus the FFN of its norm. If the FFN has no convolution, the result overwrites x."""
 
     def branch(x: Tensor, mask: Tensor | None) -> Tensor:
         return scale(block.ffn(block.norm2(x), mask), block.gamma2)
@@ -218,11 +222,11 @@ def feed_forward(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def row_chunks(x: Tensor, channels: int, halo: int = 0) -> list[slice]:
-    """Slices over the rows of a map.
+    """Divide the rows of a map into chunks.
 
     Args:
         x: The map (B, H, W, C).
-        channels: Of the widest temporary; it has the grid and the dtype of the map.
+        channels: Channels of the widest temporary, which has the grid and the dtype of the map.
         halo: Rows that are read beyond either end of a chunk.
     """
     batch, height, width, _ = x.shape
@@ -239,16 +243,16 @@ def with_halo(
     halo: int,
     stride: int = 1,
 ) -> Tensor:
-    """Rows of what a function gives for a map and its mask.
+    """Some rows of the output of a function, computed from the rows of the map that they depend on.
 
     Args:
-        function: It may be wrong in `halo` rows at either end of its output, where it finds zeros
-            in place of the rows beyond.
+        function: Maps a map and its mask to a map. At a cut, `halo` rows of its output may be
+            wrong, because it reads zeros in place of the rows beyond the cut.
         x: The whole map.
         mask: Its mask, or None.
-        rows: Of the output.
-        halo: In rows of the output.
-        stride: Rows of the map for a row of the output.
+        rows: The rows of the output to compute.
+        halo: Rows of the output to compute and drop at either end.
+        stride: Rows of the map per row of the output.
     """
     start = max(0, rows.start - halo)
     read = slice(stride * start, stride * (rows.stop + halo))
@@ -257,28 +261,29 @@ def with_halo(
 
 
 def conv_rows(conv: DepthwiseConv2d, x: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
-    """Rows of a depthwise convolution of a map."""
+    """Some rows of a depthwise convolution of a map."""
     return with_halo(lambda x, m: conv(mask_padding(x, m)), x, mask, rows, halo_of(conv))
 
 
 def halo_of(conv: DepthwiseConv2d | None) -> int:
+    """Rows that a depthwise convolution reads above and below each row that it writes."""
     return 0 if conv is None else conv.kernel_size[0] // 2
 
 
 def token_mask(mask: Tensor | None, rows: slice) -> Tensor | None:
-    """(B, N) of the tokens in some rows."""
+    """The mask (B, N) of the tokens in some rows."""
     return None if mask is None else mask[:, rows].flatten(1)
 
 
 class RowBuffer:
-    """A map that is written rows by rows.
+    """A map that is written chunk by chunk.
 
     Args:
         height: H.
-        reuse: A map of the same shape, whose memory is taken if its dtype fits.
+        reuse: A map of the same shape to overwrite if it has the dtype of the chunks.
 
     Attributes:
-        map: (B, H, W, C); there from the first `write` on.
+        map: (B, H, W, C); exists after the first `write`.
     """
 
     map: Tensor

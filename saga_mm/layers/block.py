@@ -12,15 +12,19 @@ from .mask import mask_padding
 
 
 class Block(nn.Module):
-    """Positional encoding, attention and FFN, each on a residual: (B, H, W, C) -> the same.
+    """Positional encoding, attention and FFN, each added to its input.
+
+    Maps (B, H, W, C) and an optional mask as in `mask_padding` to (B, H, W, C).
 
     Args:
         attention, ffn: Modules that map (B, H, W, C) and its mask to (B, H, W, C).
         dim: C.
-        cpe_kernel_size: Kernel of the depthwise convolution that encodes position; 0 for none.
-        drop_path: Probability with which a sample skips attention, and the FFN.
-        norm_layer: Makes a norm over channels.
-        layer_scale: Start of a learned factor per channel on attention and FFN; None for no factor.
+        cpe_kernel_size: Kernel size of the depthwise convolution that encodes position; 0 for none.
+        drop_path: Probability with which a sample skips attention, and that with which it skips the
+            FFN.
+        norm_layer: Makes a norm over a number of channels.
+        layer_scale: Initial value of a learned factor per channel on attention and FFN; None for no
+            factor.
     """
 
     attn: Any
@@ -61,5 +65,5 @@ class Block(nn.Module):
 
 
 def scale(x: Tensor, gamma: Tensor | None) -> Tensor:
-    """Layer scale, arXiv 2103.17239: x times a factor per channel, if there is one."""
+    """Layer scale, arXiv 2103.17239: x times a factor per channel, or x if there is no factor."""
     return x if gamma is None else x * gamma

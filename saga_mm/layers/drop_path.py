@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Drop whole samples of a residual branch in training, and scale the rest by 1 / (1 - rate).
+    """In training, drop whole samples of a residual branch and scale the rest by 1 / (1 - rate).
 
     Args:
         rate: Probability of dropping a sample, in [0, 1).

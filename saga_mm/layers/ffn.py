@@ -9,13 +9,13 @@ from .mask import mask_padding
 
 
 class FFN(nn.Module):
-    """Two linear layers with a GELU between them, on maps: (B, H, W, C) -> the same.
+    """Two linear layers with a GELU between them, on maps: (B, H, W, C) -> the same shape.
 
     Args:
         dim: C.
         hidden_dim: Channels between the two layers.
-        conv_kernel_size: Kernel of a depthwise convolution after the GELU, with a residual; 0 for
-            none.
+        conv_kernel_size: Kernel size of a depthwise convolution after the GELU, added to its input;
+            0 for no convolution.
     """
 
     def __init__(self, dim: int, hidden_dim: int, conv_kernel_size: int = 0) -> None:

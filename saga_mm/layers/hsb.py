@@ -1,4 +1,4 @@
-"""Early features for a later stage. Legend: B batch, H height, W width, C channels."""
+"""Features of early stages for a later stage. Legend: B batch, H height, W width, C channels."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from .mask import mask_padding
 
 
 class HSB(nn.Module):
-    """Adds maps of earlier stages to that of a later one, through a learned factor per channel.
+    """Adds maps of earlier stages, times a learned factor per channel, to the map of a later stage.
 
-    Each earlier map is brought to the later one's grid by a strided depthwise convolution, and to
-    its width by a linear layer. The factor starts at zero: untrained, the later map stays what it
-    is.
+    A strided depthwise convolution brings each earlier map to the grid of the later one, and a
+    linear layer brings it to its width. The factor starts at zero, so an untrained module returns
+    the later map unchanged.
 
     Args:
         in_dims: C of each earlier map.
@@ -30,7 +30,7 @@ class HSB(nn.Module):
         super().__init__()
         self.paths = nn.ModuleList(
             nn.Sequential(
-                # windows that overlap: (H, W) -> (ceil(H / stride), ceil(W / stride))
+                # Overlapping windows: (H, W) -> (ceil(H / stride), ceil(W / stride)).
                 Conv2d(in_dim, in_dim, 2 * stride - 1, stride, stride - 1, groups=in_dim),
                 init_linear(nn.Linear(in_dim, dim)),
             )
@@ -39,12 +39,12 @@ class HSB(nn.Module):
         self.scale = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, earlier: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
-        """Add the last of the earlier maps, one per path, to x.
+        """Add the most recent earlier maps, one per path, to x.
 
         Args:
             x: (B, H, W, C).
-            earlier: Maps (B, stride * H, stride * W, C_in), or a little smaller, each with its mask
-                as in `mask_padding`.
+            earlier: Maps (B, stride * H, stride * W, C_in), up to stride - 1 rows or columns
+                smaller, each with its mask as in `mask_padding`.
         """
         latest = earlier[-len(self.paths) :]
         maps = [

@@ -4,7 +4,7 @@ from torch import nn
 
 
 def init_linear(layer: nn.Linear) -> nn.Linear:
-    """Truncated normal weights (std 0.02), zero bias; returns the layer."""
+    """Set truncated normal weights (std 0.02) and a zero bias, and return the layer."""
     nn.init.trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

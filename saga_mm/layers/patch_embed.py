@@ -18,9 +18,9 @@ class PatchEmbed(nn.Module):
         in_channels: C_in.
         dim: C_out.
         stride: Step between patches, in pixels.
-        overlap: Patches of 2 * stride - 1 pixels that overlap, padded by zeros all around; else
-            patches of `stride` pixels, padded by zeros at the bottom and the right.
-        norm_layer: Makes the norm from a channel number.
+        overlap: Use overlapping patches of 2 * stride - 1 pixels, with zero padding on all sides.
+            Otherwise use patches of `stride` pixels, with zero padding at the bottom and the right.
+        norm_layer: Makes a norm over a number of channels.
     """
 
     def __init__(
@@ -48,16 +48,17 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Two overlapping patch embeddings of stride 2 and a GELU between them, for the first stage.
+    """Two overlapping patch embeddings of stride 2 with a GELU between them, for the first stage.
 
-    (B, H, W, C_in) -> (B, ceil(H / 4), ceil(W / 4), C_out), through C_out / 2 channels, rounded up.
+    (B, H, W, C_in) -> (B, ceil(H / 4), ceil(W / 4), C_out). There are C_out / 2 channels, rounded
+    up, between the two.
 
     Args:
         in_channels: C_in.
         dim: C_out.
-        norm_layer: Makes the norm from a channel number.
+        norm_layer: Makes a norm over a number of channels.
 
-    Source: arXiv 2106.14881, where such stems make transformers easier to train.
+    Source: arXiv 2106.14881, which shows that such stems make transformers easier to train.
     """
 
     def __init__(self, in_channels: int, dim: int, norm_layer: Callable[[int], nn.Module]) -> None:
@@ -78,11 +79,12 @@ class ConvNormEmbed(nn.Sequential):
     Args:
         in_channels: C_in.
         dims: Channels after each convolution; the last is C_out.
-        strides: Stride of each convolution; their product is that of the whole.
-        norm_layer: Makes a norm of maps (B, C, H, W), such as batch norm, from a channel number.
-        fp32_start: Compute the first convolution and norm in fp32 under autocast. An image may be
-            flat: batch norm then divides by a deviation close to zero, and its gradient sums up to
-            zero over the pixels, which rounding to half precision would hide.
+        strides: Stride of each convolution; their product is the total stride.
+        norm_layer: Makes a norm of maps (B, C, H, W), such as batch norm, from the number C.
+        fp32_start: Compute the first convolution and norm in fp32 under autocast. If all pixels of
+            an image are equal, batch norm divides by a deviation close to zero, and its gradient
+            sums to zero over the pixels. Rounding errors of half precision would be larger than
+            these sums.
     """
 
     def __init__(
@@ -114,14 +116,17 @@ class ConvNormEmbed(nn.Sequential):
 
 
 def run(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """x through layers, one after the other."""
+    """Apply layers to x, one after the other."""
     for layer in layers:
         x = layer(x)
     return x
 
 
 def run_in_fp32(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """As `run`; where autocast is on, in the dtype of the weights, and the result in autocast's."""
+    """Like `run`, but compute in the dtype of the weights under autocast.
+
+    The result has the dtype of autocast, as the layers after it expect.
+    """
     device = x.device.type
     if not torch.is_autocast_enabled(device):
         return run(layers, x)
