@@ -1,13 +1,14 @@
-# Each target does all of its own set-up: `make demo` or `make test` is the first thing to type.
+# Each target runs the set-up that it needs, so `make demo` or `make test` can be the first command.
 STACK ?= onedl
 VENV ?= $(if $(filter openmmlab,$(STACK)),.venv-openmmlab,.venv)
 export STACK VENV
 python = $(VENV)/bin/python
 
-# One thread per process: two test processes with a thread per core each would get in each other's way.
+# One thread per process, because test processes with one thread per core each would slow each other
+# down.
 pytest = OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-# What depends on the stack: configs and a training step of each, backbones, training, the demo.
+# The tests that depend on the stack: configs with a training step of each, backbones, training, demo.
 stack_tests = tests/configs tests/backbones/test_backbones.py tests/tools/test_demo.py tests/tools/test_train.py
 
 .PHONY: setup demo test test-all test-stack compile-kernels lint format clean
@@ -30,7 +31,7 @@ endif
 test-stack: setup
 	$(pytest) -m 'not long' $(stack_tests)
 
-# Every kernel variant, for GPUs that need not be here: registers, spills, shared memory.
+# Compiles every kernel variant, without a GPU, and prints registers, spills and shared memory.
 compile-kernels: setup
 	$(python) tools/compile_kernels.py --all
 
@@ -44,7 +45,7 @@ format: setup
 	$(python) -m ruff check --fix
 	$(python) -m ruff format
 
-# Keeps the environment, and the mmcv that took so long to build (.venv*, .cache).
+# Keeps the environments and the mmcv that was built (.venv*, .cache).
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

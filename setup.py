@@ -1,4 +1,4 @@
-"""Build of saga_mm: what pyproject.toml, with all metadata and dependencies, can't say."""
+"""Build steps of saga_mm that pyproject.toml, which has the metadata, cannot express."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ MIM_SOURCES = ('configs', 'tools', 'model-index.yml')
 class BuildWithMim(build_py):
     """Adds `saga_mm/.mim`, the folder in which OpenMIM looks for configs, tools and model index.
 
-    A wheel gets copies, made in the build folder. An editable install gets relative links in the
-    source tree.
+    A wheel gets copies, which are made in the build folder. An editable install gets relative links
+    in the source tree.
     """
 
     mim = os.path.join('saga_mm', '.mim')
@@ -23,7 +23,7 @@ class BuildWithMim(build_py):
             super().run()
             self._link_mim()
             return
-        # an earlier build may have left files there that are no longer in the source
+        # An earlier build may have left files there that are no longer in the source.
         for package in ('saga_mm', 'saga_kernels'):
             shutil.rmtree(os.path.join(self.build_lib, package), ignore_errors=True)
         super().run()
@@ -33,7 +33,7 @@ class BuildWithMim(build_py):
             self.copy_file(source, target)
 
     def get_source_files(self):
-        """Also what a source distribution is made of."""
+        """Return the files of a source distribution, including those of `.mim`."""
         return [*super().get_source_files(), *self._mim_files()]
 
     def _link_mim(self):

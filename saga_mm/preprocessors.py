@@ -1,8 +1,8 @@
-"""Data preprocessors of mmdet and mmseg that tell a backbone with `pad_mask=True` what is padding.
+"""Data preprocessors of mmdet and mmseg that add the mask for a backbone with `pad_mask=True`.
 
-Registered are functions: they import the toolbox when called and return a subclass of its own
-preprocessor. The classes are attributes of this module, made when they are first asked for, so that
-pickle finds them in every process.
+The registry holds functions that import the toolbox when they are called and return an instance of
+a subclass of its preprocessor. The classes are attributes of this module that are created on first
+access, so that pickle finds them in every process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .registry import MODELS
 
-# names of the classes, and where their bases are
+# The names of the classes, with the module and the name of each base class.
 BASES = dict(
     MaskedDetDataPreprocessor=('mmdet.models', 'DetDataPreprocessor'),
     MaskedSegDataPreProcessor=('mmseg.models', 'SegDataPreProcessor'),
@@ -28,12 +28,13 @@ def masked_det_data_preprocessor(**kwargs) -> BaseDataPreprocessor:
     """mmdet's DetDataPreprocessor, with a mask of the padding as the last channel.
 
     Args:
-        **kwargs: Go to mmdet's DetDataPreprocessor. Its `pad_mask` is another one: it pads the
-            masks of instances.
+        **kwargs: Options of mmdet's DetDataPreprocessor. Its `pad_mask` has another meaning: it
+            pads the masks of instances.
 
     Returns:
-        mmdet.models.DetDataPreprocessor: whose `inputs` are (B, 4, H, W): three image channels, and
-        1 inside each image, 0 in its padding. Batch augmentations come before it.
+        mmdet.models.DetDataPreprocessor: Its `inputs` are (B, 4, H, W): three image channels, and a
+        mask that is 1 inside each image and 0 in its padding. The mask is made after batch
+        augmentations.
     """
     return _masked('MaskedDetDataPreprocessor')(**kwargs)
 
@@ -43,27 +44,27 @@ def masked_seg_data_preprocessor(**kwargs) -> BaseDataPreprocessor:
     """mmseg's SegDataPreProcessor, with a mask of the padding as the last channel.
 
     Args:
-        **kwargs: Go to mmseg's SegDataPreProcessor.
+        **kwargs: Options of mmseg's SegDataPreProcessor.
 
     Returns:
-        mmseg.models.SegDataPreProcessor: whose `inputs` are (B, 4, H, W): three image channels, and
-        1 inside each image, 0 in its padding.
+        mmseg.models.SegDataPreProcessor: Its `inputs` are (B, 4, H, W): three image channels, and a
+        mask that is 1 inside each image and 0 in its padding.
     """
     return _masked('MaskedSegDataPreProcessor')(**kwargs)
 
 
 class PadMaskMixin(nn.Module):
-    """Adds the mask to what a preprocessor, the next class in line, makes of a batch.
+    """Adds the mask to the batch that a preprocessor, the next base class, makes.
 
-    The size of an image is what its data sample says (`img_shape`), or else that of its tensor. It
-    lies at the top left, as all of OpenMMLab's preprocessors put it.
+    The size of an image is `img_shape` of its data sample, or that of its tensor if it has no data
+    sample. The image is at the top left, where all of OpenMMLab's preprocessors place it.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:
         sizes = [image.shape[-2:] for image in data['inputs']]
         data = super().forward(data, training)
         if data['data_samples'] is not None:
-            # a batch augmentation may have resized them
+            # A batch augmentation may have resized the images.
             sizes = [
                 sample.get('img_shape', size)
                 for sample, size in zip(data['data_samples'], sizes, strict=True)
@@ -72,7 +73,7 @@ class PadMaskMixin(nn.Module):
 
 
 def add_mask(images: Tensor, sizes: list[tuple[int, ...]]) -> Tensor:
-    """Images (B, C, H, W) and a mask: (B, C + 1, H, W); sizes are (height, width, ...) of each."""
+    """Append a mask to images, (B, C, H, W) -> (B, C + 1, H, W); sizes are (height, width, ...)."""
     mask = images.new_zeros(len(images), 1, *images.shape[2:])
     for inside, (height, width, *_) in zip(mask, sizes, strict=True):
         inside[:, :height, :width] = 1

@@ -1,7 +1,7 @@
 """Registries of saga_mm.
 
-Children of mmengine's roots, so that mmdet, mmseg and mmengine find `saga_mm.X` by name. Configs
-are found by name, too: `_base_ = 'saga_mm::segmentation/upernet_saga_t.py'`.
+They are children of mmengine's root registries, so that mmdet, mmseg and mmengine find `saga_mm.X`
+by name. Configs are found by name as well: `_base_ = 'saga_mm::segmentation/upernet_saga_t.py'`.
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
@@ -35,8 +35,8 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
 def _name_config_packages() -> None:
     """Let `_base_ = 'PACKAGE::...'` find the configs of this package, and of the OneDL fork.
 
-    mmengine looks up the distribution of a package, and where there is none the module of that
-    name. The fork's distributions have other names than those in mmengine's table.
+    mmengine looks for a distribution with the name of a package, and if there is none, for a module
+    with that name. The names of the fork's distributions differ from those in mmengine's table.
     """
     for module, package in MODULE2PACKAGE.items():
         try:
@@ -44,7 +44,8 @@ def _name_config_packages() -> None:
         except PackageNotFoundError:
             if find_spec(module):
                 MODULE2PACKAGE[module] = module
-    # a module, for the distribution of this name holds two packages, and mmengine takes the first
+    # The name of a module, because the distribution `saga_mm` holds two packages, of which mmengine
+    # would use the first.
     MODULE2PACKAGE['saga_mm'] = __name__
 
 

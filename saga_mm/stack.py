@@ -2,8 +2,8 @@
 
 The original packages and the OneDL fork have the same import names. When both are installed, the
 later one has overwritten files of the earlier one, and the errors that follow name neither. This
-module finds that out beforehand. It imports only the standard library, so that it works where
-nothing else does: `python saga_mm/stack.py`.
+module detects that in advance. It imports only the standard library, so that
+`python saga_mm/stack.py` works even if no other package can be imported.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ IMPORT_NAMES = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
 
 
 class StackError(RuntimeError):
-    """Several distributions stand behind one import name. The message is one line."""
+    """Several distributions provide the same import name. The message is one line."""
 
 
 def providers() -> dict[str, set[str]]:
-    """Returns the names of the installed distributions behind each of `IMPORT_NAMES`."""
+    """Return the names of the installed distributions that provide each of `IMPORT_NAMES`."""
     found: dict[str, set[str]] = {name: set() for name in IMPORT_NAMES}
     for distribution in distributions():
         for name in _import_names(distribution):
@@ -28,9 +28,10 @@ def providers() -> dict[str, set[str]]:
 
 
 def check_stack() -> None:
-    """Raises `StackError` when two distributions are installed behind one of `IMPORT_NAMES`.
+    """Raise `StackError` if two installed distributions provide one of `IMPORT_NAMES`.
 
-    Takes a fraction of a second; called by the tools and by the set-up, not by `import saga_mm`.
+    The check takes a fraction of a second. The tools and the set-up call it; `import saga_mm` does
+    not.
     """
     doubled = {name: sorted(names) for name, names in providers().items() if len(names) > 1}
     if not doubled:
@@ -45,8 +46,8 @@ def check_stack() -> None:
 
 
 def _import_names(distribution: Distribution) -> set[str]:
-    # importlib.metadata.packages_distributions() would do, but in Python 3.10 it reads only
-    # top_level.txt, which not every build back end writes
+    # importlib.metadata.packages_distributions() is not used, because in Python 3.10 it reads only
+    # top_level.txt, which some build back ends do not write.
     declared = (distribution.read_text('top_level.txt') or '').split()
     record = (distribution.read_text('RECORD') or '').splitlines()
     files = {line.partition(',')[0] for line in record}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate on several GPUs, of this machine or of NNODES machines:
+# Evaluates on several GPUs of this machine or of NNODES machines:
 #     tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of test.py]
 set -euo pipefail
 if [ $# -lt 3 ]; then

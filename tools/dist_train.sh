@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on several GPUs, of this machine or of NNODES machines:
+# Trains on several GPUs of this machine or of NNODES machines:
 #     tools/dist_train.sh CONFIG GPUS [options of train.py]
 set -euo pipefail
 if [ $# -lt 2 ]; then

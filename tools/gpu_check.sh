@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, on one GPU, within ten minutes (each part has its limit):
+# Runs the tests and benchmarks that need a GPU, on one GPU, within about ten minutes (each part has a
+# time limit):
 #     tools/gpu_check.sh OUT_DIR
-# writes OUT_DIR/{gpu.txt,tests.txt,*/ops.json,*/ops.md} and, if mmdet is there, the backbones' table
-# in OUT_DIR/backbones.
-# Exits with an error if a test failed; the benchmarks run all the same.
+# It writes OUT_DIR/{gpu.txt,tests.txt,*/ops.json,*/ops.md} and, if mmdet is installed, the table of
+# the backbones in OUT_DIR/backbones. It exits with an error if a test failed, but runs the benchmarks
+# in any case.
 set -euo pipefail
 
 if [ $# -ne 1 ]; then

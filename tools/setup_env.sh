@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes the virtual environment that `make demo`, `make test` and `make lint` use. Safe to run twice,
-# and after an interrupt: what is there and works is kept, what is half-made is made again.
+# Makes the virtual environment that `make demo`, `make test` and `make lint` use. It can be run
+# again, also after an interrupt: it keeps the parts that work, and makes incomplete parts again.
 #
 #   STACK       onedl (default) or openmmlab: which OpenMMLab packages
-#   VENV        folder of the environment; .venv, or .venv-openmmlab for the originals
+#   VENV        folder of the environment; default: .venv, or .venv-openmmlab with STACK=openmmlab
 #   PYTHON      interpreter to make it from: 3.10, 3.11 or 3.12
-#   TORCH_SPEC  what pip installs as torch, options included. `keep`: the torch that PYTHON has.
-#               Unset: the torch that VENV already has, torch==2.13.0 in a new one
-#   MAX_JOBS    compilers at a time while mmcv is built; default: one per core
+#   TORCH_SPEC  arguments for `pip install` that install torch, or `keep` for the torch that PYTHON
+#               has; default: the torch that VENV already has, or torch==2.13.0 in a new VENV
+#   MAX_JOBS    number of compilers that build mmcv at the same time; default: one per core
 # pip's own settings (PIP_FIND_LINKS, PIP_INDEX_URL, ...) are honoured.
 set -euo pipefail
 
@@ -75,8 +75,8 @@ make_venv() {
     fail "$base can't make a virtual environment"
 }
 
-# A killed pip leaves packages without their list of files, or with files missing, and takes them for
-# installed ever after. Forgetting them makes it install them again.
+# A pip that is killed leaves packages without their list of files, or with files missing, and then
+# regards them as installed. Removing their metadata makes pip install them again.
 repair() {
   "$py" - <<'PY'
 import csv, shutil, sys, sysconfig
@@ -120,13 +120,13 @@ install_torch() {
     installed torch >/dev/null ||
       fail "TORCH_SPEC=keep, and $venv sees no torch. Remove it, and set PYTHON to one that has torch"
   elif [ -n "${TORCH_SPEC:-}" ] || ! installed torch >/dev/null; then
-    # options come with it: it is split into words on purpose
+    # The specification may include options, so it must be split into words.
     # shellcheck disable=SC2086
     "$py" -m pip install $spec || fail "pip could not install $spec"
   fi
 }
 
-# Also finds ops that were built for another torch, or without CUDA where there is a GPU.
+# This also detects ops that were built for another torch, or without CUDA on a machine with a GPU.
 ops_work() {
   "$py" -I - <<'PY'
 import torch
@@ -167,7 +167,8 @@ show_progress() { # of `pip wheel -v`, whose output goes to the log $1
   [ ! -t 1 ] || echo
 }
 
-# The source is unpacked into a folder of ours, so that an interrupted build goes on where it stopped.
+# The source is unpacked into a folder in .cache, so that an interrupted build continues where it
+# stopped.
 build_mmcv() { # $1: specification, $2: folder for the wheel
   local source log
   source=.cache/build/$(basename "$2")
@@ -184,8 +185,8 @@ build_mmcv() { # $1: specification, $2: folder for the wheel
   fi
   : >"$log"
   SECONDS=0
-  # pip's isolated build has no torch, and without one mmcv quietly leaves its ops out
-  # --use-pep517: otherwise pip deletes the objects after a failure
+  # --no-build-isolation: pip's isolated build has no torch, without which mmcv silently omits its ops.
+  # --use-pep517: otherwise pip deletes the object files after a failure.
   if ! MMCV_WITH_OPS=1 MAX_JOBS=$jobs "$py" -m pip wheel -v --no-deps --no-build-isolation \
     --use-pep517 -w "$scratch" "./$source" 2>&1 | show_progress "$log"; then
     grep -iE 'error|killed' "$log" | tail -n 10 >&2
@@ -210,7 +211,7 @@ install_mmcv() { # $1: specification, $2: folder for the wheel
 
 install_packages() {
   local spec wheels device=cpu reason=$scratch/reason
-  # what torch's extension builder needs, and mmcv 2.1.0: pkg_resources, gone in setuptools 82
+  # torch's extension builder needs these. mmcv 2.1.0 needs pkg_resources, which setuptools 82 removed.
   "$py" -m pip install 'setuptools>=77,<81' wheel packaging ninja psutil ||
     fail 'pip could not install the build tools'
 
@@ -224,7 +225,7 @@ install_packages() {
   "$py" -m pip install --no-build-isolation -c "$scratch/constraints.txt" -e ".[$stack,demo,export,dev]" ||
     fail 'pip could not install the packages'
 
-  # the mmcv that was there may be for another torch, and so may a wheel that was found
+  # The mmcv that was installed may be built for another torch, and so may a wheel that was found.
   ops_work 2>/dev/null || install_mmcv "$spec" "$wheels"
   if ! ops_work 2>"$reason"; then
     say "that wheel's ops don't work with torch $torch: $(tail -n 1 "$reason")"
@@ -234,7 +235,7 @@ install_packages() {
   fi
 }
 
-all_installed() { # our two packages from this folder, and everything that they ask for
+all_installed() { # whether the two packages of this folder and all of their requirements are installed
   "$py" -I - "$root" "$stack" demo export dev <<'PY'
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -264,7 +265,7 @@ mkdir -p .cache
 if command -v flock >/dev/null; then
   exec 9>.cache/setup.lock
   flock -n 9 || { say 'waiting for another set-up in this folder' && flock 9; }
-  rm -rf .cache/tmp.* # of one that was killed
+  rm -rf .cache/tmp.* # left by a set-up that was killed
 fi
 scratch=$(mktemp -d .cache/tmp.XXXXXX)
 trap 'rm -rf "$scratch"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train as a Slurm job:
+# Trains as a Slurm job:
 #     GPUS=8 tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options of train.py]
-# Also taken from the environment: GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS.
+# It also reads GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS from the environment.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: $0 PARTITION JOB_NAME CONFIG [options of train.py]" >&2
@@ -14,7 +14,7 @@ shift 3
 gpus=${GPUS:-8}
 gpus_per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 
-# shellcheck disable=SC2086  # SRUN_ARGS holds several arguments
+# shellcheck disable=SC2086  # SRUN_ARGS may contain several arguments.
 exec srun \
     --partition="$partition" \
     --job-name="$job_name" \

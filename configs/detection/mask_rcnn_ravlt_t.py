@@ -1,6 +1,6 @@
 """Mask R-CNN, RAVLT-T: batch 2 x 8 GPUs, 1x (12 epochs), COCO.
 
-Start from the published ImageNet weights:
+To start from the published ImageNet weights, add
 `--cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE`.
 """
 

@@ -1,6 +1,6 @@
 """Mask R-CNN, SAGA-T: batch 2 x 8 GPUs, 1x (12 epochs), COCO.
 
-No pretrained weights are published; with your own, add
+No pretrained weights are published. To start from your own, add
 `--cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE`.
 """
 

@@ -8,7 +8,7 @@ _base_ = [
 ]
 
 model = dict(
-    # objects are small next to COCO's: anchors of 16, 32, ..., 256 pixels
+    # Objects are smaller than those of COCO, so anchors have 16, 32, ..., 256 pixels.
     rpn_head=dict(anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(finest_scale=28),

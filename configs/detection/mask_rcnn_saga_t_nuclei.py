@@ -1,7 +1,7 @@
 """Mask R-CNN, SAGA-T, from scratch: batch 4 x 1 CPU or GPU, 6 epochs, nuclei.
 
-`DATA_ROOT=/path/to/nuclei` names the data. On a GPU, `--cfg-options train_cfg.max_epochs=36`
-trains longer; the schedule follows.
+`DATA_ROOT=/path/to/nuclei` names the folder of the data. On a GPU, train longer with
+`--cfg-options train_cfg.max_epochs=36`; the schedule adapts to the length.
 """
 
 _base_ = [
@@ -12,9 +12,9 @@ _base_ = [
 ]
 
 model = dict(
-    # fluorescence images are dark: the mean and spread of the training set
+    # Fluorescence images are dark; these are the mean and standard deviation of the training set.
     data_preprocessor=dict(mean=[13.0] * 3, std=[18.0] * 3),
-    # nuclei are 10 to 130 pixels wide at 512x512: anchors of 12, 24, ..., 192 pixels
+    # Nuclei are 10 to 130 pixels wide at 512x512, so anchors have 12, 24, ..., 192 pixels.
     rpn_head=dict(anchor_generator=dict(scales=[3])),
     roi_head=dict(
         bbox_roi_extractor=dict(finest_scale=28),
@@ -22,18 +22,19 @@ model = dict(
         mask_roi_extractor=dict(finest_scale=28),
         mask_head=dict(num_classes=1),
     ),
-    # up to about 100 nuclei in an image
+    # An image has up to about 100 nuclei.
     test_cfg=dict(
         rpn=dict(nms_pre=1000, max_per_img=1000),
         rcnn=dict(max_per_img=300),
     ),
 )
-# linear layers over 6,272 features: at the rate that detectors are usually trained with
+# The box head has linear layers over 6,272 features. It gets a tenth of the learning rate, which is
+# the rate that detectors are usually trained with.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={
             'bbox_head': dict(lr_mult=0.1),
-            # a custom key replaces flat_decay_mult
+            # A custom key replaces flat_decay_mult, so the biases are named here.
             'bbox_head.shared_fcs.0.bias': dict(lr_mult=0.1, decay_mult=0.0),
             'bbox_head.shared_fcs.1.bias': dict(lr_mult=0.1, decay_mult=0.0),
             'bbox_head.fc_cls.bias': dict(lr_mult=0.1, decay_mult=0.0),

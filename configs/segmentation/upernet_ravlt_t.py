@@ -1,6 +1,6 @@
 """UperNet, RAVLT-T: batch 2 x 8 GPUs, 160k iterations, ADE20K 512x512.
 
-Start from the published ImageNet weights:
+To start from the published ImageNet weights, add
 `--cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE`.
 """
 

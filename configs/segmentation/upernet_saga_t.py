@@ -1,6 +1,6 @@
 """UperNet, SAGA-T: batch 2 x 8 GPUs, 160k iterations, ADE20K 512x512.
 
-No pretrained weights are published; with your own, add
+No pretrained weights are published. To start from your own, add
 `--cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE`.
 """
 

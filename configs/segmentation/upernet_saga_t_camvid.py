@@ -1,7 +1,8 @@
 """UperNet, SAGA-T, from scratch: batch 8 x 1 CPU or GPU, 450 iterations, CamVid 160x224.
 
-`DATA_ROOT=/path/to/camvid` names the data. On a GPU, `--cfg-options train_cfg.max_iters=4000`
-trains longer; the schedule follows, also with `--resume` after a shorter training.
+`DATA_ROOT=/path/to/camvid` names the folder of the data. On a GPU, train longer with
+`--cfg-options train_cfg.max_iters=4000`; the schedule adapts to the length, also with `--resume`
+after a shorter training.
 """
 
 _base_ = [

@@ -1,6 +1,6 @@
 """UperNet, SAGA-T, from scratch: batch 8 x 1 CPU or GPU, 500 iterations, nuclei (2 classes).
 
-`DATA_ROOT=/path/to/nuclei` names the data.
+`DATA_ROOT=/path/to/nuclei` names the folder of the data.
 """
 
 _base_ = [
@@ -11,7 +11,7 @@ _base_ = [
 ]
 
 model = dict(
-    # fluorescence images are dark: the mean and spread of the training set
+    # Fluorescence images are dark; these are the mean and standard deviation of the training set.
     data_preprocessor=dict(size=(192, 192), mean=[13.0] * 3, std=[18.0] * 3),
     decode_head=dict(num_classes=2),
     auxiliary_head=dict(num_classes=2),

@@ -1,4 +1,4 @@
-"""CamVid with softmax layers at the end of stages 3 and 4, like `upernet_saga_t_camvid.py`."""
+"""Like `upernet_sola_vision_t_camvid.py`, with softmax layers at the end of stages 3 and 4."""
 
 _base_ = './upernet_saga_t_camvid.py'
 

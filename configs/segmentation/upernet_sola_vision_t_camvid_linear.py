@@ -1,4 +1,4 @@
-"""CamVid with no softmax layer, like `upernet_saga_t_camvid.py`."""
+"""Like `upernet_sola_vision_t_camvid.py`, with no softmax layer."""
 
 _base_ = './upernet_saga_t_camvid.py'
 

@@ -1,4 +1,4 @@
-"""CamVid with all layers softmax, like `upernet_saga_t_camvid.py`."""
+"""Like `upernet_sola_vision_t_camvid.py`, with softmax attention in all layers."""
 
 _base_ = './upernet_saga_t_camvid.py'
 

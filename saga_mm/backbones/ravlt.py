@@ -1,8 +1,9 @@
 """RAVLT: rank-augmented vision linear transformer, arXiv 2411.07635 (Fan, Huang & He, CVPR 2025).
 
-All of it is stated by the paper's official code, https://github.com/qhfan/RALA: rank-augmented
-linear attention in the first two stages, softmax attention in the others, both with rotary position
-encoding, LePE and an output gate. Published checkpoints load as they are, under the names there.
+Everything follows the paper's official code, https://github.com/qhfan/RALA: rank-augmented linear
+attention in the first two stages, softmax attention in the others, both with rotary position
+encoding, LePE and an output gate. Published checkpoints can be loaded without conversion; their
+names are translated.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from ..layers import FFN, Block, ConvNormEmbed, drop_path_schedule, rotary_frequ
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, resolve_arch
 
-# Names of the backbone in published checkpoints; those of the classifier, of a neck, of heads are
-# others. Detectors and segmentors put `backbone.` before them.
+# Names of the weights of the backbone in published checkpoints. Those of detectors and segmentors
+# have the prefix `backbone.`. The weights of a classifier, a neck or heads have other names.
 PUBLISHED = re.compile(r'(backbone\.)?((patch_embed\.proj|layers\.\d+|extra_norms\.\d+)\..+)')
-# what is replaced in them, one after the other, by what
+# Patterns in the published names and their replacements, applied in this order.
 TRANSLATION = (
     (r'^patch_embed\.proj\.', r'stages.0.embed.'),
     (r'^layers\.(\d+)\.downsample\.reduction\.', lambda m: f'stages.{int(m[1]) + 1}.embed.0.'),
@@ -47,7 +48,7 @@ TRANSLATION = (
 
 @dataclass(frozen=True)
 class RAVLTArch(Arch):
-    """Also how a size is trained: the drop path rate, and where layer scales start, per stage."""
+    """Also the settings for training a size: drop path rate, and initial layer scales per stage."""
 
     drop_path_rate: float = 0.1
     layer_scale: float | Sequence[float] = 1.0
@@ -58,34 +59,37 @@ class RAVLT(PyramidBackbone):
     """RAVLT backbone: linear attention at high resolution, softmax attention at low resolution.
 
     Args:
-        arch (str | dict): 'tiny', 'small', 'base', 'large' (or 't', 's', 'b', 'l'); or a dict with
-            `embed_dims`, `depths`, `num_heads` and optionally `mlp_ratios` (3.5), one entry per
-            stage; widths per head are multiples of 4. Defaults to 'tiny'.
+        arch (str | dict): 'tiny', 'small', 'base' or 'large' (or 't', 's', 'b', 'l'); or a dict
+            with `embed_dims`, `depths`, `num_heads` and optionally `mlp_ratios` (3.5), with one
+            entry per stage; widths per head must be multiples of 4. Defaults to 'tiny'.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (int | Sequence[int]): Stages to return. Later stages are not built. Defaults to
-            (0, 1, 2, 3).
-        frozen_stages (int): -1: nothing; 0: the stem; n: the first n stages. Defaults to -1.
-        drop_path_rate (float, optional): Stochastic depth, growing linearly with depth to this.
-            None takes that of `arch`, 0.1 for a dict. Defaults to None.
-        layer_scale (float | Sequence[float], optional): Start of the learned factors per channel on
-            attention and FFN, one for all stages or one each. None takes that of `arch`, 1.0 for a
-            dict. Defaults to None.
-        linear_stages (int): The first so many stages have linear attention, the others softmax
-            attention. Defaults to 2.
-        impl (str): 'auto', 'reference' or 'triton' for the linear attention, see
+        out_indices (int | Sequence[int]): Stages whose maps are returned. Stages after the last of
+            them are not built. Defaults to (0, 1, 2, 3).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, n > 0 the first n stages. Defaults to
+            -1.
+        drop_path_rate (float, optional): Drop rate of the last block; rates grow linearly with
+            depth, from 0. None uses that of `arch`, or 0.1 for a dict. Defaults to None.
+        layer_scale (float | Sequence[float], optional): Initial value of the learned factors per
+            channel on attention and FFN, one for all stages or one for each. None uses that of
+            `arch`, or 1.0 for a dict. Defaults to None.
+        linear_stages (int): Number of stages, from the first, with linear attention. The others
+            have softmax attention. Defaults to 2.
+        impl (str): 'auto', 'reference' or 'triton' for the linear attention; see
             `saga_kernels.dispatch`. Defaults to 'auto'.
         norm_cfg (dict): Norm after the convolutions of the stem and between stages, such as SyncBN
             for small batches on many GPUs. All other norms are LN with eps 1e-6. Defaults to
             dict(type='BN').
-        norm_eval (bool): Keep the statistics of batch norms, synchronised ones too, in training.
-            Defaults to False.
-        pad_mask (bool): The input has one channel more, 1 inside an image and 0 in the padding of
-            its batch: none of that leaks into the maps. See `saga_mm.preprocessors`. Defaults to
-            False.
-        with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
-        init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH_OR_URL): a published
-            checkpoint of a classifier, detector or segmentor; or, with `prefix='backbone.'`, one
-            that this project trained. Defaults to None.
+        norm_eval (bool): Keep batch norms, including synchronised ones, in eval mode during
+            training. Defaults to False.
+        pad_mask (bool): The input has one more channel, 1 inside an image and 0 in the padding of
+            its batch, which then does not change the maps of the image. See
+            `saga_mm.preprocessors`. Defaults to False.
+        with_cp (bool): Recompute each block in the backward pass, which takes less memory and more
+            time. Defaults to False.
+        init_cfg (dict, optional): Initialisation, such as dict(type='Pretrained',
+            checkpoint=PATH_OR_URL) for a published checkpoint of a classifier, detector or
+            segmentor. A checkpoint that this project trained needs `prefix='backbone.'` as well.
+            Defaults to None.
     """
 
     arch_settings: ClassVar[dict[str, RAVLTArch]] = {
@@ -175,10 +179,10 @@ class RAVLT(PyramidBackbone):
         return self
 
     def translate_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Published weights under the names and in the shapes of this module, others as they are.
+        """Give published weights the names and shapes of this module, and keep all others.
 
         Raises:
-            ValueError: The published model turns its tokens by other angles.
+            ValueError: The published model rotates its tokens by other angles.
         """
         translated = {}
         for name, weight in weights.items():
@@ -201,7 +205,7 @@ class RAVLT(PyramidBackbone):
             return
         own = rotary_frequencies(self.head_dims[stage], angles.device)
         own = own.repeat_interleave(2)
-        # loose enough for a checkpoint in half precision
+        # The tolerance accepts a checkpoint in half precision.
         if angles.shape != own.shape or not torch.allclose(angles.float(), own, rtol=1e-2):
             raise ValueError(
                 f'layers.{stage}.RoPE.angle must hold {len(own)} angles from 1 to 1e-4, got '
@@ -210,11 +214,11 @@ class RAVLT(PyramidBackbone):
 
 
 def accept_published(module: RAVLT, state_dict: dict, prefix: str, *_: object) -> None:
-    """Hook before `load_state_dict`, so that a published checkpoint loads by itself, strictly.
+    """Hook before `load_state_dict` that lets a published checkpoint be loaded, also with `strict`.
 
-    The names are those of `translate_weights`. What the backbone has no place for is left out: the
-    classifier, or the neck and the heads. A classifier has no norms of outputs: those that the
-    module has stay.
+    `translate_weights` translates the names. Weights that the backbone does not have are left out:
+    those of the classifier, or of the neck and the heads. The checkpoint of a classifier has no
+    norms of outputs, so the module keeps its own.
     """
     own = {name: weight for name, weight in state_dict.items() if name.startswith(prefix)}
     weights = {name[len(prefix) :]: weight for name, weight in own.items()}
@@ -235,7 +239,7 @@ def accept_published(module: RAVLT, state_dict: dict, prefix: str, *_: object) -
 
 
 def per_stage(value: float | Sequence[float], stages: int) -> tuple[float, ...]:
-    """One start of layer scales for each stage."""
+    """The initial value of the layer scales of each stage."""
     values = tuple(value) if isinstance(value, Sequence) else (value,) * stages
     if len(values) != stages or not all(isinstance(v, int | float) for v in values):
         raise ValueError(f'layer_scale must be a number or {stages} of them, got {value!r}')
@@ -243,9 +247,9 @@ def per_stage(value: float | Sequence[float], stages: int) -> tuple[float, ...]:
 
 
 def map_norm(norm_cfg: dict, pad_mask: bool) -> Callable[[int], nn.Module]:
-    """A maker of norms of maps (B, C, H, W) from an OpenMMLab `norm_cfg`.
+    """A function that makes norms of maps (B, C, H, W) from an OpenMMLab `norm_cfg`.
 
-    With `pad_mask`, a norm must not take statistics of each map: padding would be in them.
+    With `pad_mask`, norms with statistics of each map are refused: these would include padding.
     """
 
     def make(dim: int) -> nn.Module:

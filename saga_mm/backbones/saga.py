@@ -1,10 +1,10 @@
 """SAGA: pyramid of gated linear attention, arXiv 2509.12817 (Cao & Wang, 2025).
 
 Stated by the paper: linear attention with input-adaptive gates on what enters the KV state,
-factorised by a Hadamard product, in place of the attention of PVT. Chosen by this project, since
+factorised by a Hadamard product, in place of the attention of PVT. Chosen by this project, because
 the paper's code is not public: the exact gate (see `saga_kernels.gated_linear_attention`), its
-start values, LePE, conditional positional encoding, convolutional stem and overlapping patches.
-Each choice is an option below.
+initial values, LePE, conditional positional encoding, the convolutional stem and overlapping
+patches. Each choice is an option of `SAGA`.
 """
 
 from __future__ import annotations
@@ -27,35 +27,37 @@ class SAGA(PyramidBackbone):
     """SAGA backbone: a pyramid with linear cost in the number of pixels, for images of any size.
 
     Args:
-        arch (str | dict): 'tiny', 'small', 'medium', 'large' (or 't', 's', 'm', 'l'): the widths
-            and depths of PVT; or a dict with `embed_dims`, `depths`, `num_heads` and optionally
-            `mlp_ratios` (4), one entry per stage. Defaults to 'tiny'.
+        arch (str | dict): 'tiny', 'small', 'medium' or 'large' (or 't', 's', 'm', 'l'), which have
+            the widths and depths of PVT; or a dict with `embed_dims`, `depths`, `num_heads` and
+            optionally `mlp_ratios` (4), with one entry per stage. Defaults to 'tiny'.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (int | Sequence[int]): Stages to return. Later stages are not built. Defaults to
-            (0, 1, 2, 3).
-        frozen_stages (int): -1: nothing; 0: the first patch embedding; n: the first n stages.
-            Defaults to -1.
-        drop_path_rate (float): Stochastic depth, growing linearly with depth to this. Defaults to
-            0.1.
-        patch_embed (str): 'conv': two 3x3 convolutions of stride 2, then one per stage; 'overlap':
-            7x7 of stride 4, then 3x3 of stride 2; 'plain': patches that don't overlap, as in PVT.
-            Defaults to 'conv'.
-        cpe_kernel_size (int): Depthwise convolution that encodes position at the start of each
-            block; 0 for none. Defaults to 3.
-        lepe_kernel_size (int): Depthwise convolution of v, added to the attention; 0 for none.
-            Defaults to 3.
-        gated (bool): Gates on the KV state; else plain linear attention. Defaults to True.
-        gate_bias (float): Start of the gate logits' bias: gates open at sigmoid(gate_bias).
-            Defaults to 2.0.
+        out_indices (int | Sequence[int]): Stages whose maps are returned. Stages after the last of
+            them are not built. Defaults to (0, 1, 2, 3).
+        frozen_stages (int): -1 freezes nothing, 0 the first patch embedding, n > 0 the first n
+            stages. Defaults to -1.
+        drop_path_rate (float): Drop rate of the last block; rates grow linearly with depth, from
+            0. Defaults to 0.1.
+        patch_embed (str): 'conv' is two 3x3 convolutions of stride 2 before the first stage and
+            one before each other stage; 'overlap' is 7x7 patches of stride 4, then 3x3 patches of
+            stride 2; 'plain' is patches that do not overlap, as in PVT. Defaults to 'conv'.
+        cpe_kernel_size (int): Kernel size of the depthwise convolution that encodes position at the
+            start of each block; 0 for no convolution. Defaults to 3.
+        lepe_kernel_size (int): Kernel size of the depthwise convolution of v that is added to the
+            attention; 0 for no convolution. Defaults to 3.
+        gated (bool): Apply gates to what enters the KV state. False gives plain linear attention.
+            Defaults to True.
+        gate_bias (float): Initial bias of the gate logits, so that gates start near
+            sigmoid(gate_bias). Defaults to 2.0.
         feature_map (str): 'elu' (ELU + 1) or 'relu'. Defaults to 'elu'.
-        impl (str): 'auto', 'reference' or 'triton', see `saga_kernels.dispatch`. Defaults to
+        impl (str): 'auto', 'reference' or 'triton'; see `saga_kernels.dispatch`. Defaults to
             'auto'.
         norm_cfg (dict): Norm over channels. Defaults to dict(type='LN', eps=1e-6).
-        pad_mask (bool): The input has one channel more, 1 inside an image and 0 in the padding of
-            its batch: none of that leaks into the maps. See `saga_mm.preprocessors`. Defaults to
-            False.
-        with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
-        init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH,
+        pad_mask (bool): The input has one more channel, 1 inside an image and 0 in the padding of
+            its batch, which then does not change the maps of the image. See
+            `saga_mm.preprocessors`. Defaults to False.
+        with_cp (bool): Recompute each block in the backward pass, which takes less memory and more
+            time. Defaults to False.
+        init_cfg (dict, optional): Initialisation, such as dict(type='Pretrained', checkpoint=PATH,
             prefix='backbone.'). Defaults to None.
     """
 

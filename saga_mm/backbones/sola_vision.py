@@ -1,10 +1,10 @@
-"""SoLA-Vision: linear and softmax attention layer by layer, arXiv 2601.11164 (Li et al., 2026).
+"""SoLA-Vision: linear or softmax attention for each layer, arXiv 2601.11164 (Li et al., 2026).
 
-Stated by the paper: hybrids of linear and softmax attention whose unit is the layer; a small number
-of global softmax layers among linear ones. Chosen by this project: widths, depths and the default
-places of the softmax layers, gated linear attention as the linear layer, the block (that of SAGA),
-and the form of HSB, which hands early features to stage 3. Linear attention with distance decay and
-HSB are known to us as parts of the paper, not in their exact form.
+Stated by the paper: hybrids that choose linear or softmax attention for each layer, with a small
+number of global softmax layers among linear ones. Chosen by this project: widths, depths and the
+default places of the softmax layers, gated linear attention as the linear layer, the block (that of
+SAGA), and the form of HSB, which passes early features to stage 3. We know that linear attention
+with distance decay and HSB are parts of the paper, but not their exact form.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LINEAR: dict[str, Callable[..., nn.Module]] = {
     'plain': partial(GatedLinearAttention, gated=False),
     'decay': DecayLinearAttention,
 }
-# Softmax (S) among linear (L) layers of a stage of some depth. All but the first and the last have
-# the same number of softmax layers, in stages 3 and 4 only.
+# The pattern of a stage with a given depth: softmax (S) and linear (L) layers. All presets except
+# 'linear' and 'softmax' have the same number of softmax layers, in stages 3 and 4 only.
 PRESETS: dict[str, Callable[[int], str]] = {
     'linear': lambda depth: 'L' * depth,
     'every_3rd': lambda depth: ('LLS' * depth)[-depth:],
@@ -45,10 +45,11 @@ STAGES = 4
 def resolve_layers(
     arch: str | Mapping, layers: str | Sequence[str], known: Mapping[str, Arch]
 ) -> tuple[Arch, tuple[str, ...]]:
-    """The architecture, and the pattern of each stage, which sets its depth.
+    """The architecture, and the pattern of each stage, whose length is the depth of the stage.
 
     Raises:
-        ValueError: `layers` is neither a preset nor four strings of L and S, or see `resolve_arch`.
+        ValueError: `layers` is neither a preset nor four strings of L and S, or `arch` is wrong, as
+            in `resolve_arch`.
     """
     preset = PRESETS.get(layers) if isinstance(layers, str) else None
     if preset is None:
@@ -77,7 +78,7 @@ def check_patterns(layers: Sequence[str]) -> None:
 
 
 def warn_of_early_softmax(layers: Sequence[str], side: int = 1024) -> None:
-    """Tell what softmax attention in stage 1 or 2 means for an image of side x side pixels."""
+    """Warn how many scores softmax attention in stage 1 or 2 computes for side x side pixels."""
     scores = [
         f'{(side // stride) ** 2:,} x {(side // stride) ** 2:,} scores per head in stage {i + 1}'
         for i, (pattern, stride) in enumerate(zip(layers[:2], (4, 8), strict=True))
@@ -93,41 +94,47 @@ def warn_of_early_softmax(layers: Sequence[str], side: int = 1024) -> None:
 
 @MODELS.register_module()
 class SoLAVision(PyramidBackbone):
-    """SoLA-Vision backbone: a pattern says which layers have linear, and which softmax attention.
+    """SoLA-Vision backbone, whose pattern gives each layer linear or softmax attention.
 
     Args:
-        arch (str | dict): 'tiny', 'small', 'base' (or 't', 's', 'b'); or a dict with `embed_dims`,
-            `num_heads`, `depths` and optionally `mlp_ratios` (4), one entry per stage. Defaults to
-            'tiny'.
-        layers (str | Sequence[str]): Four strings, one per stage, of one letter per layer: L for
-            linear, S for global softmax attention, as in ('LL', 'LL', 'LLSLLS', 'LS'). They set the
-            depths, whatever those of `arch`, which may then lack them. Or a preset for the depths
-            of `arch`: 'every_3rd', counted back from the last layer of stages 3 and 4; 'last' and
-            'front', as many there at the end and at the start; 'linear', none; 'softmax', all
-            layers of all stages. Defaults to 'every_3rd'.
-        linear (str): 'gated', as in SAGA; 'plain'; or 'decay', with the distance in a scan of the
-            map. Defaults to 'gated'.
-        hsb (bool): Add the outputs of stages 1 and 2 to the input of stage 3, see
+        arch (str | dict): 'tiny', 'small' or 'base' (or 't', 's', 'b'); or a dict with
+            `embed_dims`, `num_heads`, `depths` and optionally `mlp_ratios` (4), with one entry per
+            stage. Defaults to 'tiny'.
+        layers (str | Sequence[str]): The pattern: four strings, one per stage, with one letter per
+            layer, L for linear and S for global softmax attention, as in
+            ('LL', 'LL', 'LLSLLS', 'LS'). The pattern replaces the depths of `arch`, which may then
+            have none. Or the name of a preset, which uses the depths of `arch`: 'every_3rd' has a
+            softmax layer at every third place of stages 3 and 4, counted back from the last layer;
+            'last' and 'front' have the same number of them at the end and at the start; 'linear'
+            has none; in 'softmax' all layers of all stages are softmax layers. Defaults to
+            'every_3rd'.
+        linear (str): Kind of the linear layers: 'gated', as in SAGA; 'plain', without gates; or
+            'decay', where weights decay with the distance in a scan of the map. Defaults to
+            'gated'.
+        hsb (bool): Add the outputs of stages 1 and 2 to the input of stage 3; see
             `saga_mm.layers.HSB`. Defaults to True.
         in_channels (int): Channels of the image. Defaults to 3.
-        out_indices (int | Sequence[int]): Stages to return. Later stages are not built. Defaults to
-            (0, 1, 2, 3).
-        frozen_stages (int): -1: nothing; 0: the stem; n: the first n stages. Defaults to -1.
-        drop_path_rate (float): Stochastic depth, growing linearly with depth to this. Defaults to
-            0.1.
-        cpe_kernel_size (int): Depthwise convolution that encodes position at the start of each
-            block; 0 for none. Defaults to 3.
-        lepe_kernel_size (int): Depthwise convolution of v, added to the attention; 0 for none.
-            Defaults to 3.
-        feature_map (str): Of the linear layers, 'elu' (ELU + 1) or 'relu'. Defaults to 'elu'.
-        impl (str): Of the linear layers, 'auto', 'reference' or 'triton', see
+        out_indices (int | Sequence[int]): Stages whose maps are returned. Stages after the last of
+            them are not built. Defaults to (0, 1, 2, 3).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, n > 0 the first n stages. Defaults to
+            -1.
+        drop_path_rate (float): Drop rate of the last block; rates grow linearly with depth, from
+            0. Defaults to 0.1.
+        cpe_kernel_size (int): Kernel size of the depthwise convolution that encodes position at the
+            start of each block; 0 for no convolution. Defaults to 3.
+        lepe_kernel_size (int): Kernel size of the depthwise convolution of v that is added to the
+            attention; 0 for no convolution. Defaults to 3.
+        feature_map (str): Feature map of the linear layers, 'elu' (ELU + 1) or 'relu'. Defaults to
+            'elu'.
+        impl (str): Implementation of the linear layers, 'auto', 'reference' or 'triton'; see
             `saga_kernels.dispatch`. Defaults to 'auto'.
         norm_cfg (dict): Norm over channels. Defaults to dict(type='LN', eps=1e-6).
-        pad_mask (bool): The input has one channel more, 1 inside an image and 0 in the padding of
-            its batch: none of that leaks into the maps. See `saga_mm.preprocessors`. Defaults to
-            False.
-        with_cp (bool): Checkpoint each block: less memory, more time. Defaults to False.
-        init_cfg (dict, optional): e.g. dict(type='Pretrained', checkpoint=PATH,
+        pad_mask (bool): The input has one more channel, 1 inside an image and 0 in the padding of
+            its batch, which then does not change the maps of the image. See
+            `saga_mm.preprocessors`. Defaults to False.
+        with_cp (bool): Recompute each block in the backward pass, which takes less memory and more
+            time. Defaults to False.
+        init_cfg (dict, optional): Initialisation, such as dict(type='Pretrained', checkpoint=PATH,
             prefix='backbone.'). Defaults to None.
     """
 

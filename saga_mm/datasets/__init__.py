@@ -1,4 +1,4 @@
-"""Data sets that saga_mm makes itself. Importing this registers them."""
+"""Data sets that saga_mm generates. Importing this package registers them."""
 
 from .scenes import scenes_det_dataset, scenes_seg_dataset
 

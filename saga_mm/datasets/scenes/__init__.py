@@ -1,9 +1,9 @@
 """Scenes of textured objects over photographs: a data set made from a seed, without a download.
 
-From the inside out: `photos` (what scikit-image ships), `shapes` and `surfaces` (one object),
-`kinds` (what a class looks like), `render` (one scene), `layouts` (file names and categories:
-scenes, COCO, ADE20K), `polygons` (a mask as COCO polygons), `writing` (a whole folder, complete or
-absent), `datasets` (what a config names).
+The modules, from the lowest level to the highest: `photos` (the photographs of scikit-image),
+`shapes` and `surfaces` (one object), `kinds` (the appearance of a class), `render` (one scene),
+`layouts` (file names and categories: scenes, COCO, ADE20K), `polygons` (a mask as COCO polygons),
+`writing` (a whole folder, complete or absent), `datasets` (the data sets that configs name).
 """
 
 from .datasets import scenes_det_dataset, scenes_seg_dataset

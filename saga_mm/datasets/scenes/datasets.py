@@ -1,6 +1,7 @@
 """The scenes as data sets of mmdet and mmseg, made on first use.
 
-Registered are functions: they import the toolbox when called and return its own data set class.
+The registry holds functions that import the toolbox when they are called and return an instance of
+its data set class.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ def scenes_det_dataset(data_root: str = 'data/scenes', split: str = 'train', **k
         data_root (str): Folder in layout 'scenes', of whatever size; where there is none, the
             default one is made there. Defaults to 'data/scenes'.
         split (str): 'train' or 'val'. Defaults to 'train'.
-        **kwargs: Go to mmdet's CocoDataset: pipeline, test_mode, filter_cfg, ...
+        **kwargs: Options of mmdet's CocoDataset: pipeline, test_mode, filter_cfg, ...
 
     Returns:
-        mmdet.datasets.CocoDataset: with metainfo `classes` and `palette`.
+        mmdet.datasets.CocoDataset: A data set with metainfo `classes` and `palette`.
     """
     _provide(data_root, split)
     from mmdet.datasets import CocoDataset
@@ -48,10 +49,10 @@ def scenes_seg_dataset(data_root: str = 'data/scenes', split: str = 'train', **k
         data_root (str): Folder in layout 'scenes', of whatever size; where there is none, the
             default one is made there. Defaults to 'data/scenes'.
         split (str): 'train' or 'val'. Defaults to 'train'.
-        **kwargs: Go to mmseg's BaseSegDataset: pipeline, test_mode, ...
+        **kwargs: Options of mmseg's BaseSegDataset: pipeline, test_mode, ...
 
     Returns:
-        mmseg.datasets.BaseSegDataset: with metainfo `classes` and `palette`.
+        mmseg.datasets.BaseSegDataset: A data set with metainfo `classes` and `palette`.
     """
     _provide(data_root, split)
     from mmseg.datasets import BaseSegDataset
@@ -68,7 +69,7 @@ def scenes_seg_dataset(data_root: str = 'data/scenes', split: str = 'train', **k
 
 
 def _provide(data_root: str, split: str) -> None:
-    """Makes the default scenes unless there are scenes already."""
+    """Make the default scenes if there are no scenes yet."""
     if split not in SPLITS:
         raise ValueError(f"split: expected 'train' or 'val', got {split!r}")
     folder = Path(data_root)

@@ -1,4 +1,4 @@
-"""What a class looks like: a shape, a surface, ranges of colour and size."""
+"""The appearance of a class: a shape, a surface, and ranges of colour and size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from . import shapes, surfaces
 
 @dataclass(frozen=True)
 class Kind:
-    """Ranges are (low, high); hue in turns, radius as a fraction of the image's shorter side."""
+    """The appearance of a class.
+
+    Ranges are (low, high). The hue is in turns, and the radius is a fraction of the image's shorter
+    side.
+    """
 
     shape: Callable
     surface: Callable
@@ -30,7 +34,7 @@ class Kind:
         return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), dtype=np.float32)
 
 
-# Hues overlap between kinds, and backgrounds have them all: colour alone does not tell a class.
+# Hues overlap between kinds and occur in backgrounds, so colour alone does not identify a class.
 KINDS = dict(
     ball=Kind(shapes.disc, surfaces.glossy, (0.8, 0.97), (0.55, 0.95), (0.6, 1.0)),
     brick=Kind(shapes.slab, surfaces.masonry, (-0.02, 0.06), (0.45, 0.75), (0.6, 0.95)),
@@ -59,7 +63,8 @@ _SURFACES = (
 def derived_kinds(n: int) -> list[Kind]:
     """`n` kinds that differ in shape, surface or hue.
 
-    12 shapes and 7 surfaces have no common factor: 84 pairs before one comes again, in another hue.
+    12 and 7 have no common factor, so the 12 shapes and 7 surfaces give 84 pairs before one is
+    repeated, with another hue.
     """
     kinds = []
     for i in range(n):

@@ -1,4 +1,4 @@
-"""What a generated folder looks like: file names, categories, what each category looks like."""
+"""The layout of a generated folder: file names, categories, and the appearance of each category."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PALETTE = (
     [(220, 20, 60), (255, 140, 0), (255, 255, 0), (50, 205, 50), (0, 206, 209)]
     + [(30, 144, 255), (138, 43, 226), (255, 105, 180), (139, 69, 19), (245, 245, 245)]
 )  # fmt: skip
-# The numbers from 1 to 90 that COCO gives to none of its 80 categories.
+# The numbers from 1 to 90 that COCO does not use for its 80 categories.
 _COCO_UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 

@@ -1,6 +1,6 @@
 """The photographs inside scikit-image's wheel: backgrounds and textures.
 
-They are read as files of the installed package: skimage.data may download what is missing.
+They are read as files of the installed package, because skimage.data may download what is missing.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ FILES = dict(
     rocket='rocket.jpg',
     tissue='ihc.png',
 )
-# What the scenes stand on.
+# The backgrounds of the scenes.
 BACKGROUNDS = (
     *('astronaut', 'camera', 'cat', 'motorcycle', 'rocket') * 2,
     *('coffee', 'hubble', 'moon', 'retina', 'tissue'),
-    *('brick', 'grass', 'gravel'),  # some objects are made of these, too
+    *('brick', 'grass', 'gravel'),  # Some objects have these textures as well.
 )
-# Training scenes see the left of every photograph, validation scenes the right.
-# Fractions of its width and height: (x0, y0, x1, y1).
+# Training scenes use the left of every photograph, validation scenes the right. The numbers are
+# fractions of its width and height: (x0, y0, x1, y1).
 REGIONS = dict(train=(0.0, 0.0, 0.58, 1.0), val=(0.6, 0.0, 1.0, 1.0))
-# Textures cut from a part of a photograph: the table top beside a cup of coffee, lines of text.
+# Textures from a part of a photograph: the table top next to a cup of coffee, and lines of text.
 CUTS = dict(
     wood=('coffee', dict(train=(0.0, 0.55, 0.14, 1.0), val=(0.84, 0.3, 1.0, 0.9))),
     text=('page', dict(train=(0.0, 0.15, 0.58, 0.68), val=(0.6, 0.15, 1.0, 0.68))),
@@ -74,7 +74,7 @@ def photograph(name: str) -> np.ndarray:
 
 @functools.cache
 def texture(name: str, split: str) -> np.ndarray:
-    """What a split may show of a photograph or one of `CUTS`: (H, W, 3) RGB float32 in 0..1."""
+    """The part of a photograph, or of one of `CUTS`, for a split: (H, W, 3) RGB float32 in 0..1."""
     source, regions = CUTS.get(name, (name, REGIONS))
     image = photograph(source)
     x0, y0, x1, y1 = regions[split]

@@ -9,8 +9,8 @@ import numpy as np
 def polygons(mask: np.ndarray) -> list[list[int]]:
     """Outlines of a mask along the edges of its pixels.
 
-    COCO polygons can't have holes, so a part with a hole is cut in two through the hole; each half
-    is an outline of its own.
+    COCO polygons can't have holes, so a part with a hole is divided in two through the hole, and
+    each half gets its own outline.
 
     Args:
         mask: (H, W) bool.
@@ -19,8 +19,8 @@ def polygons(mask: np.ndarray) -> list[list[int]]:
         One flat list x0, y0, x1, y1, ... per outline, in COCO's coordinates: pixel (column, row)
         covers [column, column + 1] x [row, row + 1].
     """
-    # At twice the size, the centres of a contour's pixels are a quarter of a pixel from the corner
-    # they stand for.
+    # At twice the size, the centre of each pixel of a contour is a quarter of an original pixel
+    # away from the corner that it represents.
     doubled = np.repeat(np.repeat(mask.astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     for i, contour in enumerate(contours):

@@ -1,4 +1,4 @@
-"""One scene: a background, distractors, objects that hide each other, then the camera.
+"""Renders one scene: background, distractors, objects that occlude each other, camera effects.
 
 Legend: `H`, `W` image rows and columns; images are (H, W, 3) RGB float32, about 0..1.
 """
@@ -15,9 +15,9 @@ from . import photos
 from .kinds import Kind
 from .surfaces import Look
 
-OBJECTS_PER_SCENE = (5, 11)  # at least, less than
-MIN_VISIBLE = 0.0012  # of the image's area
-MIN_VISIBLE_PART = 0.3  # of the object's area inside the image
+OBJECTS_PER_SCENE = (5, 11)  # minimum, and one more than the maximum
+MIN_VISIBLE = 0.0012  # fraction of the image's area
+MIN_VISIBLE_PART = 0.3  # fraction of the object's area inside the image
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _Sprite:
 
 
 def deal(n_scenes: int, n_kinds: int, rng: np.random.Generator) -> list[list[int]]:
-    """Which kinds each scene gets, all of them about as often.
+    """The kinds of objects in each scene; all kinds occur about equally often.
 
     Scenes draw from shuffled decks of all kinds, one deck after another.
     """
@@ -62,9 +62,9 @@ def render(
     size: tuple[int, int],
     rng: np.random.Generator,
 ) -> Scene:
-    """A scene with objects of the given kinds, the first in front.
+    """Render a scene with objects of the given kinds, the first in front.
 
-    An object of which too little would be seen is left out altogether.
+    An object of which too little would be visible is left out.
 
     Args:
         kinds: what the classes look like.
@@ -90,7 +90,8 @@ def render(
 def _crop(image, height, width, zoom, rng):
     """A random crop, perhaps mirrored, resized to (height, width).
 
-    `zoom` is the part of the photograph's width or height that it takes, whichever is the tighter.
+    `zoom` is the fraction of the photograph's width or height that the crop takes, for the side
+    that limits the crop.
     """
     rows, columns = image.shape[:2]
     scale = zoom * min(rows / height, columns / width)
@@ -115,7 +116,7 @@ def _background(split, size, rng):
 
 
 def _distract(image, split, rng):
-    """Unlabelled clutter under the objects: snippets of other photographs, blurred spots, wires."""
+    """Draw unlabelled clutter under the objects: parts of photographs, blurred spots, wires."""
     height, width = image.shape[:2]
     unit = min(height, width)
     for _ in range(rng.integers(0, 3)):
@@ -142,7 +143,7 @@ def _distract(image, split, rng):
 
 
 def _sprite(kind, label, split, size, light, rng):
-    """An object of random place, angle and size, with its centre inside the image."""
+    """An object with random place, angle and size, whose centre is inside the image."""
     height, width = size
     low, high = np.log(kind.radius)
     radius = float(np.exp(rng.uniform(low, high))) * min(size)
@@ -166,7 +167,7 @@ def _sprite(kind, label, split, size, light, rng):
 
 
 def _visible(sprites, size):
-    """From front to back, the objects of which enough is seen, and the pixels where they are."""
+    """The objects of which enough is visible, from front to back, and their visible pixels."""
     taken = np.zeros(size, dtype=bool)
     kept, masks = [], []
     for sprite in sprites:

@@ -1,4 +1,4 @@
-"""What is painted on an object.
+"""The surfaces of objects.
 
 A surface is a function `(u, v, look) -> rgb`: coordinates as in `shapes`, the result (h, w, 3)
 float32, about 0..1.
@@ -20,7 +20,7 @@ class Look:
 
     Args:
         rng: source of its random details.
-        split: 'train' or 'val': which part of the photographs it may show.
+        split: 'train' or 'val', which selects the part of the photographs to use.
         colour: (3,) RGB.
         light: (2,) direction towards the light, a unit vector in the object's frame.
         radius: pixels per unit of `u` and `v`.
@@ -46,7 +46,7 @@ class Look:
         )
 
     def facing(self, u, v) -> np.ndarray:
-        """How much a gently domed surface faces the light: about 0.75..1.25."""
+        """Brightness of a slightly domed surface by its angle to the light: about 0.75..1.25."""
         return 1 + 0.25 * (u * self.light[0] + v * self.light[1])
 
 
@@ -63,7 +63,7 @@ def glossy(u, v, look):
 
 
 def masonry(u, v, look):
-    """Bricks in courses with light mortar; the grain of a photographed wall."""
+    """Bricks in courses with light mortar, and the grain of a photographed wall."""
     rows = look.rng.integers(3, 5)
     y = (v + 0.5) * rows
     row = np.floor(y)

@@ -1,7 +1,7 @@
-"""A folder of scenes: either complete or not there.
+"""Writes a folder of scenes, which is either complete or does not exist.
 
-Everything is written into a temporary folder beside the target, which is then renamed. Of several
-processes that start at once, each makes its own; the first to finish wins, and the others use that.
+All files are written into a temporary folder next to the target, which is then renamed. If several
+processes start at once, each makes its own folder, and all use the one that is finished first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from .polygons import polygons
 from .render import Scene, deal, render
 
 MANIFEST = 'scenes.json'
-VERSION = 1  # of what the generator draws: a folder made by another version is not reused
+# Version of what the generator draws. A folder that another version made is not reused.
+VERSION = 1
 JPEG_QUALITY = 92
 
 
@@ -37,9 +38,9 @@ def make_scenes(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Makes a folder of scenes, or finds it complete and made with the same parameters.
+    """Make a folder of scenes, unless a complete one with the same parameters exists.
 
-    The bytes depend on the parameters alone (and on the versions of NumPy and OpenCV).
+    The bytes depend only on the parameters and on the versions of NumPy and OpenCV.
 
     Args:
         out: the folder to make.
@@ -56,9 +57,9 @@ def make_scenes(
         The folder, absolute.
 
     Raises:
-        ValueError: a bad argument, or a folder there that was made with other parameters.
-        OSError: the folder cannot be written.
-        RuntimeError: scikit-image is not installed, or mmdet for COCO's names.
+        ValueError: An argument is wrong, or the folder exists and was made with other parameters.
+        OSError: The folder cannot be written.
+        RuntimeError: scikit-image is not installed, or mmdet, which is needed for COCO's names.
     """
     if layout not in LAYOUTS:
         raise ValueError(f'layout: expected one of {", ".join(LAYOUTS)}, got {layout!r}')
@@ -95,10 +96,10 @@ def make_scenes(
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The parameters that a complete folder was made with; None where there is no such folder.
+    """The parameters that a complete folder was made with, or None if there is no such folder.
 
     Raises:
-        ValueError: something else is there, or files are missing.
+        ValueError: The folder was not made by this generator, or files are missing.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -205,7 +206,7 @@ def _label_map(scene: Scene) -> np.ndarray:
 
 
 def _outline(mask: np.ndarray) -> dict:
-    """What COCO records of an instance's mask: (H, W) bool."""
+    """The entries of a COCO annotation for an instance's mask, (H, W) bool."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     return dict(

@@ -1,4 +1,4 @@
-"""COCO 2017, boxes only, short side 800, 2 images per GPU; folders as in `coco_instance.py`."""
+"""COCO 2017, boxes only, short side 800, 2 images per GPU; `DATA_ROOT` as in `coco_instance.py`."""
 
 _base_ = './coco_instance.py'
 
@@ -18,7 +18,7 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
-# Boxes alone: mmdet's DetTTAModel does not merge masks.
+# For boxes only, because mmdet's DetTTAModel does not merge masks.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(

@@ -1,8 +1,8 @@
 """Nuclei of the 2018 Data Science Bowl as COCO instances of one class; batch 4.
 
 `DATA_ROOT` names the folder that holds `{train,val}` (PNG, 256x256) and
-`instances_{train,val}.json`. A nucleus is about 13 pixels wide, less than four cells of the finest
-map, so images are enlarged to 512x512; training sees 256x256 crops of that.
+`instances_{train,val}.json`. A nucleus is about 13 pixels wide, less than four tokens of the finest
+map, so images are enlarged to 512x512. Training uses 256x256 crops of the enlarged images.
 """
 
 dataset_type = 'CocoDataset'
@@ -14,7 +14,7 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomResize', scale=(512, 512), ratio_range=(0.75, 1.25), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(256, 256), recompute_bbox=True),
-    # what the crop leaves of a nucleus may be nothing; a box of no size makes the loss NaN
+    # A crop may leave nothing of a nucleus, and an empty box would make the loss NaN.
     dict(type='FilterAnnotations', min_gt_bbox_wh=(2, 2)),
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),

@@ -1,6 +1,7 @@
 """The embedded scenes with masks, 192x256, made on first use under `data/scenes`; batch 4.
 
-Loads in the main process (`num_workers=0`): the images are small, and a run can resume exactly.
+The main process loads the data (`num_workers=0`), because the images are small and a run can then
+be resumed exactly.
 """
 
 dataset_type = 'saga_mm.ScenesDetDataset'
@@ -14,7 +15,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # also for images of another size, and it tells the heads the scale
+    # Resize also handles images of another size, and records the scale that the heads need.
     dict(type='Resize', scale=(256, 192), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(

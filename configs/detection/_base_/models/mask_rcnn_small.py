@@ -1,7 +1,7 @@
 """Mask R-CNN on SAGA-T for training from scratch on small images, CPU included.
 
-Half the width and a quarter of the regions of `mask_rcnn.py`; group norm in the FPN and the
-heads, because batches are small.
+It has half the width and a quarter of the regions of `mask_rcnn.py`. The FPN and the heads have
+group norm, because batches are small.
 """
 
 _base_ = './mask_rcnn.py'

@@ -1,7 +1,7 @@
 """RetinaNet on SAGA-T with an FPN over the outputs at strides 8, 16 and 32.
 
-The output at stride 4 is not asked for: nothing would read it, and a parameter without a gradient
-stops distributed training.
+The backbone does not return the output at stride 4. Nothing would read it, and a parameter without
+a gradient stops distributed training.
 """
 
 model = dict(

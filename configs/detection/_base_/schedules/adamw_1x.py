@@ -3,7 +3,7 @@
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    # one-dimensional parameters (norms, biases, layer scales) do not decay; convolutions do
+    # No weight decay for one-dimensional parameters (norms, biases, layer scales).
     paramwise_cfg=dict(flat_decay_mult=0.0),
 )
 param_scheduler = [

@@ -1,6 +1,6 @@
 """AdamW from scratch on a small data set: some epochs at batch 4.
 
-`PolyLR` has no `end`, so it ends with the training: `train_cfg.max_epochs` alone sets the length.
+`PolyLR` has no `end`, so it ends with the training. `train_cfg.max_epochs` alone sets the length.
 """
 
 _base_ = './adamw_1x.py'

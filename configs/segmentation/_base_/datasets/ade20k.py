@@ -16,7 +16,7 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
-# The labels are loaded after Resize: they are evaluated at the image's own size.
+# The labels are loaded after Resize, because they are evaluated at the image's original size.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),

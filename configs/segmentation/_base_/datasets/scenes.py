@@ -1,8 +1,10 @@
 """The embedded scenes, 192x256, made on first use under `data/scenes`; batch 8.
 
-Shrunk to about two thirds, 96x128 crops: a CPU sees more scenes in the same time.
+Images are reduced to about two thirds of their size, with 96x128 crops, so that a CPU processes
+more scenes in the same time.
 
-Loads in the main process (`num_workers=0`): the images are small, and a run can resume exactly.
+The main process loads the data (`num_workers=0`), because the images are small and a run can then
+be resumed exactly.
 """
 
 dataset_type = 'saga_mm.ScenesSegDataset'

@@ -1,4 +1,4 @@
-"""UperNet on SAGA-T with narrow heads and plain BN: for one process, CPU included."""
+"""UperNet on SAGA-T with narrow heads and plain BN, for a single process on a GPU or a CPU."""
 
 _base_ = './upernet.py'
 

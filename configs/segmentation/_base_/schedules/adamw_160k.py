@@ -1,12 +1,12 @@
 """AdamW, 160k iterations at batch 16; the settings that mmseg's Swin UperNets use.
 
-`PolyLR` has no `end`, so it ends with the training: `train_cfg.max_iters` alone sets the length.
+`PolyLR` has no `end`, so it ends with the training. `train_cfg.max_iters` alone sets the length.
 """
 
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    # one-dimensional parameters (norms, biases, layer scales) do not decay; convolutions do
+    # No weight decay for one-dimensional parameters (norms, biases, layer scales).
     paramwise_cfg=dict(flat_decay_mult=0.0),
 )
 param_scheduler = [
