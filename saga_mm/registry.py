@@ -4,9 +4,12 @@ They are children of mmengine's root registries, so that mmdet, mmseg and mmengi
 by name. Configs are found by name as well: `_base_ = 'saga_mm::segmentation/upernet_saga_t.py'`.
 """
 
+from __future__ import annotations
+
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
+from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -32,7 +35,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
 )
 
 
-def _name_config_packages() -> None:
+def _find_configs_by_package() -> None:
     """Let `_base_ = 'PACKAGE::...'` find the configs of this package, and of the OneDL fork.
 
     mmengine looks for a distribution with the name of a package, and if there is none, for a module
@@ -47,6 +50,15 @@ def _name_config_packages() -> None:
     # The name of a module, because the distribution `saga_mm` holds two packages, of which mmengine
     # would use the first.
     MODULE2PACKAGE['saga_mm'] = __name__
+    # what a package's config names is looked up in its registries, but ours name classes of mmdet
+    # and mmseg, as a config of one's own does
+    find = Config._get_cfg_path
+
+    def find_without_scope(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = find(cfg_path, filename)
+        return path, None if scope == 'saga_mm' else scope
+
+    Config._get_cfg_path = staticmethod(find_without_scope)
 
 
-_name_config_packages()
+_find_configs_by_package()

@@ -78,7 +78,8 @@ def _is_local(path: object) -> bool:
 
 def _entries(cfg: Config, dataset: dict) -> list[Entry]:
     """What a data set names; nothing if its class may look for something else."""
-    kind = _resolve(cfg, dataset.get('type'), DATASETS)
+    scope = dataset.get('_scope_') or cfg.get('default_scope')
+    kind = _resolve(dataset.get('type'), DATASETS, scope)
     # it reads nothing yet
     instance = _build(kind, dataset, lazy_init=True, pipeline=[])
     finds = ('full_init', 'load_data_list', *(('__init__',) if instance is None else ()))
@@ -88,7 +89,7 @@ def _entries(cfg: Config, dataset: dict) -> list[Entry]:
     if kind and _owner(kind, 'load_data_list').__name__ == 'BaseSegDataset':
         suffixes = {key: _suffix(kind, instance, dataset, SUFFIXES[key]) for key in SUFFIXES}
     lists_images = bool(suffixes) and not dataset.get('ann_file')
-    reads_images, reads_labels = _reads(cfg, dataset)
+    reads_images, reads_labels = _reads(dataset, scope)
     is_read = {
         **dict.fromkeys(('img', 'img_path'), reads_images or lists_images),
         **dict.fromkeys(('seg', 'seg_map_path'), reads_labels),
@@ -102,8 +103,7 @@ def _entries(cfg: Config, dataset: dict) -> list[Entry]:
     return [entry for entry in entries if _is_local(entry.path) and str(entry.path)]
 
 
-def _resolve(cfg: Config, kind: object, registry: Registry) -> type | None:
-    scope = cfg.get('default_scope')
+def _resolve(kind: object, registry: Registry, scope: str | None) -> type | None:
     scopes = (scope,) if scope else ('mmseg', 'mmdet')
     return next(filter(None, (resolve(kind, registry, scope) for scope in scopes)), None)
 
@@ -111,7 +111,8 @@ def _resolve(cfg: Config, kind: object, registry: Registry) -> type | None:
 def _build(kind: type | None, options: dict, **changes: object) -> object | None:
     """A data set or a transform, if it can be built."""
     options = {**options, **changes}
-    del options['type']
+    for key in ('type', '_scope_'):
+        options.pop(key, None)
     try:
         return kind(**options) if kind else None
     except UNBUILDABLE:
@@ -138,7 +139,7 @@ def _suffix(kind: type, instance: object | None, dataset: dict, option: str) -> 
     return dataset.get(option, defaults[0])
 
 
-def _reads(cfg: Config, dataset: dict) -> tuple[bool, bool]:
+def _reads(dataset: dict, scope: str | None) -> tuple[bool, bool]:
     """Whether a data set reads images and label maps from files, as far as is known."""
     from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 
@@ -146,7 +147,7 @@ def _reads(cfg: Config, dataset: dict) -> tuple[bool, bool]:
         return True, True
     images = labels = False
     for transform in _transforms(dataset['pipeline']):
-        kind = _resolve(cfg, transform.get('type'), TRANSFORMS)
+        kind = _resolve(transform.get('type'), TRANSFORMS, scope)
         if kind and issubclass(kind, LoadImageFromFile):
             images = True
         elif kind and issubclass(kind, LoadAnnotations):

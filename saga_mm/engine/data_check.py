@@ -49,9 +49,10 @@ class DataCheckHook(Hook):
     def __init__(self) -> None:
         self.objects: list[Limit] = []
         self.maps: list[Limit] = []
-        # of the label maps in a validation or test
+        # of the label maps in a validation or test: limits, pixels of each class, and their number
         self.evaluated: list[Limit] = []
         self.pixels = torch.zeros(0, dtype=torch.int64)
+        self.number = torch.zeros(1, dtype=torch.int64)
         self.told: set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
@@ -99,6 +100,7 @@ class DataCheckHook(Hook):
             metrics = getattr(getattr(runner, f'{split}_evaluator'), 'metrics', ())
             self.evaluated = _evaluated(metrics, self.maps, len(classes))
             self.pixels = torch.zeros(len(classes), dtype=torch.int64)
+            self.number = torch.zeros(1, dtype=torch.int64)
         for limit in self.objects:
             if 0 < len(classes) < limit.number:
                 problem = (
@@ -135,6 +137,7 @@ class DataCheckHook(Hook):
             labels = map_of(sample)
             self._check(sample, labels, limits)
             if isinstance(labels, Tensor):
+                self.number += 1
                 values = labels[(labels >= 0) & (labels < len(self.pixels))].cpu()
                 self.pixels += torch.bincount(values.long(), minlength=len(self.pixels))
 
@@ -165,7 +168,11 @@ class DataCheckHook(Hook):
         """Warn of classes without a pixel, which a mean over classes leaves out."""
         if not self.evaluated:
             return
+        # in each process, for a part of the data
         all_reduce(self.pixels)
+        all_reduce(self.number)
+        if not self.number:
+            return
         classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
         absent = [name for name, pixels in zip(classes, self.pixels, strict=False) if not pixels]
         if absent:

@@ -98,6 +98,9 @@ def map_of(sample: BaseDataElement) -> Tensor | None:
 def samples_of(batch: object) -> list[BaseDataElement]:
     """The samples of a batch of mmdet or mmseg; none of another batch."""
     samples = batch.get('data_samples') if isinstance(batch, dict) else None
+    # augmented tests have a list for each augmentation
+    if isinstance(samples, (list, tuple)) and samples and isinstance(samples[0], (list, tuple)):
+        samples = samples[0]
     if not isinstance(samples, (list, tuple)):
         return []
     return [sample for sample in samples if isinstance(sample, BaseDataElement)]

@@ -234,7 +234,7 @@ class Labelled(torch.utils.data.Dataset):
         return dict(data_samples=sample(self.maps[index]))
 
 
-def evaluate(dataset, model=None, split='test', **metric):
+def evaluate(dataset, model=None, split='test', batch_of=lambda sample: [sample], **metric):
     metric = SimpleNamespace(**dict(ignore_index=255) | metric)
     runner = SimpleNamespace(
         model=model or Parts(decode_head=fcn(num_classes=3)),
@@ -246,7 +246,7 @@ def evaluate(dataset, model=None, split='test', **metric):
     hook = DataCheckHook()
     getattr(hook, f'before_{split}')(runner)
     for index in range(len(dataset)):
-        batch = dict(data_samples=[dataset[index]['data_samples']])
+        batch = dict(data_samples=batch_of(dataset[index]['data_samples']))
         getattr(hook, f'before_{split}_iter')(runner, index, batch)
     getattr(hook, f'after_{split}_epoch')(runner)
 
@@ -258,6 +258,19 @@ def test_classes_without_a_pixel_are_told(said):
     evaluate(Labelled([255]), split='val')
     assert 'no pixel of b in the label maps' in said[0]
     assert 'no pixel of a, b, c in the label maps' in said[1]
+
+
+def test_augmented_samples_are_counted_once(said):
+    def augment(sample):
+        return [[sample], [sample]]
+
+    evaluate(Labelled([0, 1], [2, 255]), batch_of=augment)
+    assert not said
+    with pytest.raises(ValueError, match='got 77'):
+        evaluate(Labelled([0, 1, 2, 77]), batch_of=augment)
+    # of another form
+    evaluate(Labelled([0, 1]), batch_of=lambda sample: dict(sup=[sample]))
+    assert not said
 
 
 def test_labels_that_are_evaluated(said):
