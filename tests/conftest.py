@@ -1,4 +1,4 @@
-"""Same random numbers and no compiled code in every test, whatever runs before it.
+"""Each test has the same random numbers and no compiled code, whatever ran before it.
 
 No GPU: Triton's interpreter.
 """
@@ -13,8 +13,8 @@ import pytest
 import torch
 
 if importlib.util.find_spec('triton') and not torch.cuda.is_available():
-    # Whether kernels are compiled or interpreted is settled when Triton is imported, so this comes
-    # before any other import of it. Unset again: CPU tests are to run the reference.
+    # Triton decides on import whether kernels are compiled or interpreted, so this must come before
+    # any other import of it. The variable is removed again, because CPU tests run the reference.
     os.environ['TRITON_INTERPRET'] = '1'
     from saga_kernels.launch import KERNELS
 
@@ -33,7 +33,7 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def nothing_compiled():
-    """Code that tests share, such as the forward of backbones, is compiled a few times at most."""
+    """Allow only a few compilations of code that tests share, such as the forward of backbones."""
     yield
     torch.compiler.reset()
 

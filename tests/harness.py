@@ -1,4 +1,4 @@
-"""What the tests of the ops share."""
+"""Helpers of the tests of the ops."""
 
 import contextlib
 import itertools
@@ -14,12 +14,12 @@ BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
 def rms_ratio(value, exact):
-    """Size of the error against the size of the exact value, in float64."""
+    """The norm of the error divided by the norm of the exact value, in float64."""
     return ((value.double() - exact).norm() / exact.norm()).item()
 
 
 def pairwise(**axes):
-    """Few combinations that hold every pair of values, greedily chosen."""
+    """A small set of combinations with every pair of values, chosen greedily."""
     chosen = []
     cases = list(itertools.product(*axes.values()))
     pairs = {case: set(itertools.combinations(enumerate(case), 2)) for case in cases}
@@ -47,9 +47,9 @@ print(peak / (out.numel() * out.element_size()))
 
 
 def peak_memory(setup, call):
-    """Most memory that tensors take in a call without grad, its output included, in outputs.
+    """Peak memory of tensors in a call without gradients, output included, in units of the output.
 
-    In a process of its own, after some lines of code.
+    The call runs in a process of its own, after some lines of code.
     """
     command = [sys.executable, '-c', PEAK_SCRIPT.format(setup=setup, call=call)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -57,7 +57,7 @@ def peak_memory(setup, call):
 
 @contextlib.contextmanager
 def other_process(context, *arguments):
-    """Hold a context in a child of this process, which is killed in the end; its id."""
+    """Hold a context in a child process, which is killed at the end. Yields the id of the child."""
     read, write = os.pipe()
     child = os.fork()
     if not child:

@@ -1,10 +1,10 @@
-"""Peak memory and time of RAVLT beside its formulas written down, on a CPU, in inference.
+"""Compare peak memory and time of RAVLT with those of its plain formulas, in inference on a CPU.
 
 python tests/measure_ravlt.py --arch tiny --size 1280 1280
 
-Each side runs in a process of its own, the two in turn, and so does each repetition. Memory is the
-highest resident set of the process (`getrusage`) less what it was before the image came: libraries,
-weights and a warm-up on 64 x 64 pixels are in both.
+Each repetition of each model runs in a process of its own, and the two models take turns. Memory is
+the peak of the resident set of the process (`getrusage`) minus its size before the image, at which
+libraries and weights are loaded and a warm-up on 64 x 64 pixels has run.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SIDES = {
 
 
 def peak():
-    """MiB."""
+    """Peak of the resident set, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,4 +1,4 @@
-"""RAVLT as its paper and code have it, written down formula by formula: the measure of ours.
+"""RAVLT as its paper and code define it, formula by formula, to compare our implementation with.
 
 Legend: B batch, H height, W width, N = H * W tokens, C channels, d head dim. Maps are (B, C, H, W).
 """
@@ -158,7 +158,7 @@ def published(arch, dense=True):
     model = Published(**arch, dense=dense).eval()
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not name.endswith('angle'):
-            # small weights would hide what attention does
+            # Small weights would hide the effect of attention.
             scale = 1.0 if value.ndim == 1 or 'gamma' in name else 2 * value[0].numel() ** -0.5
             value.copy_(torch.randn_like(value) * scale)
             if name.endswith('running_var'):

@@ -1,4 +1,4 @@
-"""Who may import what, and that each package works without what it need not have.
+"""What each package may import, and that it works without packages that it does not need.
 
 1. saga_kernels imports torch, and triton in each op's kernel.py, in tiles.py, which these share,
    and in interpreter.py; all are imported lazily.
@@ -118,7 +118,7 @@ def test_attention_layers_and_inference_import_torch_and_kernels_only(package):
     ]
 
 
-# From bottom to top: each room knows only those before it.
+# From bottom to top: each room may import only those before it.
 ROOMS = [
     *('stack', 'registry', 'datasets', 'preprocessors', 'layers', 'attention', 'inference'),
     *('checkpoint', 'backbones', 'engine', 'cli', 'apis', 'analysis'),

@@ -1,7 +1,7 @@
 """The package as users get it: installs, the set-up script, and the commands of the README.
 
-Nothing here needs the network: the temporary environments see the packages of the one that runs
-the tests.
+The tests need no network, because the temporary environments see the packages of the environment
+that runs the tests.
 """
 
 import os
@@ -27,7 +27,7 @@ needs_setup = pytest.mark.skipif(
 
 
 def clean_environ(**changes):
-    """The environment without what would let a package be found or downloaded from elsewhere."""
+    """The environment without variables by which packages are found or downloaded elsewhere."""
     environ = {
         name: value
         for name, value in os.environ.items()
@@ -64,7 +64,7 @@ def files_in(folder):
 
 
 def make_environment(folder):
-    """An environment that sees the packages of this one, but for those installed editable."""
+    """Make an environment that sees the packages of this one, except editable ones."""
     succeed(sys.executable, '-m', 'venv', '--without-pip', folder)
     (site,) = folder.glob('lib/python*/site-packages')
     outer = [path for path in sys.path if Path(path).name == 'site-packages']
@@ -73,7 +73,7 @@ def make_environment(folder):
 
 
 def pip_install(python, *arguments, **options):
-    # the environment that runs the tests has a saga_mm, too: it is ignored
+    # The saga_mm of the environment that runs the tests is ignored.
     flags = ('--no-deps', '--no-build-isolation', '--ignore-installed')
     return succeed(python, '-m', 'pip', 'install', *flags, *arguments, **options)
 
@@ -105,7 +105,7 @@ def where_imported(python, folder):
 def test_installed_copies_import(kind, source, python, tmp_path):
     target = source if kind == 'plain' else build_wheel(source, tmp_path / 'dist')
     pip_install(python, target)
-    shutil.rmtree(source)  # nothing may come from there any more
+    shutil.rmtree(source)  # Nothing may be imported from there any more.
     kernels, saga_mm = where_imported(python, tmp_path)
     assert python.parents[1] in kernels.parents
     assert python.parents[1] in saga_mm.parents
@@ -129,7 +129,7 @@ def test_editable_install_imports_the_source(source, python, tmp_path):
     expected = {'.mim', '__pycache__', 'saga_mm.egg-info'}
     assert not [parts for parts in left if expected.isdisjoint(parts)]
 
-    pip_install(python, '-e', source)  # the links are there already
+    pip_install(python, '-e', source)  # The links exist already.
 
 
 def test_wheel_holds_both_packages_and_what_openmim_looks_for(source, tmp_path):
@@ -145,7 +145,7 @@ def test_wheel_holds_both_packages_and_what_openmim_looks_for(source, tmp_path):
     assert {name for name in packed if '.dist-info/' not in name} == expected
     assert any(name.endswith('licenses/LICENSE') for name in packed)
 
-    # nothing is left in the source but setuptools' own folders
+    # The only new folders in the source are those of setuptools.
     left = {name.split('/')[0] for name in files_in(source) - before}
     assert left <= {'build', 'saga_mm.egg-info'}
 
@@ -159,7 +159,7 @@ def test_a_second_wheel_forgets_what_was_removed(source, tmp_path):
 
 
 def test_kernels_is_a_source_root_and_no_package():
-    # as a package, it would shadow another of that name wherever this root is on sys.path
+    # As a package, it would shadow another of that name wherever this root is on sys.path.
     assert not (ROOT / 'kernels/__init__.py').exists()
     assert (ROOT / 'kernels/saga_kernels/__init__.py').exists()
 
@@ -262,7 +262,7 @@ def fake_python(path, version):
 
 
 def bare_path(folder):
-    """A folder for the PATH with what the script always calls: no Python, no compiler."""
+    """A folder for the PATH with the programs that the script needs, but no Python or compiler."""
     folder.mkdir()
     always = (
         'bash cat cksum dirname basename find getconf grep head mkdir mktemp mv rm sed tail tar'
@@ -308,7 +308,7 @@ def installed_stack():
 
 @needs_setup
 def test_missing_compiler(source, python, tmp_path, installed_stack):
-    # a version that is nowhere: no wheel can be found, so it would have to be compiled
+    # No index has this version, so pip finds no wheel, and the script would have to compile it.
     settings = source / 'pyproject.toml'
     settings.write_text(re.sub(r'mmcv==[\d.]+', 'mmcv==0.0.1', settings.read_text()))
     programs = bare_path(tmp_path / 'bin')
@@ -317,7 +317,7 @@ def test_missing_compiler(source, python, tmp_path, installed_stack):
     assert "there is no C++ compiler 'c++'" in error
 
 
-# Stands for mmcv's: the first build is killed when one of two objects is there.
+# Takes the place of mmcv's build: the first one is killed when one of two objects exists.
 BUILD_KILLED_ONCE = """
 import sys
 from pathlib import Path
@@ -396,7 +396,7 @@ def test_setup_completes_repeats_and_repairs(source, python, installed_stack):
     assert 'Successfully installed saga_mm' in ready(setup_in(source, **environ))
     assert len(ready(setup_in(source, **environ)).splitlines()) == 1
 
-    # as after a kill in the middle of pip's work
+    # As if pip had been killed.
     (info,) = python.parents[1].glob('lib/python*/site-packages/saga_mm-*.dist-info')
     (info / 'RECORD').unlink()
     assert 'is incomplete: installing it again' in ready(setup_in(source, **environ))
@@ -419,7 +419,7 @@ def add_distribution(folder, name, package, declared=False):
     (info / 'RECORD').write_text(f'{package}/__init__.py,,\n')
     (folder / package).mkdir(exist_ok=True)
     (folder / package / '__init__.py').touch()
-    if declared:  # as the build back ends that write a top_level.txt do
+    if declared:  # As build back ends do that write a top_level.txt.
         (info / 'top_level.txt').write_text(f'docs\n{package}\n')
         (info / 'RECORD').write_text('')
 

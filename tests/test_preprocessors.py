@@ -1,4 +1,4 @@
-"""The preprocessors add a mask of the padding to what mmdet's and mmseg's make of a batch."""
+"""The preprocessors add a mask of the padding to the batches of those of mmdet and mmseg."""
 
 import copy
 import pickle
@@ -43,7 +43,7 @@ def pixels(sizes):
 
 
 def preprocess(scope, options, batch, training):
-    """What the preprocessor of the toolbox makes of a batch, and what the masked one does."""
+    """The batch from the preprocessor of the toolbox, and that from the masked one."""
     kinds = dict(
         mmdet=('mmdet.DetDataPreprocessor', 'saga_mm.MaskedDetDataPreprocessor'),
         mmseg=('mmseg.SegDataPreProcessor', 'saga_mm.MaskedSegDataPreprocessor'),
@@ -79,7 +79,7 @@ def test_images_of_two_sizes_for_detection(training, divisor):
 def test_batch_augmentations_of_detection():
     fixed = [dict(type='mmdet.BatchFixedSizePad', size=(80, 96))]
     check(*preprocess('mmdet', dict(batch_augments=fixed), det_batch(), True), SIZES)
-    # the batch is 50 x 61
+    # The batch has 50 x 61 pixels.
     twice = [dict(type='mmdet.BatchResize', scale=(100, 122), pad_size_divisor=32)]
     made = preprocess('mmdet', dict(batch_augments=twice), det_batch(), True)
     assert made[1]['inputs'].shape[2:] == (128, 128)

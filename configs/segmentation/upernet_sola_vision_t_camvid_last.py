@@ -1,4 +1,6 @@
-"""Like `upernet_sola_vision_t_camvid.py`, with softmax layers at the end of stages 3 and 4."""
+"""SoLA-Vision-T with softmax layers at the end of stages 3 and 4, trained on CamVid and otherwise
+like `upernet_saga_t_camvid.py`.
+"""
 
 _base_ = './upernet_saga_t_camvid.py'
 

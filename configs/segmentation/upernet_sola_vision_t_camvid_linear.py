@@ -1,4 +1,6 @@
-"""Like `upernet_sola_vision_t_camvid.py`, with no softmax layer."""
+"""SoLA-Vision-T without softmax layers, trained on CamVid and otherwise
+like `upernet_saga_t_camvid.py`.
+"""
 
 _base_ = './upernet_saga_t_camvid.py'
 

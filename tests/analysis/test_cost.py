@@ -1,4 +1,4 @@
-"""FLOPs against counts by hand, activations against what autograd must keep."""
+"""FLOPs agree with counts by hand, and activations with what autograd must keep."""
 
 import pytest
 import torch
@@ -34,17 +34,17 @@ def test_backward_pass_of_a_depthwise_convolution_by_hand():
     x = torch.randn(2, 5, 6, 7, requires_grad=True)
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         conv(x).sum().backward()
-    # the output, and the gradients of input and weight
+    # The output, and the gradients of the input and the weight.
     assert counter.get_total_flops() == 3 * 2 * (2 * 5 * 6 * 7) * 9
 
 
-# Of what follows: H, W, C, heads, and what these make.
+# Used below: H, W, C, the number of heads, and values derived from them.
 HEIGHT, WIDTH, DIM, HEADS = 6, 7, 16, 2
 TOKENS, HEAD_DIM = HEIGHT * WIDTH, DIM // HEADS
 
 
 def mixing_flops(module, lepe_kernel_size):
-    """What an attention module counts for one image, less projections and LePE, counted here."""
+    """FLOPs of an attention module for one image, by hand, without projections and LePE."""
     flops = cost_of(module, torch.randn(3, HEIGHT, WIDTH, DIM, requires_grad=True))[''].flops
     projections = 2 * TOKENS * DIM * (module.parts * DIM + DIM)
     lepe = 2 * TOKENS * DIM * lepe_kernel_size**2
@@ -64,7 +64,7 @@ def test_gated_linear_attention_by_hand(gated):
 def test_rank_augmented_attention_by_hand():
     module = RankAugmentedAttention(DIM, HEADS, lepe_kernel_size=5)
     assert module.parts == 4
-    # As gated, and the products of all keys with the mean query, (N x D)(D x 1).
+    # Like the gated one, plus the products of all keys with the mean query, (N x D)(D x 1).
     head = 2 * 2 * TOKENS * HEAD_DIM**2 + 2 * 2 * TOKENS * HEAD_DIM
     assert mixing_flops(module, 5) == HEADS * head
 
@@ -77,7 +77,7 @@ def test_decay_linear_attention_by_hand():
     chunks, chunk, groups, group = 2, 64, 2, 8
     state = HEAD_DIM * (HEAD_DIM + 1)
     within = 2 * chunks * chunk * chunk * (HEAD_DIM + HEAD_DIM + 1)
-    # Made and read, in both directions.
+    # States that are computed and read, in both directions.
     states = 2 * 2 * 2 * chunks * chunk * state
     # Totals of groups, these between groups, and states within each group, in both directions.
     carried = 2 * 2 * (groups * group + groups**2 + groups * group**2) * state
@@ -111,12 +111,12 @@ def test_published_multiply_adds_of_ravlt_leave_out_attention(arch, published):
         products += len(stage.blocks) * tokens * channels * each
     neck_and_heads = 170.07
     rest = (flops // 2 - products) / 1e9 + neck_and_heads
-    # Norms are counted there, perhaps, and not here.
+    # The published counts may include norms; ours do not.
     assert rest == pytest.approx(published, rel=0.005)
 
 
 class Method(nn.Module):
-    """Not called itself, as the heads of detectors."""
+    """A module that is never called as a module, like the heads of detectors."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +138,7 @@ class Model(nn.Module):
 def test_modules_that_are_not_called_have_what_is_below_them():
     costs = cost_of(Model(), torch.randn(3, 4))
     assert costs['head.layer'].flops == costs['head'].flops == 2 * 3 * 4 * 4
-    # A product outside of any called module is the caller's.
+    # A product outside of any called module is counted for the caller.
     assert costs[''].flops == 2 * costs['head'].flops
 
 

@@ -1,4 +1,4 @@
-"""Masses and radii that are known."""
+"""Receptive fields are tested with masses and radii that are known."""
 
 import pytest
 import torch
@@ -17,9 +17,9 @@ def test_radius_of_known_masses():
     assert radius(point, 0.25) == 0
     assert radius(point, 0.26) == 5
     assert radius(point, 0.9) == 5
-    # seen from the other place, it is the nearer that holds more
+    # Measured from the other place, the nearer token has more of the mass.
     assert radius(point, 0.75, (0, 1)) == 0
-    # all tokens alike: of a disc, half of the area has a radius of the square root of a half
+    # All tokens are equal. Half of the area of a disc has a radius of sqrt(1/2).
     side = torch.arange(101) - 50.0
     disc = (torch.hypot(side[:, None], side) <= 50).float()
     assert radius(disc, 0.5) == pytest.approx(50 * 0.5**0.5, abs=0.5)
@@ -31,7 +31,7 @@ def test_mass_is_what_the_centre_sees():
     assert mass.sum().item() == pytest.approx(1)
     seen = mass > 0
     expected = torch.zeros_like(seen)
-    # five by five tokens about (11 // 2, 12 // 2)
+    # Five by five tokens around (11 // 2, 12 // 2).
     expected[3:8, 4:9] = True
     assert torch.equal(seen, expected)
 

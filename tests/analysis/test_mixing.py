@@ -1,4 +1,4 @@
-"""Attention rows and KV states against what the modules compute."""
+"""Attention rows and KV states agree with what the modules compute."""
 
 import pytest
 import torch
@@ -29,13 +29,13 @@ MAKERS = {
 
 def make(kind):
     module = MAKERS[kind]().double()
-    # far from uniform attention
+    # This makes attention far from uniform.
     torch.nn.init.normal_(module.in_proj.weight, std=0.5)
     return module, torch.randn(2, *SIZE, DIM, dtype=torch.float64)
 
 
 def forward(module, mixing, x):
-    """The module's output from the attention's."""
+    """Compute the output of the module from that of attention."""
     out = mixing.features.get('gated output', mixing.features['output']).reshape(x.shape)
     projected = module.in_proj(x)
     lepe = module.lepe(projected[..., 2 * DIM : 3 * DIM])
@@ -62,7 +62,7 @@ def test_rows_of_rank_augmented_attention_are_rotated_above_the_line_only():
     module, x = make('rank_augmented')
     sums = torch.stack([take_apart(module, x).row(i).sum(-1) for i in range(35)])
     assert sums.std() > 0.1
-    # one token is not turned
+    # A single token is not rotated.
     sums = take_apart(module, x[:, :1, :1]).row(0).sum(-1)
     torch.testing.assert_close(sums, torch.ones(2, HEADS).double(), rtol=1e-5, atol=0)
 
@@ -104,7 +104,7 @@ def test_states_of_rank_augmented_attention():
     assert list(mixing.states) == ['state', *states]
     for name, state in states.items():
         torch.testing.assert_close(mixing.states[name], state)
-    # the output is what a turned query reads, over a denominator
+    # The output is what a rotated query reads, divided by a denominator.
     read = (turned_q.transpose(1, 2) @ mixing.states['state']).transpose(1, 2)
     out = mixing.features['output'].reshape(read.shape)
     similarity = F.cosine_similarity(read, out, dim=-1)

@@ -1,4 +1,4 @@
-"""Costs of upstream's models: every part is counted, or named."""
+"""Costs of upstream's models: every part is counted, or named as not counted."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ CONFIGS = {
 
 
 def build(name):
-    """A model of upstream, without weights from a file."""
+    """Build a model of upstream without loading weights from a file."""
     toolbox, _, path = name.partition('/')
     cfg = Config.fromfile(CONFIGS[toolbox] / f'{path}.py')
     forget_weights(cfg._cfg_dict)
@@ -37,7 +37,7 @@ def forget_weights(value):
             forget_weights(item)
 
 
-# config, parts that must have FLOPs, parts that can't have any
+# Config, parts that must have FLOPs, parts that cannot have any.
 MODELS = {
     'mmdet/htc/htc_r50_fpn_1x_coco': (['roi_head.semantic_head', 'roi_head.mask_head.2'], {}),
     'mmdet/panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco': (['semantic_head', 'roi_head'], {}),
@@ -47,14 +47,14 @@ MODELS = {
         ['decode_head.0', 'decode_head.1'],
         {},
     ),
-    # on real tensors
+    # This runs on real tensors.
     'mmdet/dino/dino-4scale_r50_8xb2-12e_coco': (
         ['encoder', 'decoder', 'bbox_head'],
         {'dn_query_generator'},
     ),
 }
 LONG = {
-    # inference takes the masks of the last stage
+    # Inference uses the masks of the last stage.
     'mmdet/queryinst/queryinst_r50_fpn_1x_coco': (
         ['roi_head.bbox_head.0', 'roi_head.mask_head.5'],
         {f'roi_head.mask_head.{i}' for i in range(5)},
@@ -71,7 +71,7 @@ LONG = {
     'mmdet/dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco': (['backbone.layer3.0.conv2'], {}),
     'mmdet/fast_rcnn/fast-rcnn_r50_fpn_1x_coco': (['roi_head'], {}),
     'mmdet/groie/faste-rcnn_r50_fpn_groie_1x_coco': (['roi_head.bbox_roi_extractor'], {}),
-    # without stand-ins
+    # This runs without stand-in tensors.
     'mmdet/condinst/condinst_r50_fpn_ms-poly-90k_coco_instance': (['mask_head'], {}),
     'mmdet/yolact/yolact_r50_1xb8-55e_coco': (['mask_head'], {'mask_head.segm_branch'}),
     'mmdet/yolox/yolox_tiny_8xb8-300e_coco': (['bbox_head'], {}),
@@ -127,7 +127,7 @@ def segmentor():
 def test_real_tensors_cost_what_shapes_cost(segmentor, monkeypatch):
     shapes = model_cost(segmentor, (64, 96))
     assert shapes[''].activations > 0
-    # a copy that can not be run
+    # The copy cannot be run.
     fail = SimpleNamespace(deepcopy=lambda model: torch.nn.Identity())
     monkeypatch.setattr(module, 'copy', fail)
     real = model_cost(segmentor, (64, 96))
@@ -145,7 +145,7 @@ def test_parts_that_only_training_uses_are_named(segmentor):
 
 
 class Unknown(torch.nn.Module):
-    """A convolution that the counter does not see, and one that it does."""
+    """A convolution that the counter does not see, and one that it sees."""
 
     def __init__(self):
         super().__init__()

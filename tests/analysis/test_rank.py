@@ -1,4 +1,4 @@
-"""Ranks of matrices whose ranks are known."""
+"""Ranks are tested on matrices whose ranks are known."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Predictions on image files against those of the config's own test pipeline."""
+"""Predictions on image files agree with those of the test pipeline of the config."""
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ HEIGHT, WIDTH = 40, 56
 
 
 def segmentation(bands, load, **head):
-    """Config of a small segmentor of images with so many bands of values up to 60000."""
+    """Config of a small segmentor for images with a number of bands and values up to 60000."""
     return Config(
         dict(
             default_scope='mmseg',
@@ -63,7 +63,7 @@ def segmentation(bands, load, **head):
 
 
 UNCHANGED = dict(type='LoadImageFromFile', color_type='unchanged', to_float32=True)
-# what is loaded, bands, dtype, suffix
+# The loading transform, and the bands, dtype and suffix of the images.
 IMAGES = {
     'grey, 16 bits': (dict(UNCHANGED), 1, np.uint16, '.png'),
     'colour, 16 bits': (dict(UNCHANGED), 3, np.uint16, '.png'),
@@ -108,7 +108,7 @@ def test_images_are_loaded_as_the_config_does(tmp_path, name):
         (dict(out_channels=1), CLASSES, {'cat', 'dog'}),
         (dict(num_classes=1, out_channels=1), ('nucleus',), {'background', 'nucleus'}),
         (dict(num_classes=1, out_channels=1), 'nucleus', {'background', 'nucleus'}),
-        # the checkpoint names fewer classes than the model has
+        # The checkpoint names fewer classes than the model has.
         (dict(num_classes=4), ('cat',), {'cat', 'class 1', 'class 2', 'class 3'}),
         (dict(num_classes=2), None, {'class 0', 'class 1'}),
     ],
@@ -127,7 +127,7 @@ def test_classes_of_all_kinds_of_heads(tmp_path, head, classes, names):
 
 
 def drawn(draw, **predictions):
-    """What is drawn of made-up predictions into a black image."""
+    """The drawing of given predictions into a black image."""
     from mmdet.structures import DetDataSample
 
     sample = DetDataSample(metainfo=dict(img_shape=(HEIGHT, WIDTH)))
@@ -171,7 +171,7 @@ def test_objects_of_classes_without_a_name():
 
 def test_panoptic_maps():
     maps = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.long)
-    # two segments of class 1, and pixels of no class
+    # Two segments of class 1, and pixels without a class.
     maps[:, :10] = 1001
     maps[:, 10:20] = 2001
     maps[:, 20:30] = 2
@@ -211,7 +211,7 @@ def test_other_ranges_are_stretched(scale):
     picture = to_8_bit(RAMP * scale)
     assert picture.dtype == np.uint8
     assert picture.min() == 0 and picture.max() == 255
-    # the darkest and the brightest percent are cut off
+    # The darkest and the brightest percent are clipped.
     assert np.abs(picture[..., 0].astype(int) - RAMP).max() <= 3
 
 

@@ -1,4 +1,4 @@
-"""The decay module: what it adds around the op."""
+"""The decay module: what it adds to the op."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_lengths_spread_over_the_heads_of_each_scan(heads):
     lengths = -1 / module.decay_logit.detach().sigmoid().log()
     assert ((lengths > 2) & (lengths < 50)).all()
     for scan in lengths.split([heads - heads // 2, heads // 2]):
-        # in equal ratios about the geometric mean
+        # In equal ratios around the geometric mean.
         assert scan.numel() == 0 or scan.log().mean().exp().item() == pytest.approx(10, rel=1e-4)
         assert (scan.diff() > 0).all()
 
@@ -69,7 +69,7 @@ def test_exports_with_dynamic_size_and_compiles_as_one_graph():
 
 
 def test_padding_is_no_distance():
-    # images of 5 x 7 and 3 x 2 tokens in maps of 6 x 9
+    # Images of 5 x 7 and 3 x 2 tokens in maps of 6 x 9.
     module = DecayLinearAttention(12, 3, lepe_kernel_size=0).double()
     images = [torch.randn(1, *size, 12, dtype=torch.float64) for size in ((5, 7), (3, 2))]
     maps = torch.full((2, 6, 9, 12), 1e3, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The attention module: what it adds around the op."""
+"""The gated module: what it adds to the op."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_channel_order_and_lepe(gated):
     module = GatedLinearAttention(dim, heads, gated=gated).double()
     x = torch.randn(2, 5, 7, dim, dtype=torch.float64)
     projected = F.linear(x, module.in_proj.weight, module.in_proj.bias)
-    # Projection p, head h, channel d sits at p * C + h * D + d.
+    # Projection p, head h and channel d are at index p * C + h * D + d.
     packed = torch.stack(
         [torch.stack(part.chunk(heads, -1), 3) for part in projected.chunk(parts, -1)], 3
     )

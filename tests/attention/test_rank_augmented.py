@@ -1,4 +1,4 @@
-"""The attention module of RAVLT on its own; its formulas are tested in test_ravlt.py."""
+"""The attention module of RAVLT by itself; test_ravlt.py tests its formulas."""
 
 import pytest
 import torch

@@ -34,7 +34,7 @@ class FocusedLinearAttention(PackedAttention):
         return read_state(self.focus(query), state, feature_map='relu', mask=mask)
 
 
-# Step 3: what analysis tells of it.
+# Step 3: what the analyses need to know of it.
 def take_focused_apart(module, packed, size):
     query, key, value = (x.transpose(1, 2) for x in packed.unbind(2))
     q, k = module.focus(query), module.focus(key)
@@ -56,10 +56,10 @@ def test_a_new_mechanism_has_all_that_the_others_have(monkeypatch):
     images = torch.randn(2, 4, 90, 70)
     images[:, 3], images[0, 3, 50:] = 1, 0
 
-    # it trains
+    # It can be trained.
     sum(out.square().mean() for out in model(images)).backward()
     assert all(p.grad is not None for p in model.stages[0].blocks[0].attn.parameters())
-    # inference runs in chunks and gives the same; the padding does not leak
+    # Inference over chunks gives the same result, and padding does not leak.
     truth = model(images)
     monkeypatch.setattr(chunked, 'BUDGET', 2**12)
     alone = torch.cat([images[:1, :3, :50], torch.ones(1, 1, 50, 70)], dim=1)
@@ -69,7 +69,7 @@ def test_a_new_mechanism_has_all_that_the_others_have(monkeypatch):
         for out, expected in zip(model(images), model(alone), strict=True):
             height = expected.shape[2]
             torch.testing.assert_close(out[:1, :, :height], expected, rtol=1e-3, atol=1e-4)
-    # and it can be looked into: a row of the attention matrix times the values is the output
+    # It can be analysed: a row of the attention matrix times the values is the output.
     layer = model.stages[0].blocks[0].attn
     apart = mixing.take_apart(layer.double(), torch.randn(1, 5, 7, 8, dtype=torch.float64))
     mixed = (apart.row(11).unsqueeze(-1) * apart.values).sum(2)

@@ -1,4 +1,4 @@
-"""Softmax attention against the formula, and without its matrix."""
+"""Softmax attention agrees with its formula, and does not store its matrix."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_channel_order_and_lepe():
     torch.nn.init.normal_(module.in_proj.weight)
     x = torch.randn(2, 5, 7, dim, dtype=torch.float64)
     projected = F.linear(x, module.in_proj.weight, module.in_proj.bias)
-    # Projection p, head h, channel d sits at p * C + h * D + d: (B, heads, N, D) each.
+    # Projection p, head h and channel d are at index p * C + h * D + d; each is (B, heads, N, D).
     q, k, v = (
         torch.stack(part.flatten(1, 2).chunk(heads, -1), 1) for part in projected.chunk(3, -1)
     )
@@ -27,7 +27,7 @@ def test_channel_order_and_lepe():
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any op returns."""
+    """Records the number of elements of the largest tensor that any op returns."""
 
     elements = 0
 

@@ -1,4 +1,4 @@
-"""What holds for every backbone: one sweep over all that are registered."""
+"""Tests that hold for every backbone: each runs for all that are registered."""
 
 import copy
 
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.parametrize('name', BACKBONES)
 def build(name, **options):
     model = MODELS.get(name)(**SMALL | options)
     for parameter in model.parameters():
-        # A factor that starts at zero would hide what is behind it.
+        # A factor that starts at zero would hide the features that it multiplies.
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     return model
 
 
 def loss_of(outs):
-    """A loss that a norm doesn't make constant, as it would the mean of squares."""
+    """A loss that a norm does not make constant, unlike the mean of squares."""
     weights = torch.Generator().manual_seed(0)
     return sum((out * torch.randn(out.shape, generator=weights)).mean() for out in outs)
 
@@ -53,7 +53,7 @@ def test_any_size_gives_ceil_sized_maps(name, size, training):
         stride = 4 * 2**i
         assert out.shape == (2, WIDTHS[i], ceil_div(size[0], stride), ceil_div(size[1], stride))
         assert out.isfinite().all()
-        # What mmcv's RoIAlign takes for granted.
+        # mmcv's RoIAlign expects contiguous maps.
         assert out.is_contiguous()
 
 
@@ -81,7 +81,7 @@ def test_no_stage_and_no_norm_beyond_what_is_used(name):
 
 
 def test_checkpointing_gives_equal_outputs_and_gradients(name):
-    # With drop path, so that the random state has to be restored as well.
+    # Drop path is used, so that the random state must be restored as well.
     plain = build(name, drop_path_rate=0.5).train()
     saving = build(name, drop_path_rate=0.5, with_cp=True).train()
     saving.load_state_dict(plain.state_dict())
@@ -141,7 +141,7 @@ def test_frozen_stage_is_deterministic_in_training(name):
 def test_drop_path_grows_with_depth(name):
     model = build(name, drop_path_rate=0.4)
     rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
-    # attention and FFN of a block
+    # The attention and the FFN of a block.
     assert rates[::2] == rates[1::2]
     rates = rates[::2]
     assert rates == pytest.approx([0.4 * i / (len(rates) - 1) for i in range(len(rates))])
@@ -229,7 +229,7 @@ def test_exports_with_dynamic_size(name):
 
 
 def test_compiles_as_one_graph(name):
-    # a graph break shows without generating code
+    # A graph break is detected without generating code.
     model = build(name, out_indices=(0, 2)).eval()
     compiled = torch.compile(model, backend='eager', fullgraph=True)
     x = torch.randn(1, 3, 60, 44)

@@ -1,4 +1,4 @@
-"""Inductor, which generates code: images of several sizes, forward and backward."""
+"""Models compiled by Inductor work for images of several sizes, forward and backward."""
 
 import pytest
 import torch

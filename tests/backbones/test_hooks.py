@@ -1,4 +1,4 @@
-"""What torch promises of modules: hooks, wrappers, and modules that are called once."""
+"""What torch guarantees for modules: hooks, wrappers, and modules that are called once."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def test_hooks_fire_once_with_whole_maps_that_stay(name, options, with_grad):
     images = make_images(model, 264, 200)
     truth = model(images)
     modules = {n: m for n, m in model.named_modules() if not isinstance(m, CONTAINERS)}
-    # of each module: the output, and a copy from when it came
+    # For each module: the output, and a copy that was made when the hook was called.
     seen = {n: [] for n in modules}
     backward = {n: [] for n in modules}
     for n, module in modules.items():
@@ -98,7 +98,7 @@ def test_tensor_hooks_on_outputs_fire(name, options):
 
 
 class Wrapper(nn.Module):
-    """Calls a module and hides all else of it."""
+    """Calls a module and hides its attributes."""
 
     def __init__(self, module):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where the weights of a backbone come from."""
+"""Initial weights of a backbone: from `init_cfg`, from its layers, after the meta device."""
 
 import copy
 import pickle
@@ -29,7 +29,7 @@ def save(path, module, prefix=''):
 
 
 def forms(kind, **options):
-    """An `init_cfg` with one entry, in each form that mmengine takes."""
+    """An `init_cfg` with one entry, in each form that mmengine accepts."""
     entry = dict(type=kind, **options)
     return [entry, ConfigDict(entry), [entry], [ConfigDict(entry)]]
 

@@ -25,7 +25,7 @@ CASES = {
     'ravlt-linear': (RAVLT, dict(linear_stages=4)),
 }
 BATCH = (64, 96)
-# of odd sides; one that fills the batch; one smaller than any stride
+# One image has odd sides, one fills the batch, and one is smaller than any stride.
 SIZES = [(37, 61), BATCH, (51, 13), (1, 3)]
 
 every_case = pytest.mark.parametrize('case', CASES)
@@ -36,7 +36,7 @@ def build(case, **options):
     kind, own = CASES[case]
     model = kind(SMALL, **{'drop_path_rate': 0, 'pad_mask': True, **own, **options}).eval()
     for parameter in model.parameters():
-        # a factor that starts at zero would hide what is behind it
+        # A factor that starts at zero would hide the features that it multiplies.
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     return model
@@ -85,7 +85,7 @@ def test_an_image_alone_needs_no_mask(case):
 
 
 class Dtypes(TorchDispatchMode):
-    """The dtypes of all tensors that any op returns."""
+    """Records the dtypes of all tensors that any op returns."""
 
     def __init__(self):
         super().__init__()
@@ -119,13 +119,13 @@ def test_padding_leaks_without_the_mask(case):
 
 @every_case
 def test_gradients_are_those_of_the_images_alone(case):
-    # float64: a small gradient is a difference of large terms
+    # In float64, because a small gradient is a difference of large terms.
     model, images = build(case).double(), some_images(torch.float64)
     weights = [torch.randn(dim, 1, 1, dtype=torch.float64) for dim in SMALL['embed_dims']]
 
     def gradients(outputs):
         model.zero_grad()
-        # the padding is zero, so it adds nothing
+        # The padding is zero, so it adds nothing.
         sum((x.exp() * w * (x != 0)).sum() for x, w in zip(outputs, cycle(weights))).backward()
         return [p.grad.clone() for p in model.parameters()]
 
@@ -230,7 +230,7 @@ def test_distributed_training_finds_every_parameter(case):
     try:
         model = DistributedDataParallel(build(case, with_cp=True).train())
         for _ in range(2):
-            # the second step stops at a parameter that the first one left without a gradient
+            # The second step fails if the first one left a parameter without a gradient.
             sum(out.sum() for out in model(with_mask(some_images()))).backward()
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Half precision through `torch.autocast` on a CPU, beside fp32, for images of every kind."""
+"""Half precision through `torch.autocast` on a CPU is close to fp32, for images of every kind."""
 
 import copy
 import itertools
@@ -12,15 +12,15 @@ from saga_mm.registry import MODELS
 
 BACKBONES = saga_mm.backbones.__all__
 SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
-# largest RMS ratio of an error
+# The largest RMS ratio of an error.
 BOUNDS = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
-# as in mixed precision training: the smallest numbers of fp16 are not small enough for gradients
+# As in mixed precision training, because fp16 cannot represent small gradients.
 LOSS_SCALE = {torch.float16: 2.0**10, torch.bfloat16: 1.0}
 IMAGES = {
     'random': torch.randn,
     'constant': lambda *shape: torch.full(shape, 0.7),
     'one_hot': lambda *shape: one_hot(*shape),
-    # without the normalisation of a data preprocessor
+    # Pixels without the normalisation of a data preprocessor.
     'pixels': lambda *shape: 300 * torch.rand(*shape),
 }
 
@@ -41,7 +41,7 @@ def packed(tensors):
 
 
 def check_close(value, truth, dtype, what):
-    """`pytest -s` shows the ratios."""
+    """Compare the RMS ratios of errors with the bound. `pytest -s` shows the ratios."""
     ratio = rms_ratio(value, truth.double())
     print(f'\n{dtype}, {what}: {ratio:.1e}', end='')
     assert value.isfinite().all()
@@ -49,9 +49,9 @@ def check_close(value, truth, dtype, what):
 
 
 def effective(model):
-    """Parameters, less the biases of convolutions before batch norm.
+    """The parameters without the biases of convolutions before batch norm.
 
-    Those have no effect in training: their gradients are zero, and the numbers found are rounding.
+    These biases have no effect in training: their gradients are zero except for rounding errors.
     """
     pairs = [
         pair
@@ -64,7 +64,7 @@ def effective(model):
 
 
 def loss_of(outs):
-    """Random weights: norms make the mean of squares constant."""
+    """A loss with random weights, because norms make the mean of squares constant."""
     weights = torch.Generator().manual_seed(1)
     return sum((out * torch.randn(out.shape, generator=weights)).mean() for out in outs)
 
@@ -73,7 +73,7 @@ def loss_of(outs):
     'kind', ['pixels', *(pytest.param(kind, marks=pytest.mark.long) for kind in list(IMAGES)[:3])]
 )
 def test_inference(name, arch, kind):
-    # more tokens than fp16 can count to: 65,504
+    # There are more tokens than the largest number of fp16, 65,504.
     model = MODELS.get(name)(arch=arch).eval()
     x = IMAGES[kind](1, 3, 1280, 1280)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_training_recovers_from_skipped_steps(name, arch):
     half = MODELS.get(name)(arch=arch, drop_path_rate=0)
     full = copy.deepcopy(half)
     x = torch.randn(2, 3, 64, 64)
-    # too large a scale at first: the gradients overflow, and the scaler skips the step
+    # The initial scale is too large, so the gradients overflow and the scaler skips the step.
     scaler = torch.amp.GradScaler('cpu', init_scale=2.0**40, backoff_factor=2.0**-6)
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (half, full)]
     skipped, losses = 0, []

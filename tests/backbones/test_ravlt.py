@@ -1,4 +1,4 @@
-"""What is special about RAVLT: the published formulas, names, shapes and sizes."""
+"""Tests for RAVLT alone: the published formulas, names, shapes and sizes."""
 
 import copy
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_sizes(dims, millions, with_classifier):
 )
 def test_each_size_has_its_drop_path_and_layer_scale(arch, rate, scales, monkeypatch):
     if arch is not SMALL:
-        # as deep, and narrow
+        # It has the same depths, and small widths.
         settings = RAVLT.arch_settings[arch]
         narrow = replace(settings, embed_dims=(4,) * 4, num_heads=(1,) * 4)
         monkeypatch.setitem(RAVLT.arch_settings, arch, narrow)
@@ -244,7 +244,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize('training', [False, True])
 def test_no_tensor_of_n_by_n(training):
-    # 24 x 40 tokens in the third stage: an N x N matrix has 0.9 M elements per head
+    # The third stage has 24 x 40 tokens, so an N x N matrix has 0.9 M elements per head.
     model = RAVLT(dict(embed_dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)))
     model.train(training)
     x = torch.randn(1, 3, 384, 640)
@@ -252,6 +252,6 @@ def test_no_tensor_of_n_by_n(training):
         outs = model(x)
         if training:
             sum(out.mean() for out in outs).backward()
-    # the image, and the FFN at a quarter of its size
+    # The image, and the FFN's map at a quarter of the image's size.
     assert largest.elements <= max(x.numel(), 28 * 96 * 160)
     assert largest.elements < 960**2

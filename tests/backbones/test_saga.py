@@ -1,4 +1,4 @@
-"""What is special about SAGA."""
+"""Tests for SAGA alone."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_wrong_options_name_the_argument(options, message):
 
 
 def test_global_receptive_field_in_the_first_stage():
-    # Even a single layer of the first stage sees the far corner, which a convolution cannot.
+    # Even one layer of the first stage sees the far corner, which no convolution does.
     model = SAGA(SMALL, out_indices=(0,)).eval()
     x = torch.randn(1, 3, 128, 128, requires_grad=True)
     model(x)[0][0, 0, 0, 0].backward()

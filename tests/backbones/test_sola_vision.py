@@ -1,4 +1,4 @@
-"""What is special about SoLA-Vision."""
+"""Tests for SoLA-Vision alone."""
 
 import warnings
 
@@ -41,7 +41,7 @@ def test_a_pattern_sets_depths_and_mixers():
     assert mixers(model) == [[kinds[letter] for letter in pattern] for pattern in layers]
     without_depths = {key: value for key, value in SMALL.items() if key != 'depths'}
     assert mixers(SoLAVision(without_depths, layers)) == mixers(model)
-    # Linear layers are SAGA's very own.
+    # The linear layers are those of SAGA.
     assert {kind for stage in mixers(SAGA(SMALL)) for kind in stage} == {kinds['L']}
 
 
@@ -145,7 +145,7 @@ def test_hsb_learns():
         model.zero_grad()
         (model(torch.randn(1, 3, 64, 96))[2] * weights).sum().backward()
         optimizer.step()
-    # the first step moves the factor alone, behind which the rest then gets a gradient
+    # The first step changes only the factor; the other parameters get a gradient after that.
     assert all(p.grad.any() for p in model.stages[2].hsb.parameters())
 
 
@@ -159,7 +159,7 @@ def test_hsb_takes_maps_of_any_size(size):
     torch.nn.init.ones_(hsb.scale)
     x = torch.randn(2, *quarter, 8)
     assert hsb(x, maps).shape == x.shape
-    # each map counts
+    # Each map has an effect.
     for i in range(2):
         other = [(m + 1, mask) if j == i else (m, mask) for j, (m, mask) in enumerate(maps)]
         assert not torch.allclose(hsb(x, maps), hsb(x, other))

@@ -1,4 +1,4 @@
-"""Traced models and what the TorchScript exporter writes hold for images of other sizes."""
+"""Traced models, and files of the TorchScript exporter, are right for images of other sizes."""
 
 import io
 
@@ -24,7 +24,7 @@ SIZES = [(96, 128), (75, 130), (200, 61)]
 
 @pytest.fixture(params=MODELS)
 def model(request, monkeypatch):
-    # small enough for chunks, which a trace must not hold
+    # The budget is small enough for chunks, which a trace must not contain.
     monkeypatch.setattr(chunked, 'BUDGET', 2**12)
     torch.manual_seed(0)
     model = MODELS[request.param]().eval()

@@ -1,4 +1,4 @@
-"""What the config tests share: every config by path, model building, batches of random data."""
+"""Helpers of the config tests: every config by path, model building, batches of random data."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CONFIG_DIR = Path(__file__).parents[2] / 'configs'
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrizes tests by config.
+    """Parametrize tests by config.
 
-    `config_path` is each in the repository, `tiny_config_path` each that is not another size, or a
-    longer schedule, of one.
+    `config_path` is each config in the repository. `tiny_config_path` is each config that does not
+    differ from another only in its size or in a longer schedule.
     """
     paths = sorted(CONFIG_DIR.glob('*/*.py'))
     tiny = [path for path in paths if not re.search('_([smbl]|3x)(_|$)', path.stem)]
@@ -64,7 +64,7 @@ def make_shallow(backbone: dict) -> None:
 def build_model():
     """Build `cfg.model` for one process, padding images to 32 rather than to the crop size.
 
-    A backbone of this project gets its widths and one block per stage: the rest is more of those.
+    A backbone of this project keeps its widths and gets one block per stage.
     """
 
     def build(cfg: Config) -> torch.nn.Module:
@@ -110,7 +110,7 @@ def det_sample(num_classes, height, width, objects):
 def make_batch():
     """Two random images with random truth, as the loader of the config's toolbox gives them.
 
-    Without objects: no box, or every pixel ignored.
+    Without objects, there is no box, or every pixel is ignored.
     """
 
     def make(
@@ -131,7 +131,7 @@ def make_batch():
 
 @pytest.fixture
 def train_step():
-    """Losses by name of one training step; the gradients are filled in."""
+    """Run one training step, which sets the gradients, and return the losses by name."""
 
     def step(model: torch.nn.Module, batch: dict) -> dict[str, float]:
         model.train()

@@ -1,4 +1,4 @@
-"""Every config under `configs/`: parses, says what it is, builds, predicts and trains."""
+"""Every config under `configs/` can be parsed and built, has a docstring, predicts and trains."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def bases_of(path):
 
 
 def inheritance_depth(path):
-    """Steps of the longest chain of `_base_` files up from `path`."""
+    """Length of the longest chain of `_base_` files that starts at `path`."""
     return max((1 + inheritance_depth(base) for base in bases_of(path)), default=0)
 
 
@@ -86,7 +86,7 @@ def test_is_complete(config_path, load_config):
 
 
 def docstring_with_schedule(path):
-    """A config that differs by its backbone leaves it to the one that it refers to."""
+    """The docstring with the schedule: that of a config, or of the one that it refers to."""
     text = ast.get_docstring(ast.parse(path.read_text()))
     (*_, base) = bases_of(path)
     if 'batch' not in text and f'like `{base.name}`' in text:
@@ -128,7 +128,7 @@ def test_predicts_and_trains(
     read_as_contiguous = []
     for module in model.modules():
         if isinstance(module, RoIAlign):
-            # It takes the memory format for granted, and misreads a channels-last map.
+            # It does not check the memory format, and misreads a channels-last map.
             module.register_forward_pre_hook(
                 lambda _, inputs: read_as_contiguous.append(inputs[0].is_contiguous())
             )
@@ -163,7 +163,7 @@ def test_predicts_and_trains(
 def test_no_parameter_is_unused(
     config_path, load_config, build_model, make_batch, train_step, head_classes
 ):
-    """Neither with objects in the images nor without: a process may meet the latter alone."""
+    """Holds without objects as well, because a process may get only images without them."""
     cfg = load_config(config_path)
     model = build_model(cfg)
     for objects in (3, 0):

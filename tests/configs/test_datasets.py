@@ -1,4 +1,4 @@
-"""The data sets the configs read: folders from DATA_ROOT, file names, labels, a short training."""
+"""Data sets that the configs read: DATA_ROOT, file names, labels, and a short training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_coco(root, splits, image, annotations, category):
 
 @pytest.fixture
 def layouts(tmp_path):
-    """Writers of tiny data sets, laid out as the real ones are; each returns its folder."""
+    """Functions that write tiny data sets in the real layouts and return the folder."""
 
     def camvid():
         write_segmentation(
@@ -94,7 +94,7 @@ def test_data_root_moves_every_path(config_path, load_config, monkeypatch):
     monkeypatch.setenv('DATA_ROOT', '/elsewhere/set')
     after = load_config(config_path)
     if before.train_dataloader.dataset.type.startswith('saga_mm.Scenes'):
-        # made by the project, not brought by the user
+        # The project generates this data set.
         assert after.data_root == default == 'data/scenes'
         return
     assert default.startswith('data/')
@@ -119,7 +119,7 @@ SETS = [
 
 
 def use_data(cfg, root):
-    """Point a config at a folder, DATA_ROOT or not: the scenes do not follow it."""
+    """Make a config use a folder; the scenes do not use DATA_ROOT."""
     for split in ('train', 'val', 'test'):
         cfg[f'{split}_dataloader'].dataset.data_root = str(root)
     if 'ann_file' in cfg.val_evaluator:
@@ -144,7 +144,7 @@ def test_reads_its_layout(config, name, split, load_config, layouts, monkeypatch
         assert len(sample.gt_instances) > 0
         assert sample.gt_instances.labels.max() < classes
         assert ('masks' in sample.gt_instances) == ('mask' in config)
-        # the heads undo the scale of a test image
+        # The heads undo the scale of a test image.
         assert split == 'train' or 'scale_factor' in sample.metainfo
     else:
         labels = set(sample.gt_sem_seg.data.unique().tolist())
@@ -167,7 +167,7 @@ def test_nuclei_crops_leave_no_empty_box(load_config, layouts, monkeypatch):
     path = root / 'instances_train.json'
     truth = json.loads(path.read_text())
     for annotation in truth['annotations']:
-        # a triangle in one corner of its box: many crops meet the box and not the mask
+        # The object is a triangle in a corner of its box, so many crops meet the box but no object.
         annotation['segmentation'] = [[4, 4, 14, 4, 4, 14]]
     path.write_text(json.dumps(truth))
     monkeypatch.setenv('DATA_ROOT', str(root))
@@ -187,7 +187,7 @@ def test_nuclei_crops_leave_no_empty_box(load_config, layouts, monkeypatch):
     ],
 )
 def test_trains_and_validates(config, name, length, metric, load_config, layouts, tmp_path):
-    """A short run, from the config alone; its schedule shrinks with it."""
+    """A short run of the config, whose schedule becomes shorter as well."""
     cfg = load_config(config)
     use_data(cfg, layouts(name))
     cfg.train_cfg[length] = 2
@@ -198,7 +198,7 @@ def test_trains_and_validates(config, name, length, metric, load_config, layouts
     cfg.experiment_name = tmp_path.name
     runner = Runner.from_cfg(cfg)
     runner.train()
-    # two iterations, or two epochs of one iteration
+    # Two iterations, or two epochs with one iteration each.
     assert runner.iter == 2
     assert runner.param_schedulers[-1].end == 2
     assert list((tmp_path / 'work').glob('*_2.pth'))

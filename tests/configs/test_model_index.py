@@ -1,4 +1,4 @@
-"""The model index and the model page name every config, and nothing that is not there."""
+"""The model index and the model pages name every config, and no file that does not exist."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_index_lists_every_config(metafile, configs):
 
 @pytest.fixture
 def pages():
-    """Text by method: a page each, named like the backbone's module."""
+    """The text of the page of each method, which is named like the module of the backbone."""
     return {path.stem: path.read_text() for path in (ROOT / 'docs' / 'methods').glob('*.md')}
 
 

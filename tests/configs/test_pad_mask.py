@@ -25,7 +25,7 @@ def mixed_batch(make_batch):
 
 @pytest.fixture
 def check_training(mixed_batch, train_step, head_classes):
-    """One step of training, and the maps of each image against those that it gets alone."""
+    """Run a training step, and compare the maps of each image with those that it gets alone."""
 
     def check(cfg, model):
         batch = mixed_batch(cfg.default_scope, head_classes(cfg.model))

@@ -1,4 +1,4 @@
-"""SAGA in mmdet's and mmseg's own configs, which name another backbone, by `backbone=` alone."""
+"""SAGA in configs of mmdet and mmseg, where only `backbone=` is replaced."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_takes_the_place_of_the_backbone(
     toolbox, config, arch, num_classes, build_model, make_batch, train_step
 ):
     cfg = Config.fromfile(Path(toolbox.__file__).parent / '.mim' / 'configs' / config)
-    # No custom_imports: the scope in the type is enough for the registries to find it.
+    # No custom_imports is needed, because the registries find the type by its scope.
     cfg.model.backbone = dict(type='saga_mm.SAGA', arch=arch)
     model = build_model(cfg)
     losses = train_step(model, make_batch(cfg.default_scope, num_classes))
     assert all(math.isfinite(value) for value in losses.values()), losses
 
     without = {name for name, p in model.named_parameters() if p.grad is None}
-    # PVT's RetinaNet reads outputs 1 to 3 of four: the norm of output 0 has nobody to learn from.
+    # PVT's RetinaNet reads outputs 1 to 3 of four, so the norm of output 0 gets no gradient.
     unread = {'backbone.norms.0.weight', 'backbone.norms.0.bias'} if 'pvt' in config else set()
     assert without == unread

@@ -1,4 +1,4 @@
-"""The command line of the generator."""
+"""Tests of the command line of the generator."""
 
 import importlib.util
 import os

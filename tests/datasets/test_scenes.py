@@ -191,7 +191,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch, error):
 
     def interrupted(*args):
         drawn.append(1)
-        if len(drawn) == 8:  # in the middle of val
+        if len(drawn) == 8:  # It stops in the middle of val.
             raise error
         return render(*args)
 

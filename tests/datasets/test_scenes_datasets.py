@@ -1,4 +1,4 @@
-"""The toolboxes' own data set classes, pipelines and metrics read what the generator wrote."""
+"""The data set classes, pipelines and metrics of the toolboxes read the generated folders."""
 
 import dataclasses
 from pathlib import Path
@@ -36,7 +36,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def small_default(monkeypatch):
-    """Makes the set that a config makes on first use a small one."""
+    """Reduces the size of the data set that a config makes on first use."""
     small = dataclasses.replace(LAYOUTS['scenes'], train=6, val=4, size=(64, 80))
     monkeypatch.setitem(LAYOUTS, 'scenes', small)
 
@@ -118,7 +118,7 @@ def test_another_layout_is_refused(tmp_path):
 
 @MODELS.register_module(force=True)
 class Oracle(BaseModel):
-    """Predicts the truth."""
+    """A model that predicts the truth."""
 
     def forward(self, inputs, data_samples, mode):
         assert mode == 'predict'
@@ -138,7 +138,7 @@ class Oracle(BaseModel):
 
 def validate(tmp_path, toolbox, name, pipeline, evaluator):
     pytest.importorskip(toolbox)
-    # the folder and the annotation file come into being while the Runner builds its loader
+    # The folder and the annotation file are made while the Runner builds its loader.
     root = tmp_path / 'scenes'
     runner = Runner(
         model=dict(type='mmengine.Oracle'),
@@ -189,7 +189,7 @@ def upstream_config(toolbox, name):
 
 
 def test_coco_layout_under_upstreams_own_config(tmp_path, monkeypatch):
-    """mmdet's coco_instance.py, unchanged, run where data/coco was made."""
+    """mmdet's unchanged coco_instance.py reads a generated data/coco."""
     monkeypatch.chdir(tmp_path)
     cfg = upstream_config('mmdet', 'coco_instance.py')
     make_scenes('data/coco', layout='coco', **SMALL | dict(train=12))
@@ -215,7 +215,7 @@ def test_coco_layout_under_upstreams_own_config(tmp_path, monkeypatch):
 
 
 def test_ade20k_layout_under_upstreams_own_config(tmp_path, monkeypatch):
-    """mmseg's ade20k.py, unchanged, run where data/ade/ADEChallengeData2016 was made."""
+    """mmseg's unchanged ade20k.py reads a generated data/ade/ADEChallengeData2016."""
     monkeypatch.chdir(tmp_path)
     cfg = upstream_config('mmseg', 'ade20k.py')
     make_scenes('data/ade/ADEChallengeData2016', layout='ade20k', **SMALL | dict(train=12))

@@ -1,4 +1,4 @@
-"""Chunks of rows against plain modules, and who may not be run in chunks."""
+"""Chunks of rows give the results of plain modules; some modules must not run over chunks."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def budget(monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The names of the ways in which blocks went in chunks."""
+    """Records the names of the functions that ran blocks over chunks."""
     names = []
     for name in ('chunked_block', 'block_with_chunked_ffn'):
         original = getattr(chunked, name)

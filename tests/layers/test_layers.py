@@ -1,4 +1,4 @@
-"""Layers on channels-last maps against the torch functions they stand for."""
+"""Layers on channels-last maps agree with the torch functions that they replace."""
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def test_ffn_with_a_convolution_between():
 
 
 class OnMaps(nn.Linear):
-    """Stands for attention or an FFN."""
+    """Takes the place of attention or an FFN."""
 
     def forward(self, x, mask):
         return super().forward(x)
