@@ -27,7 +27,7 @@ from saga_mm.checkpoint.loading import load_from_vetted
 
 
 class Reduced:
-    """Pickles as whatever it is told to."""
+    """An object that is pickled as a given call."""
 
     def __init__(self, *reduced):
         self.reduced = reduced
@@ -92,7 +92,7 @@ def test_every_scheme_of_mmengine_is_safe(safe_loading):
 
 
 def test_config_text_is_dropped(tmp_path, safe_loading):
-    # mmengine would run it when it resumes
+    # mmengine would run it on a resume.
     content = {
         'meta': {'config': 'raise SystemExit', 'iter': 3},
         'state_dict': {'w': torch.ones(1)},
@@ -144,7 +144,7 @@ def test_arrays_of_anything_but_numbers_are_refused(tmp_path, array):
 
 
 def test_a_file_can_not_make_numpy_read_pointers(tmp_path):
-    # flags that mark eight bytes of a number as a Python object
+    # These flags mark eight bytes of a number as a Python object.
     dtype = Reduced(np.dtype, ('f8', False, True), (3, '<', None, None, None, -1, -1, 63))
     array = Reduced(
         np._core.multiarray._reconstruct,
@@ -334,7 +334,7 @@ def test_threads_may_load_at_once(tmp_path):
 
 
 def test_the_own_list_of_a_program_does_not_matter(tmp_path):
-    # the real numpy functions, as some programs allow them
+    # The real numpy functions, which some programs allow.
     entries = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, getattr]
     forged = Reduced(np.ndarray, ((1,), 'O', b'A' * 8))
     path = save(tmp_path / 'a.pth', {'w': torch.ones(1), 'x': forged})
@@ -354,7 +354,7 @@ def test_little_that_unpacks_to_much_is_refused(tmp_path):
     assert (tmp_path / 'b.pth').stat().st_size < 2**20
     with pytest.raises(CheckpointError, match=r'b\.pth can not be read: .* bytes unpack to 2684'):
         load_file(tmp_path / 'b.pth')
-    # as much as a file that somebody has packed
+    # A file that somebody compressed, with an ordinary ratio, is read.
     with zipfile.ZipFile(tmp_path / 'c.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
         path = save(tmp_path / 'a.pth', {'w': torch.rand(1000)})
         with zipfile.ZipFile(path) as whole:

@@ -1,4 +1,4 @@
-"""Checkpoints from the web: whole, each under a name of its own, and not waited for for ever."""
+"""Downloaded checkpoints are complete and have their own names, and a download times out."""
 
 import hashlib
 import http.server
@@ -85,7 +85,7 @@ def test_urls_that_end_alike_are_different_files(site):
         assert load_file(f'{site.url}/a/last.pth')['w'][0] == 1
         assert load_file(f'{site.url}/b/last.pth')['w'][0] == 2
         assert load_file(f'{site.url}/b/last.pth?token=3')['w'][0] == 3
-    # each once
+    # Each is downloaded once.
     assert site.requests == 3
     assert len(cached()) == 3
 
@@ -99,7 +99,7 @@ def test_a_download_that_is_cut_off_is_not_kept(site, named):
         load_file(site.url + name)
     assert '\n' not in str(error.value)
     assert cached() == []
-    # without a length, only the end of the file tells
+    # Without a length, only the end of the file shows that it is incomplete.
     site[name] = send_without_length(data[:100])
     with pytest.raises(CheckpointError):
         load_file(site.url + name)
@@ -118,7 +118,7 @@ def test_what_torch_has_is_used_if_its_hash_is_right(site):
     (folder / name).write_bytes(data)
     assert load_file(f'{site.url}/{name}')['w'][0] == 1
     assert site.requests == 0
-    # of an earlier download that was cut off
+    # Left by an earlier download that was interrupted.
     (folder / name).write_bytes(data[:100])
     site[f'/{name}'] = data
     assert load_file(f'{site.url}/{name}')['w'][0] == 1
@@ -143,7 +143,7 @@ def test_a_silent_server_is_an_error(site, monkeypatch):
 
 
 def test_a_server_that_hardly_sends_is_an_error(site, monkeypatch):
-    # each look at the clock is 100 seconds after the one before
+    # Each reading of the clock is 100 seconds after the one before.
     seconds = iter(range(0, 10**6, 100))
     clock = SimpleNamespace(monotonic=lambda: next(seconds))
     monkeypatch.setattr(download, 'time', clock)
@@ -172,7 +172,7 @@ def test_names_of_mmengine(site, monkeypatch):
     table = {'detectron2/resnet50_caffe_bgr': f'{site.url}/a.pth'}
     monkeypatch.setattr(download, 'get_external_models', lambda: table)
     monkeypatch.setattr(download, 'get_mmcls_models', lambda: {'c': f'{site.url}/c.pth'})
-    # an old name, as in configs of mmdet
+    # An old name, as in configs of mmdet.
     assert load_file('open-mmlab://resnet50_caffe_bgr')['w'][0] == 1
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     use_safe_loading()

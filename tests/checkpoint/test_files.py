@@ -1,4 +1,4 @@
-"""Files are whole or not there, whoever else writes them."""
+"""A file is complete or does not exist, also when several processes write it."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ def test_writers_of_one_file_do_not_meet(tmp_path):
     with open_atomically(path) as first:
         first.write(b'half')
         write_atomically(path, b'second')
-        # neither moved in place of the other's, nor removed
+        # The temporary file of the first is neither moved into place nor removed by the second.
         assert path.read_bytes() == b'second'
         first.write(b' and half')
     assert path.read_bytes() == b'half and half'

@@ -1,6 +1,6 @@
-"""Forged checkpoints: programs for the unpickler, made of what such programs can be made of.
+"""Forged checkpoints: programs for the unpickler, built from the opcodes that exist.
 
-Each is read in a process of its own kind, so that a crash of the interpreter is a failure here.
+Each is read in a separate process, so that a crash of the interpreter is a failed test.
 """
 
 import copy
@@ -31,11 +31,11 @@ class Name(str):
 
 
 class Program(bytes):
-    """Opcodes that leave one object."""
+    """Opcodes that leave one object on the stack."""
 
 
 def assemble(value):
-    """Opcodes that make a value, of those that `torch.save` writes."""
+    """Opcodes that make a value, restricted to those that `torch.save` writes."""
     if isinstance(value, Program):
         return value
     if isinstance(value, Name):
@@ -53,7 +53,7 @@ def assemble(value):
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 31:
         data = pickle.encode_long(value)
         return b'\x8a' + bytes([len(data)]) + data
-    # protocol header and memo left out
+    # Without protocol header and memo.
     if isinstance(value, str):
         data = value.encode('utf-8', 'surrogatepass')
         return b'X' + struct.pack('<I', len(data)) + data
@@ -108,7 +108,7 @@ NAMES = [
     Name('torch.nn.parameter.Parameter'),
     Name('torch._utils._rebuild_parameter'),
 ]
-# eight bytes that are no address of an object
+# Eight bytes that are not the address of an object.
 POINTER = b'A' * 8
 
 
@@ -126,7 +126,7 @@ def history(**state):
     return build(new(HISTORY), {**series, **state})
 
 
-# what is wrong with each, and the whole project has no use for
+# What is wrong with each; the project needs none of them.
 FORGED = {
     'array of objects, as a class': call(NDARRAY, (1,), 'O', POINTER),
     'array of objects, new': new(NDARRAY, (1,), 'O', POINTER),
@@ -256,7 +256,7 @@ def test_bytes_that_are_used_again_and_again_are_refused(tmp_path):
 
 
 def random_value(choose, depth=3):
-    """Anything that a file can hold, forged or not."""
+    """A random value that a file can hold, forged or not."""
     plain = [0, 1, -1, 8, 2**31, 2**63, 2**70, 0.5, True, None, 'O', 'f8', '>f8', 'max', 'b', '']
     plain += [b'', b'b', POINTER, POINTER * 3, (), (0,), (1,), (3,), (-1,), (2**40, 2**40)]
     if depth == 0 or choose.random() < 0.3:
@@ -282,14 +282,14 @@ def random_value(choose, depth=3):
 
 
 def use(value):
-    """Do what training and inference do with what they get."""
+    """Use a value as training and inference do."""
     for part in (copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
         repr(part)
         str(part)
 
 
 def read_random_files(folder, seed, number):
-    """In a process of its own. Returns how many of the files were read, and how many refused."""
+    """Runs in its own process. Returns how many of the files were read and how many refused."""
     choose = random.Random(seed)
     counts = [0, 0]
     for _ in range(number):

@@ -1,4 +1,4 @@
-"""What a checkpoint tells about its data set is made of names and colours."""
+"""The data set's metainfo in a checkpoint consists of names and colours."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_names_and_colours():
     assert read(classes='a', palette='random')['classes'] == ('a',)
     assert read(palette=np.array(COLORS))['palette'].tolist() == COLORS
     assert read() == {}
-    # terminals would obey
+    # Terminals would execute these control characters.
     assert read(classes=['\x1b[2J'])['classes'] == ('\\x1b[2J',)
 
 

@@ -1,4 +1,4 @@
-"""What a training takes from the checkpoint that it is resumed from: right, or refused."""
+"""What a resumed training takes from its checkpoint is valid, or is refused."""
 
 import copy
 
@@ -36,7 +36,7 @@ SCHEDULERS = [
 
 
 def train(optimizer=torch.optim.AdamW, **options):
-    """A parameter and its optimizer after a step."""
+    """Make a parameter and its optimizer, and run a step."""
     parameter = nn.Parameter(torch.ones(3, 4))
     optimizer = optimizer([dict(params=[parameter], name='all')], lr=0.1, **options)
     parameter.sum().backward()
@@ -45,7 +45,7 @@ def train(optimizer=torch.optim.AdamW, **options):
 
 
 def checkpoint():
-    """What mmengine saves during a training."""
+    """A checkpoint as mmengine saves it during a training."""
     hub = MessageHub('test')
     hub.update_scalar('train/loss', 0.5)
     hub.update_info_dict(
@@ -102,7 +102,7 @@ def test_configs_are_removed():
     assert 'cfg' not in content['message_hub']['runtime_info']
 
 
-# where a wrong value is put, and which
+# The place of a wrong value, and the value.
 WRONG = {
     'meta': [None, []],
     'meta.epoch': [None, -1, 0.5, '1', True, 2**70],
@@ -165,7 +165,7 @@ def test_values_that_unfold_without_end_are_refused():
 def state_of_fused(**changes):
     optimizer = train()[1]
     content = optimizer.state_dict()
-    # the file decides that a kernel runs which trusts the shapes
+    # The file selects a kernel that does not check shapes.
     content['param_groups'][0]['fused'] = True
     content['state'][0].update(changes)
     optimizer.load_state_dict(content)

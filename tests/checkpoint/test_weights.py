@@ -1,4 +1,4 @@
-"""From a checkpoint into a module: what the report says is what happens."""
+"""Loading a checkpoint into a module does what the report says."""
 
 from collections import OrderedDict
 
@@ -25,7 +25,7 @@ class Model(nn.Module):
 
 
 class Holder(nn.Module):
-    """Has a part of its own that is called as wrappers call theirs."""
+    """Has a submodule with the name that wrappers use."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class Holder(nn.Module):
 
 
 class Renamed(nn.Linear):
-    """Had another name for its weight in an earlier version."""
+    """A module whose weight had another name in an earlier version."""
 
     _version = 2
 
@@ -94,7 +94,7 @@ def test_names_of_wrappers_do_not_matter(tmp_path, name, container):
         assert [len(names) for names in match] == [9, 0, 0, 0]
         for value, wanted in zip(values(target), expected, strict=True):
             assert torch.equal(value, wanted)
-    # and below a prefix
+    # Also below a prefix.
     backbone = Model().backbone
     match = load_weights(backbone, tmp_path / 'a.pth', prefix='backbone.')
     assert [len(names) for names in match] == [7, 0, 0, 0]
@@ -118,7 +118,7 @@ def test_names_of_earlier_versions_are_those_that_the_module_knows(version):
     match = load_model_weights(model, {'state_dict': weights}, 'a.pth', complete=True)
     assert match == (['0.bias', '0.weight'], [], [], [])
     assert model[0].weight.sum() == 4
-    # a file of today has no such weight
+    # A file of the current version has no such weight.
     weights._metadata = {'0': {'version': 2}}
     assert match_weights(model, extract_state_dict(weights)).missing == ['0.weight']
 

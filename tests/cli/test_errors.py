@@ -49,7 +49,7 @@ def test_what_is_no_error_passes():
 
 
 def test_ctrl_c_is_no_error_of_syntax(capsys):
-    # as mmengine turns it into one while it formats a config
+    # mmengine raises this error while it formats a config.
     with pytest.raises(SystemExit) as exit_, command_line(debug=False):
         try:
             raise KeyboardInterrupt

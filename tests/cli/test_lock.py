@@ -14,9 +14,9 @@ def test_one_process_holds_a_folder(tmp_path):
             message = f'in use by .* \\(process {process} on'
             with pytest.raises(ValueError, match=message), locked(tmp_path):
                 pass
-        # what is refused leaves the lock where it is
+        # A refused process does not remove the lock.
         assert (tmp_path / '.lock').exists()
-    # killed: the file is still there, and holds nothing
+    # After the kill, the file still exists but locks nothing.
     assert (tmp_path / '.lock').exists()
     with locked(tmp_path):
         assert (tmp_path / '.lock').read_text().startswith(f'process {os.getpid()} on ')
@@ -32,7 +32,7 @@ def test_an_error_ends_the_lock(tmp_path):
 
 @contextmanager
 def locked_with_worker(folder, note):
-    """A holder with a child, as a training has workers, which outlive it for some seconds."""
+    """A holder with a child that outlives it for some seconds, like a worker of a training."""
     with locked(folder):
         worker = os.fork()
         if not worker:

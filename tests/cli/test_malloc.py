@@ -1,4 +1,4 @@
-"""What a process keeps of the memory that a tensor frees, seen from the system."""
+"""How much freed memory of a tensor a process keeps, as the system reports it."""
 
 import platform
 import subprocess

@@ -1,10 +1,10 @@
-"""One loader of configs: what it accepts, and how it names what it can't read."""
+"""The loader of configs: what it accepts, and how it reports what it cannot read."""
 
 import pytest
 
 from saga_mm.cli import load_config
 
-# files by name, and what is said about config.py
+# Files by name, and the error for config.py.
 BROKEN = {
     'syntax': (
         {'config.py': 'a = ('},
@@ -42,7 +42,7 @@ def test_a_config_that_can_not_be_read_is_named(tmp_path, name):
         load_config(tmp_path / next(iter(files)), {}, ('model',))
 
 
-# entries that no config has to have, and that mmengine reads all the same
+# Optional entries that mmengine reads if they are there.
 @pytest.mark.parametrize('entry', ['sync_bn', 'compile', 'efficient_conv_bn_eval', 'work_dir'])
 def test_options_may_add_what_mmengine_reads(tmp_path, entry):
     path = tmp_path / 'config.py'

@@ -134,7 +134,7 @@ class ListDataset(BaseSegDataset):
 
 
 class FetchDataset(BaseSegDataset):
-    """A user's class that gets its data first."""
+    """A user's class that downloads its data first."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -150,12 +150,12 @@ def write(folder, *names):
 
 
 PREFIXES = dict(img_path='images', seg_map_path='labels')
-# a class, the image that it looks for, and its label map
+# A class, the image that it reads, and the label map.
 CLASSES = {
     'name': ('CityscapesDataset', '_leftImg8bit.png', '_gtFine_labelTrainIds.png'),
     'scope': ('mmseg.CityscapesDataset', '_leftImg8bit.png', '_gtFine_labelTrainIds.png'),
     'class': (CityscapesDataset, '_leftImg8bit.png', '_gtFine_labelTrainIds.png'),
-    # looks for its folder when it is built
+    # This class reads its folder when it is built.
     'asserts': ('STAREDataset', '.png', '.ah.png'),
     'own': (TiffDataset, '.tif', '_mask.gif'),
 }

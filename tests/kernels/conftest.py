@@ -1,4 +1,4 @@
-"""Chunks of a chosen size."""
+"""A fixture that sets the size of chunks."""
 
 import pytest
 

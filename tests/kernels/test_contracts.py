@@ -1,4 +1,4 @@
-"""What torch and its users ask of every op besides its values."""
+"""What torch and its users expect of every op besides its values."""
 
 import math
 import subprocess
@@ -173,7 +173,7 @@ def test_the_kernels_refuse_derivatives_that_they_lack(op, name, triton_device):
         packed = packed[None]
     with pytest.raises(RuntimeError, match='the derivatives of forward mode'):
         derivative(lambda x: attend(x, (4, 5), impl='triton'), packed)
-    # Left to choose, the op takes the reference.
+    # With impl='auto', the op uses the reference.
     value = derivative(lambda x: attend(x, (4, 5)), packed)
     expected = derivative(lambda x: attend(x, (4, 5), impl='reference'), packed)
     torch.testing.assert_close(value, expected)
@@ -211,7 +211,7 @@ def test_the_smallest_eps(op):
     out = attend(packed, (4, 5), eps=1.4e-45)
     torch.testing.assert_close(out, attend(packed, (4, 5)))
     if parts == 3:
-        # A token that meets no key has an output of zero, not of 0 / 0.
+        # A token that sees no key has an output of zero, not of 0 / 0.
         mask = torch.zeros(1, 20, dtype=torch.bool)
         assert (attend(packed, (4, 5), eps=1.4e-45, mask=mask) == 0).all()
 
@@ -257,7 +257,7 @@ def test_a_trace_holds_for_other_sizes(op, masked, with_grad, chunk_budget):
     chunk_budget(2**10)
     module = Map(attend)
     with torch.set_grad_enabled(with_grad), warnings.catch_warnings():
-        # A value that the trace would keep as a constant.
+        # A value that the trace would record as a constant.
         warnings.simplefilter('error', torch.jit.TracerWarning)
         # The test's own frequencies and rates are constants.
         warnings.filterwarnings('ignore', message='.*are registered as constants')
@@ -267,7 +267,7 @@ def test_a_trace_holds_for_other_sizes(op, masked, with_grad, chunk_budget):
         torch.testing.assert_close(traced(*x), module(*x))
 
 
-# Tests repair nothing here: it is what a user's process sees.
+# This runs without the fixtures of the tests, as in a user's process.
 BFLOAT16 = """
 import torch
 from saga_kernels import gated_linear_attention

@@ -1,4 +1,4 @@
-"""The reference against its explicit N x N decay matrix, in float64."""
+"""The reference agrees with its explicit N x N decay matrix, in float64."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from saga_kernels import decay_linear_attention, linear_attention
 
 
 def positions(size, heads):
-    """Place in its scan of every token, for every head: (H, N)."""
+    """Position of every token in the scan of every head: (H, N)."""
     height, width = size
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
     by_row, by_column = (y * width + x).flatten(), (x * height + y).flatten()
@@ -20,7 +20,7 @@ def positions(size, heads):
 
 
 def quadratic_attention(qkv, log_decay, size, feature_map='elu', eps=1e-6, mask=None):
-    """Explicit weights (B, H, N, N), decayed by the distance in the scan."""
+    """Attention with explicit weights (B, H, N, N) that decay with the distance in the scan."""
     q, k, v = (part.permute(0, 2, 1, 3) for part in qkv.double().unbind(2))
     phi = F.relu if feature_map == 'relu' else lambda x: F.elu(x) + 1
     p = positions(size, qkv.shape[3])
@@ -62,7 +62,7 @@ def test_equals_the_decay_matrix_in_float64(size, gamma, heads, feature_map, mas
     exact = torch.autograd.grad(truth, (qkv, log_decay), grad_out)
     assert out.shape == truth.shape
     torch.testing.assert_close(out, truth, rtol=0, atol=1e-10)
-    # A ReLU row that is zero has gradient 1 / eps, so the bound is on the ratio.
+    # A row that is zero after ReLU has a gradient of 1 / eps, so the bound is on the ratio.
     for value, expected in zip(grads, exact, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-10)
 
@@ -104,7 +104,7 @@ def test_without_decay_it_is_linear_attention(feature_map):
 
 
 def test_the_second_half_of_the_heads_scans_columns():
-    # Of a transposed map with its heads swapped, the result is transposed and swapped.
+    # For a transposed map with swapped heads, the result is transposed and swapped as well.
     height, width = 6, 11
     qkv, log_decay = inputs((height, width), heads=2)
     other = qkv.unflatten(1, (height, width)).transpose(1, 2).flatten(1, 2).flip(3)
@@ -184,7 +184,7 @@ def test_masked_tokens_add_nothing_and_keep_their_place():
 
 
 def peak_memory(tokens):
-    """Bytes that live at a time besides the input, per token."""
+    """Peak bytes besides the input, per token."""
     qkv, log_decay = torch.randn(1, tokens, 3, 2, 16), torch.full((2,), -0.01)
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         decay_linear_attention(qkv, log_decay, (64, tokens // 64))

@@ -1,4 +1,4 @@
-"""What runs on a CPU and in exports against the specification of each op."""
+"""The eager implementations agree with the specification of each op."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def decay_op(module, feature_map):
     return lambda packed, mask: module.attend(packed, log_decay, SIZE, feature_map, EPS, mask)
 
 
-# Parts of the packed projection, what runs, and the specification.
+# Parts of the packed projection, the eager implementation, and the specification.
 OPS = {
     'gated': (5, gated_op(gated_eager, 'elu'), gated_op(gated, 'elu')),
     'plain': (3, gated_op(gated_eager, 'relu'), gated_op(gated, 'relu')),
@@ -67,7 +67,7 @@ def test_values_and_gradients_in_float64(op, masked):
     grad_out = torch.randn_like(out)
     grad, exact = (torch.autograd.grad(x, packed, grad_out)[0] for x in (out, truth))
     torch.testing.assert_close(out, truth, rtol=0, atol=1e-10)
-    # A ReLU row that is zero has gradient 1 / eps, so the bound is on the ratio.
+    # A row that is zero after ReLU has a gradient of 1 / eps, so the bound is on the ratio.
     torch.testing.assert_close(grad, exact, rtol=1e-8, atol=1e-10)
 
 

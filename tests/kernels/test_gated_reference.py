@@ -1,4 +1,4 @@
-"""The reference against the O(N^2) formula and the explicit gate matrices, in float64."""
+"""The reference agrees with the O(N^2) formula and with explicit gate matrices, in float64."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def phi(x, feature_map):
 
 
 def quadratic_attention(packed, feature_map, eps, mask=None):
-    """Explicit weights (B, H, N, N); row gates on the keys, column gates on the values."""
+    """Attention with explicit weights (B, H, N, N); row gates on keys, column gates on values."""
     parts = [part.permute(0, 2, 1, 3) for part in packed.double().unbind(2)]
     q, k, v = phi(parts[0], feature_map), phi(parts[1], feature_map), parts[2]
     if len(parts) == 5:
@@ -60,7 +60,7 @@ def test_equals_quadratic_formula_in_float64(shape, feature_map, parts, masked):
     (grad_truth,) = torch.autograd.grad(truth, packed, grad_out)
     assert out.shape == (batch, tokens, heads, dim)
     torch.testing.assert_close(out, truth, rtol=0, atol=1e-10)
-    # A ReLU row that is zero has gradient 1 / eps, so the bound is on the ratio.
+    # A row that is zero after ReLU has a gradient of 1 / eps, so the bound is on the ratio.
     torch.testing.assert_close(grad, grad_truth, rtol=1e-8, atol=1e-10)
 
 
@@ -145,7 +145,7 @@ def test_masked_tokens_change_nothing_even_when_nan():
 @pytest.mark.parametrize('shape', [(1, 102400, 5, 1, 64), (2, 51200, 5, 2, 32)])
 def test_no_token_tensors_besides_input_and_output(shape):
     setup = f'from saga_kernels import gated_linear_attention\npacked = torch.randn{shape}'
-    # The output is among what the profiler saw; the chunks get half of it.
+    # The profiler's total includes the output; the chunks may take half of its size.
     assert peak_memory(setup, 'gated_linear_attention(packed)') <= 1.5
 
 
@@ -185,7 +185,7 @@ def test_explicit_triton_never_falls_back_on_a_cpu(monkeypatch):
     monkeypatch.setenv(dispatch.ENV_VAR, 'triton')
     with pytest.raises(RuntimeError, match="impl='triton' can't run"):
         gated_linear_attention(packed)
-    # An explicit argument wins over the environment.
+    # An explicit argument takes precedence over the environment.
     assert gated_linear_attention(packed, impl='reference').shape == (1, 4, 1, 8)
     monkeypatch.setenv(dispatch.ENV_VAR, 'fast')
     with pytest.raises(ValueError, match=r"SAGA_KERNELS_IMPL must be one of .* got 'fast'"):

@@ -1,4 +1,4 @@
-"""Launch parameters, and the memory traffic that follows from them. No GPU, no Triton needed."""
+"""Launch parameters and the memory traffic that follows from them, without GPU or Triton."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def test_programs_cover_every_token_once(op, phase):
         assert launch.span % launch.block == 0
         assert (launch.splits - 1) * launch.span < tokens <= launch.splits * launch.span
         assert launch.programs == heads * launch.splits
-        # Of more tokens than any GPU holds, `decay` has too many tiles.
+        # `decay` has too many tiles only for more tokens than fit into any GPU.
         if heads * tokens * dim <= 2**36:
             assert launch.programs < 2**31
 

@@ -1,4 +1,4 @@
-"""The reference against the formula as the paper's code states it, written out, in float64."""
+"""The reference agrees with the plain formula of the paper's code, in float64."""
 
 import math
 
@@ -22,7 +22,7 @@ def packed_of(tokens, dim=8, *, batch=1, heads=1, dtype=torch.float32):
 
 
 def rotated(x, size, frequencies):
-    """Pairs of channels of (B, H, N, D) as complex numbers, turned token by token."""
+    """Rotate pairs of channels of (B, H, N, D) as complex numbers, token by token."""
     turns = [
         torch.cat((row * frequencies, column * frequencies))
         for row in range(size[0])
@@ -34,7 +34,7 @@ def rotated(x, size, frequencies):
 
 
 def quadratic_attention(qkv, size, frequencies, eps=1e-6, mask=None):
-    """Explicit weights (B, H, N, N), image by image, over the tokens that are not masked."""
+    """Attention with explicit weights, image by image, over the tokens that are not masked."""
     out = torch.zeros(qkv[:, :, 0].shape, dtype=torch.float64)
     for image in range(qkv.shape[0]):
         live = torch.ones(qkv.shape[1]).bool() if mask is None else mask[image]
@@ -76,7 +76,7 @@ def test_rows_turn_the_first_half_and_columns_the_second():
     frequencies = frequencies_of(16, torch.float64)
 
     def transposed(x, size):
-        # Rows become columns, and the halves of each head change places.
+        # Rows become columns, and the halves of each head are swapped.
         return x.unflatten(1, size).transpose(1, 2).flatten(1, 2).roll(8, -1)
 
     out = attention(qkv, (2, 3), frequencies)
@@ -138,7 +138,7 @@ def test_autocast_leaves_the_sums_in_float32(dtype):
 
 
 def test_angles_are_float32_or_better():
-    # Position 3999 is not a number of bfloat16, nor is its angle.
+    # bfloat16 can represent neither position 3999 nor its angle.
     qkv = packed_of(4000, 8, dtype=torch.bfloat16)
     out = attention(qkv, (1, 4000), frequencies_of(8))
     truth = attention(qkv.double(), (1, 4000), frequencies_of(8))

@@ -58,7 +58,7 @@ def squared_linear_attention(
     return attend(qkv, eps, mask)
 """
 
-# What a test of the operator holds: the formula, chunks, exports, messages.
+# A test of the operator checks the formula, chunks, exports and messages.
 CHECKS = """
 import torch
 from saga_kernels import chunks, squared_linear_attention as op

@@ -1,4 +1,4 @@
-"""The rotation against products of complex numbers."""
+"""The rotation agrees with products of complex numbers."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_rotation_is_a_product_of_complex_numbers(dtype, between):
 
 
 def test_angles_of_half_precision_are_float32():
-    # Position 3999 is not a number of bfloat16, nor is its angle.
+    # bfloat16 can represent neither position 3999 nor its angle.
     x, frequencies = torch.randn(1, 4000, 8).bfloat16(), torch.tensor([1.0, 0.1])
     turned, truth = (apply_rotary_2d(x, (1, 4000), frequencies) for x in (x, x.double()))
     torch.testing.assert_close(turned, truth.bfloat16())

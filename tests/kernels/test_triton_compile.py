@@ -1,4 +1,4 @@
-"""The kernels compile for GPUs that need not be here, within what those GPUs have."""
+"""The kernels compile, without a GPU, for several GPUs and within their limits."""
 
 import json
 import subprocess
@@ -12,13 +12,13 @@ from saga_kernels.launch import KERNELS
 pytest.importorskip('triton')
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'compile_kernels.py'
-# Bytes of shared memory per program: a consumer GPU has less than those compiled for.
+# Bytes of shared memory per program of a consumer GPU, which has less than the targets.
 SHARED = {'sm_80': 99 * 1024, 'sm_90': 99 * 1024, 'sm_100': 99 * 1024, 'gfx942': 64 * 1024}
 
 
 @pytest.fixture(scope='module')
 def rows():
-    # Compiled in a process of its own, for this one may interpret kernels.
+    # Kernels are compiled in a process of its own, because this one may interpret them.
     command = [sys.executable, str(TOOL), '--quick', '--json']
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [json.loads(line) for line in output.splitlines()]

@@ -1,6 +1,6 @@
-"""The Triton kernels against the reference in float64, which is tested on its own.
+"""The Triton kernels agree with the reference in float64, which has its own tests.
 
-On a GPU if there is one, else in Triton's interpreter.
+They run on a GPU if there is one, and in Triton's interpreter otherwise.
 """
 
 import math
@@ -80,7 +80,7 @@ def test_equals_reference_in_float64(
         log_decay = log_decay.repeat_interleave(2)[::2]
         if masked:
             mask = mask.t().contiguous().t()
-    # A query that meets no key has a gradient of 1 / eps, which fp16 can't hold for the default.
+    # A query that sees no key has a gradient of 1 / eps, too large for fp16 with the default.
     options = dict(feature_map=feature_map, eps=1e-6 if feature_map == 'elu' else 1e-3, mask=mask)
     values = run(qkv, log_decay, size, grad_out, **options)
     exact = truth(qkv, log_decay, size, grad_out, **options)
@@ -106,8 +106,8 @@ def test_states_pass_many_chunks(gamma, triton_device):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('gamma', [1.0, 1e-3])
 def test_half_precision_neither_overflows_nor_fades(dtype, gamma, triton_device):
-    # Unscaled, S would pass 65504 and so would sums of a few tokens; with a small loss scale, its
-    # gradient is near 1e-8.
+    # Without scaling, S and even sums of a few tokens would exceed 65504. With a small loss scale,
+    # the gradient of S is near 1e-8.
     qkv = qkv_of(300, 16, dtype=dtype, device=triton_device, batch=1)
     qkv[:, :, :2] = qkv[:, :, :2].abs() * 30
     qkv[:, :, 2] *= 30
@@ -256,6 +256,6 @@ assert all(torch.equal(value, expected) for value, expected in zip(*results, str
 
 @pytest.mark.parametrize('strides', [(16, 1_100_000_000, 16, 8, 1), (16, 16, 1_100_000_000, 8, 1)])
 def test_addresses_past_2_31(strides, triton_device):
-    # In a process of its own, for a wrong offset may crash it. Only the touched pages get memory.
+    # In a process of its own, which a wrong offset may crash. Only touched pages take memory.
     script = LARGE_ADDRESSES.format(strides=strides, device=triton_device)
     subprocess.run([sys.executable, '-c', script], check=True)

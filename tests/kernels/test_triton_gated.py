@@ -1,6 +1,6 @@
-"""The Triton kernels against the reference in float64, which is tested on its own.
+"""The Triton kernels agree with the reference in float64, which has its own tests.
 
-On a GPU if there is one, else in Triton's interpreter.
+They run on a GPU if there is one, and in Triton's interpreter otherwise.
 """
 
 import subprocess
@@ -70,7 +70,7 @@ def test_equals_reference_in_float64(
         grad_out = grad_out.transpose(1, 2).contiguous().transpose(1, 2)
         if masked:
             mask = mask.t().contiguous().t()
-    # A query that meets no key has a gradient of 1 / eps, which fp16 can't hold for the default.
+    # A query that sees no key has a gradient of 1 / eps, too large for fp16 with the default.
     options = dict(feature_map=feature_map, eps=1e-6 if feature_map == 'elu' else 1e-3, mask=mask)
     out, grad = run(packed, grad_out, **options)
     exact_out, exact_grad = truth(packed, grad_out, **options)
@@ -86,7 +86,7 @@ def test_equals_reference_in_float64(
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('gate', [-8.0, 8.0])
 def test_half_precision_neither_overflows_nor_fades(dtype, gate, triton_device):
-    # Unscaled, S would be near 1e6; with shut gates and a small loss scale, dS near 1e-8.
+    # Unscaled S would be near 1e6; with closed gates and a small loss scale, dS is near 1e-8.
     packed = packed_of(1200, 16, dtype=dtype, device=triton_device, batch=1)
     packed[:, :, 1] = packed[:, :, 1].abs() * 30
     packed[:, :, 2] *= 30
@@ -205,6 +205,6 @@ assert torch.equal(out, expected_out) and torch.equal(grad, expected_grad)
 
 @pytest.mark.parametrize('strides', [(8, 1_100_000_000, 8, 8, 1), (8, 8, 600_000_000, 8, 1)])
 def test_addresses_past_2_31(strides, triton_device):
-    # In a process of its own, for a wrong offset may crash it. Only the touched pages get memory.
+    # In a process of its own, which a wrong offset may crash. Only touched pages take memory.
     script = LARGE_ADDRESSES.format(strides=strides, device=triton_device)
     subprocess.run([sys.executable, '-c', script], check=True)

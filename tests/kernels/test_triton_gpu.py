@@ -1,4 +1,4 @@
-"""What only a GPU can show. The other Triton tests run on one too, if it is there."""
+"""Tests that need a GPU. The other Triton tests also run on one if there is one."""
 
 import math
 
@@ -24,7 +24,7 @@ def packed_of(tokens, dim, dtype=torch.bfloat16, heads=2, parts=5):
 
 
 def image_of(packed):
-    """Size, as square as can be, and frequencies."""
+    """The size of a map, as square as possible, and its frequencies."""
     tokens, dim = packed.shape[1], packed.shape[-1]
     height = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
     frequencies = 10000 ** -torch.linspace(0, 1, dim // 4, device=packed.device)
@@ -36,7 +36,7 @@ def rank_augmented(packed, impl='auto'):
 
 
 def log_decay_of(packed):
-    """Weights that fall to 1/e after 4 and after 4,000 tokens, by turns."""
+    """Decay to 1 / e after 4 and after 4,000 tokens, alternating between heads."""
     rates = -torch.tensor([1 / 4, 1 / 4000], device=packed.device)
     return rates.repeat(packed.shape[3])[: packed.shape[3]]
 

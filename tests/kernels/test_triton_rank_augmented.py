@@ -1,6 +1,6 @@
-"""The Triton kernels against the reference in float64, which is tested on its own.
+"""The Triton kernels agree with the reference in float64, which has its own tests.
 
-On a GPU if there is one, else in Triton's interpreter.
+They run on a GPU if there is one, and in Triton's interpreter otherwise.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ def packed_of(tokens, dim, *, dtype=torch.float32, device='cpu', batch=2, heads=
 
 
 def frequencies_of(qkv):
-    """Strided, for the kernels are to take that too."""
+    """Frequencies with a stride, which the kernels must accept as well."""
     frequencies = 10000 ** -torch.linspace(0, 1, qkv.shape[-1] // 4, device=qkv.device)
     return torch.stack((frequencies, torch.full_like(frequencies, torch.nan)), -1)[:, 0]
 
@@ -254,6 +254,6 @@ assert torch.equal(out, expected_out) and torch.equal(grad, expected_grad)
 
 @pytest.mark.parametrize('strides', [(8, 1_100_000_000, 8, 8, 1), (8, 8, 1_100_000_000, 8, 1)])
 def test_addresses_past_2_31(strides, triton_device):
-    # In a process of its own, for a wrong offset may crash it. Only the touched pages get memory.
+    # In a process of its own, which a wrong offset may crash. Only touched pages take memory.
     script = LARGE_ADDRESSES.format(strides=strides, device=triton_device)
     subprocess.run([sys.executable, '-c', script], check=True)

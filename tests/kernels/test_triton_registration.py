@@ -1,4 +1,4 @@
-"""The Triton ops as PyTorch sees them: opcheck, compile, export. On a GPU or in the interpreter."""
+"""The registration of the Triton ops: opcheck, compile, export, on a GPU or in the interpreter."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def check_decay(qkv, mask, width, feature_map, eps):
 )
 @pytest.mark.parametrize('masked', [False, True])
 def test_opcheck(check, parts, options, masked, triton_device):
-    # opcheck compares values that come from torch.empty too.
+    # opcheck also compares values that come from torch.empty.
     packed = torch.randn(2, 12, parts, 1, 8, device=triton_device)
     mask = torch.rand(2, 12, device=triton_device) > 0.3 if masked else None
     check(packed, mask, *options)
@@ -72,7 +72,7 @@ def test_opcheck_of_a_strided_view(check, parts, options, triton_device):
 
 
 class Block(torch.nn.Module):
-    """Projection, attention, projection over (B, height, width, C): an attention block's shape."""
+    """Projection, attention and projection on (B, height, width, C), as in an attention block."""
 
     def __init__(self, op, parts, impl):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Token tensors that the kernels read and write, counted in the interpreter."""
+"""Counts of the token tensors that the kernels read and write, in the interpreter."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ interpreter = pytest.importorskip('triton.runtime.interpreter')
 
 @pytest.fixture
 def count(monkeypatch, triton_device):
-    """Elements of half precision that are loaded and stored: those of token tensors."""
+    """Count loaded and stored elements of half precision, which are those of token tensors."""
     if triton_device != 'cpu':
         pytest.skip('counts accesses in the interpreter')
     counts = dict(load=0, store=0)
@@ -33,7 +33,7 @@ def count(monkeypatch, triton_device):
     monkeypatch.setattr(builder, 'create_masked_store', counted_store)
 
     def tensors(function, size):
-        """What a function returns, and how many tensors of a size it loads and stores."""
+        """The result of a function, and how many token tensors it loads and stores."""
         counts.update(load=0, store=0)
         result = function()
         return result, (counts['load'] / size, counts['store'] / size)
