@@ -32,7 +32,7 @@ WEIGHTS = 20000
 def safe_loading(monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     use_safe_loading()
-    # a process for each checkpoint
+    # One process per checkpoint.
     monkeypatch.setattr('mmengine.runner.runner.get_git_hash', str)
 
 
@@ -47,7 +47,7 @@ class Model(BaseModel):
 
 
 class Rising(BaseMetric):
-    """Each validation is the best so far."""
+    """A metric that rises, so that each validation is the best so far."""
 
     def __init__(self, score):
         super().__init__(prefix='rising')
@@ -61,7 +61,7 @@ class Rising(BaseMetric):
 
 
 def train(work_dir, iterations, **hook):
-    """Train to an iteration, from the latest checkpoint if there is one; validate each second."""
+    """Train to an iteration, from the latest checkpoint if any, and validate every second one."""
     hook = dict(interval=1, by_epoch=False, max_keep_ckpts=2, save_best='rising/acc') | hook
     data = dict(dataset=[torch.ones(1)] * 2, batch_size=1, sampler=dict(type='InfiniteSampler'))
     runner = Runner(
@@ -78,14 +78,14 @@ def train(work_dir, iterations, **hook):
         ),
         resume=True,
         log_level='CRITICAL',
-        # mmengine keeps a state per name
+        # mmengine keeps a global state per name.
         experiment_name=f'{os.getpid()}_{time.monotonic_ns()}',
     )
     runner.train()
 
 
 def fork(function, *args):
-    """Run a function in a child of this process, which has all imports; returns its id."""
+    """Run a function in a forked child process, which has all imports, and return its id."""
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -99,11 +99,11 @@ def fork(function, *args):
 
 
 def saved_iteration(work_dir):
-    """The iteration to resume from; all that is there must be whole."""
+    """The iteration to resume from, after checking that all files are complete."""
     for path in work_dir.glob('*.pth'):
         load_file(path)
     latest = latest_checkpoint(work_dir)
-    # what mmengine alone would resume
+    # The checkpoint that mmengine alone would resume from.
     assert find_latest_checkpoint(work_dir) == latest
     checkpoint = load_file(latest)
     assert not missing_for_resume(checkpoint)
@@ -146,7 +146,7 @@ def test_run_in_a_copied_folder_leaves_the_original(tmp_path):
 
 
 def test_same_best_file_again_is_not_removed(tmp_path):
-    # a validation that a resumed run repeats
+    # A validation that a resumed run repeats.
     train(tmp_path, 2)
     checkpoint = load_file(tmp_path / 'iter_2.pth')
     hub = checkpoint['message_hub']['runtime_info']
@@ -173,7 +173,7 @@ def test_what_is_removed_stays_until_it_is_outdated(tmp_path):
 
 
 def kill_at(work_dir, number):
-    """Train on, and die just before the file operation of this number."""
+    """Continue the training, and die just before the file operation with this number."""
     count = 0
 
     def audit(event, args):
@@ -201,14 +201,14 @@ def test_a_kill_at_any_file_operation_costs_nothing(tmp_path):
             break
         kills += 1
         if kills % 4 == 0:
-            # the run that goes on clears up
+            # The run that continues removes the leftovers.
             train(work_dir, 7)
             kept = [name for name in names(work_dir) if not name.startswith('best_')]
             assert kept == ['iter_6.pth', 'iter_7.pth']
         shutil.rmtree(work_dir)
         shutil.copytree(start, work_dir)
     assert status == 0
-    # a checkpoint, the best one, the first again, `last_checkpoint` twice: written and moved
+    # Written and moved: a checkpoint, the best one, the first again, `last_checkpoint` twice.
     assert kills >= 10
 
 
@@ -219,7 +219,7 @@ def test_kills_at_random_moments_cost_nothing(tmp_path, kills):
     reached, saved = 2, 0
     for _ in range(kills):
         child = fork(train, tmp_path, 10**6)
-        # before the first checkpoint, or after many
+        # Before the first checkpoint, or after many.
         time.sleep(rng.uniform(0, 1.5))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -231,7 +231,7 @@ def test_kills_at_random_moments_cost_nothing(tmp_path, kills):
 
 
 def fill_disk(work_dir, report):
-    # the file system's limit on the size of a file stands for a full disk
+    # A limit on the size of files takes the place of a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (WEIGHTS, resource.RLIM_INFINITY))
     try:
         train(work_dir, 5)
@@ -277,7 +277,7 @@ def test_unknown_metric_is_named(tmp_path):
 
 @pytest.fixture
 def two_checkpoints(tmp_path):
-    """A work dir with a checkpoint, a newer one, and a best one, the newest, without optimizer."""
+    """A work dir with a checkpoint, a newer one, and the newest, a best one without optimizer."""
     whole = {'state_dict': {'w': torch.ones(1)}, 'meta': {}, 'message_hub': {}, 'optimizer': {}}
     torch.save(whole, tmp_path / 'iter_9.pth')
     torch.save(whole, tmp_path / 'iter_10.pth')

@@ -1,4 +1,4 @@
-"""The weights that a runner has in the end are those that the report was about."""
+"""The weights of a runner after loading are those that the report names."""
 
 import pytest
 import torch
@@ -97,7 +97,7 @@ def test_hooks_may_change_a_checkpoint_before(tmp_path, safe_loading):
             for name in list(checkpoint):
                 checkpoint[name.removeprefix('old.')] = checkpoint.pop(name)
 
-    # the check stands first, and comes last
+    # The check is registered first and must run last.
     hooks = [CheckpointCheckHook(complete=True), Rename()]
     runner = make_runner(tmp_path, custom_hooks=hooks)
     runner.load_checkpoint(str(tmp_path / 'a.pth'))

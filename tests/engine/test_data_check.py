@@ -37,7 +37,7 @@ def scope():
 
 @pytest.fixture
 def said(monkeypatch):
-    """Lines in the log."""
+    """The lines of the log."""
     lines = []
     monkeypatch.setattr('saga_mm.engine.data_check.print_log', lambda line, *_: lines.append(line))
     return lines
@@ -77,13 +77,13 @@ def sample(labels=None, objects=None):
     if objects is not None:
         made.gt_instances = InstanceData(labels=torch.tensor(objects))
     if labels is not None:
-        # mmdet and mmseg have another name for it
+        # mmdet and mmseg use different names for it.
         name = 'data' if objects is None else 'sem_seg'
         made.gt_sem_seg = PixelData(**{name: torch.tensor(labels).view(1, 1, -1)})
     return made
 
 
-# a model, labels that it takes, and one that it does not
+# A model, labels that it accepts, and a label that it does not.
 HEADS = {
     'segmentor': (
         lambda: dict(decode_head=fcn(num_classes=3)),
@@ -110,7 +110,7 @@ HEADS = {
         dict(labels=[0, 2, 255]),
         dict(labels=[7]),
     ),
-    # makes labels of edges by itself
+    # The model makes labels of edges by itself.
     'auxiliary head of other labels': (
         lambda: dict(
             decode_head=fcn(num_classes=9), auxiliary_head=nn.ModuleList([fcn(num_classes=2)])
@@ -119,7 +119,7 @@ HEADS = {
         dict(labels=[9]),
     ),
     'one stage': (lambda: dict(bbox_head=boxes(2)), dict(objects=[0, 1]), dict(objects=[2])),
-    # there is no such label to be ignored
+    # No label of this value is ignored.
     'objects have no 255': (
         lambda: dict(bbox_head=boxes(2)),
         dict(objects=[]),
@@ -157,7 +157,7 @@ HEADS = {
 
 
 class RPN(Parts):
-    """As mmdet's, which makes one class of all."""
+    """Like mmdet's RPN, which treats all classes as one."""
 
 
 def look_at(parts, *samples):
@@ -188,7 +188,7 @@ def test_labels_are_held_against_their_own_heads(name, said):
             'they are not',
         ),
         (RPN(bbox_head=boxes(1)), dict(objects=[9]), 'they are not checked'),
-        # this loss cuts off what is no class
+        # This loss drops labels that are not classes.
         (dict(decode_head=fcn('DiceLoss', num_classes=2)), dict(labels=[9]), 'got 9 for a.jpg'),
     ],
 )
@@ -221,7 +221,7 @@ def test_batches_of_another_form_pass(batch):
 
 
 class Labelled(torch.utils.data.Dataset):
-    """Samples of label maps."""
+    """A data set with given label maps."""
 
     def __init__(self, *maps, classes=('a', 'b', 'c')):
         self.maps = maps
@@ -274,7 +274,7 @@ def test_augmented_samples_are_counted_once(said):
 
 
 def test_labels_that_are_evaluated(said):
-    # either's ignored label
+    # The ignored label of either head.
     evaluate(
         Labelled([0, 1, 2, 11, 9]),
         Parts(decode_head=fcn(num_classes=3, ignore_index=11)),
@@ -282,7 +282,7 @@ def test_labels_that_are_evaluated(said):
     )
     # not read
     evaluate(Labelled([77]), format_only=True)
-    # as classes that the model does not know
+    # They are classes that the model does not know.
     evaluate(Labelled([0, 1, 2]), Parts(decode_head=fcn(num_classes=2)))
     assert not said
     with pytest.raises(ValueError, match=r'labels must be from 0 to 2 .* got 77 for a\.jpg'):
@@ -317,7 +317,7 @@ def test_more_classes_than_the_data_are_refused_where_they_must_fail(test_cfg, f
 
 
 class Remap(BaseTransform):
-    """A user's transform, which makes classes of what is in the files."""
+    """A user's transform, which maps the values in the files to classes."""
 
     def transform(self, results):
         return results

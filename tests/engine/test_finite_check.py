@@ -67,7 +67,7 @@ def test_left_out_steps_change_nothing(model):
     assert not torch.equal(model[0].weight, before[0])
 
 
-# an optimizer that is handed the scale looks at the gradients itself
+# An optimizer that gets the scale checks the gradients itself.
 @pytest.mark.parametrize('fused', [False, True])
 def test_steps_of_mixed_precision_are_left_to_its_scaler(model, fused):
     runner = start(model, FiniteCheckHook(), fused=fused)

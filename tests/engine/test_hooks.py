@@ -24,7 +24,7 @@ def draw():
 
 
 def test_random_state_survives_a_file(tmp_path):
-    # leaves one number of a pair in store
+    # This leaves the second number of a pair in the cache.
     np.random.randn()
     random.gauss(0, 1)
     torch.save({'w': torch.ones(1), 'state': get_random_state()}, tmp_path / 'a.pth')
@@ -57,7 +57,7 @@ def test_weights_of_another_run_bring_no_random_state(iteration, restores):
     hook.before_train(runner(iteration))
     hook.before_train_epoch(runner(iteration))
     assert (draw() == expected) is restores
-    # only once
+    # The state is restored only once.
     hook.before_train_epoch(runner(iteration))
     assert draw() != expected
 

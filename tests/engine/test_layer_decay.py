@@ -10,7 +10,7 @@ from saga_mm.engine import LayerDecayOptimWrapperConstructor
 from saga_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 LR, DECAY = 0.1, 0.05
-# two blocks and one block: three layers above the stem
+# Two blocks and one block are three layers above the stem.
 BACKBONE = dict(
     type='saga_mm.SAGA',
     arch=dict(embed_dims=(8, 16), depths=(2, 1), num_heads=(1, 2)),
@@ -76,7 +76,7 @@ def build(model, optimizer=None, **paramwise_cfg):
 
 
 def settings(model, optimizer):
-    """(lr factor, weight decay) by name of the parameter; each must be in one group."""
+    """Learning rate factor and weight decay of each parameter, which must be in one group."""
     groups = [
         (id(parameter), group['lr'] / LR, group['weight_decay'])
         for group in optimizer.param_groups
@@ -96,7 +96,7 @@ def test_registered_once():
     assert cls is LayerDecayOptimWrapperConstructor
 
 
-# by hand: decay_rate ** (layers above)
+# By hand: decay_rate ** (number of layers above).
 @pytest.mark.parametrize(
     ('part', 'factor'),
     [
@@ -128,7 +128,7 @@ def test_every_trainable_parameter_is_in_one_group(model):
 
 def test_few_groups_in_order(model):
     groups = build(model, decay_rate=0.5).param_groups
-    # four layers and the rest, each with and without weight decay
+    # Four layers and the other parameters, each with and without weight decay.
     assert len(groups) == 10
     assert [group['layer'] for group in groups[::2]] == [0, 1, 2, 3, None]
 
@@ -139,7 +139,7 @@ def test_frozen_parameters_are_left_out():
     assert found.keys() == {
         name for name, parameter in model.named_parameters() if parameter.requires_grad
     }
-    # depth is that of the whole backbone
+    # The depth is that of the whole backbone.
     assert found['backbone.stages.1.embed.proj.weight'][0] == 0.5
     assert not any('stages.0' in name for name in found)
 
@@ -232,7 +232,7 @@ def test_every_constructor_sees_the_same_layers(name):
     assert {layer for layer, _ in depths.values()} == set(range(7))
     assert model.get_layer_depth('head.weight', 'backbone.') == (6, 7)
     assert depths == {n: model.get_layer_depth(n) for n in depths}
-    # timm sorts by the place of the group, then by the numbers in the name and the suffix
+    # timm sorts by the position of the group, then by the numbers in the name and the suffix.
     matcher = model.group_matcher()
     patterns = [(0, matcher['stem'], None), *((1, *pattern) for pattern in matcher['blocks'])]
     keys = {}

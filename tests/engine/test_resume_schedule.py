@@ -25,7 +25,7 @@ def optimizer():
 
 
 class Run:
-    """What the hook sees of a runner that trains by iterations or by epochs."""
+    """The parts of a runner that the hook uses, trained by iterations or by epochs."""
 
     def __init__(self, make, end, by_epoch=False):
         self.optim_wrapper = optimizer()
@@ -38,7 +38,7 @@ class Run:
         self.iter = self.epoch = 0
 
     def train(self, iterations):
-        """Step as ParamSchedulerHook does; the rates of each iteration."""
+        """Step the schedulers as ParamSchedulerHook does, and return the rate of each iteration."""
         rates = []
         for _ in range(iterations):
             rates.append([group['lr'] for group in self.optim_wrapper.param_groups])
@@ -55,7 +55,7 @@ class Run:
                 scheduler.step()
 
     def resume(self, other):
-        """As Runner.resume does."""
+        """Load the state as Runner.resume does."""
         hook = ResumeScheduleHook()
         state = [scheduler.state_dict() for scheduler in other.param_schedulers]
         hook.after_load_checkpoint(self, dict(param_schedulers=state))
@@ -111,7 +111,7 @@ def test_the_same_schedule_goes_on_as_restored(name):
     expected = Run(make, 24).train(24)
     first = Run(make, 24)
     first.train(10)
-    # a rate that no schedule gives
+    # No schedule gives this rate.
     for group in first.optim_wrapper.param_groups:
         group['lr'] *= 2
     resumed = Run(make, 24).resume(first)
@@ -143,5 +143,5 @@ def test_weights_of_another_training_bring_no_schedule():
     hook.after_load_checkpoint(runner, dict(param_schedulers=[]))
     hook.before_train(runner)
     assert torch.equal(runner.train(24), Run(make, 24).train(24))
-    # tests have no schedulers
+    # A test run has no schedulers.
     hook.after_load_checkpoint(SimpleNamespace(param_schedulers=None), {})

@@ -222,7 +222,7 @@ test_dataloader = dict(
 
 @pytest.fixture
 def pure_python(tmp_path):
-    """Path of a config with classes in place of their names, and no default scope."""
+    """Path of a config with classes in place of names, and without a default scope."""
     path = tmp_path / 'pure.py'
     path.write_text(PURE_PYTHON)
     return path
@@ -230,7 +230,7 @@ def pure_python(tmp_path):
 
 @pytest.fixture(scope='session')
 def tiny_data(tmp_path_factory):
-    """A folder with images of one rectangle each, its label maps, and COCO files."""
+    """A folder with images of one rectangle each, label maps, and COCO files."""
     folder = tmp_path_factory.mktemp('data')
     rng = np.random.default_rng(0)
     for split, number in (('train', TRAIN), ('val', VAL)):
@@ -274,9 +274,9 @@ def tiny_det(tmp_path, tiny_data):
 
 @pytest.fixture
 def tool(monkeypatch):
-    """Imports a script of tools/ by name; whatever it changes in mmengine's loader is undone."""
+    """Imports a script of tools/ by name, and undoes its changes to mmengine's loader."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    # mmengine sleeps for two seconds before each epoch
+    # mmengine sleeps for two seconds before each epoch.
     monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
 
     def load(name):

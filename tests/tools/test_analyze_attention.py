@@ -1,4 +1,4 @@
-"""tools/analyze_attention.py on tiny models and images, numbers against direct computation."""
+"""tools/analyze_attention.py on tiny models and images; numbers agree with direct computation."""
 
 import json
 
@@ -40,14 +40,14 @@ def config(tiny_seg):
 
 
 def load(analyze, text):
-    """The model that the tool makes of NAME=CONFIG[:CHECKPOINT]."""
+    """The model that the tool builds from NAME=CONFIG[:CHECKPOINT]."""
     arguments = ['rank', '--models', text, '--images', 'none']
     (one,) = analyze.load_models(analyze.parse_args([*arguments, '--device', 'cpu'])).values()
     return one.model
 
 
 def prepare(model, image):
-    """What the backbone of a model gets of an image (H, W, C)."""
+    """The input that the backbone of a model gets for an image (H, W, C)."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     return model.data_preprocessor(dict(inputs=[pixels], data_samples=None))['inputs']
 
@@ -72,12 +72,12 @@ def test_rank(analyze, config, tiny_data, tmp_path, capsys):
     }
     assert set(gated['0.0']['matrices']) == {'state', 'state without gates', 'output'}
     assert gated['0.1']['gates'] == {}
-    # open as they start, with some noise
+    # Gates are open as at the start, with some noise.
     assert [gated['0.0']['gates'][kind][0] for kind in 'kv'] == [pytest.approx(0.88, abs=0.02)] * 2
     assert 0 < gated['0.0']['gates']['k'][1] < 0.05
     assert set(gated['0.1']['matrices']) == set(found['b']['0.0']['matrices']) == {'output'}
 
-    # the median over both images and both heads, by hand
+    # The median over both images and both heads, by hand.
     model = load(analyze, specs[0])
     ranks = []
     for path in sorted(images.iterdir()):
@@ -137,7 +137,7 @@ def test_field_by_stage(analyze, config, tiny_det, tiny_data, tmp_path):
             mass = torch.tensor(one['mass'])
             assert mass.shape == (8, 8)
             assert mass.sum().item() == pytest.approx(1, abs=1e-4)
-            # attention is global, and convolutions are not
+            # Attention is global, and convolutions are not.
             assert (mass > 0).all()
             assert 0 < one['radii'][0] < one['radii'][1] < 24
     assert '| 1 | ' in (tmp_path / 'field.md').read_text()
@@ -156,7 +156,7 @@ def test_field_by_depth(analyze, tmp_path, capsys):
     decay, softmax, plain, uniform = ([radii[1] for radii in one] for one in found.values())
     assert lines[4].split(' | ')[1].endswith(f' / {decay[0]:.1f}')
     assert decay[0] < decay[1] < decay[3] < 0.6 * uniform[0]
-    # four times the layers, twice the radius: the square root
+    # Four times the layers give twice the radius, as the square root does.
     assert 1.4 < decay[3] / decay[0] < 3
     assert min(softmax + plain) > 0.9 * uniform[0]
     picture(tmp_path / 'field_by_depth.png')
@@ -243,6 +243,6 @@ def test_images_are_loaded_as_the_config_does(analyze, config, tiny_data, tmp_pa
     models = ['--models', f'a={path}']
     analyze.main(['map', '--device', 'cpu', *models, *arguments, *pixel])
     picture(tmp_path / 'out/map_bands.png')
-    # a model of other bands loads the same file in its own way
+    # A model for other bands loads the same file in its own way.
     other = f'b={config("gated")}'
     analyze.main(['rank', '--device', 'cpu', *models, other, *arguments])

@@ -1,4 +1,4 @@
-"""Wrong input, in one table: each ends in one line that names what is wrong, and harms no file."""
+"""A table of wrong inputs: each ends in one line that names the fault, and changes no file."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def optimize(**paramwise_cfg):
     return LayerDecayOptimWrapperConstructor(dict(optimizer=optimizer), paramwise_cfg)
 
 
-# what is called, and what the error says
+# The call, and the text of the error.
 LIBRARY = {
     'op: no tensor': (
         lambda: gated_linear_attention([1.0]),
@@ -115,7 +115,7 @@ def test_library(name):
 
 
 class Code:
-    """Makes a file when it is unpickled as usual."""
+    """Makes a file when it is unpickled without restrictions."""
 
     def __init__(self, file):
         self.file = file
@@ -139,7 +139,7 @@ def checkpoint_files(folder):
     return folder
 
 
-# a file, and what is said about it
+# A file, and the error about it.
 CHECKPOINTS = {
     'cut': 'can not be read: it is truncated, damaged, or no file of torch.save',
     'empty': 'can not be read',
@@ -165,7 +165,7 @@ def test_checkpoints(tmp_path, name):
 
 
 class World:
-    """A folder with data, configs and checkpoints, which a case may spoil before it runs a tool."""
+    """A folder with data, configs and checkpoints, which a case may damage before a tool runs."""
 
     def __init__(self, folder, data, configs):
         self.folder = folder
@@ -264,7 +264,7 @@ def half_jpeg(world):
     return world
 
 
-# how a tool is called, and its one line
+# The call of a tool, and its one line of error.
 TOOLS = {
     'config: none': (lambda w: w.train('none'), r'none\.py'),
     'config: suffix': (
@@ -572,7 +572,7 @@ def world(tmp_path, tiny_data, tiny_seg, tiny_det):
 
 @pytest.fixture(autouse=True)
 def quick_start(monkeypatch, tmp_path):
-    """Leaves out what mmengine starts other programs for, and a GPU."""
+    """Skips the steps for which mmengine starts other programs, and hides GPUs."""
     monkeypatch.setattr('mmengine.runner.runner.get_git_hash', str)
     monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
     monkeypatch.chdir(tmp_path)
@@ -596,13 +596,13 @@ def test_tools(tool, world, monkeypatch, name):
     assert re.search(message, line), line
     after = world.snapshot()
     assert all(after.get(path) == content for path, content in before.items())
-    # logs and the config that was run, at the most
+    # At most logs and the config of the run are new.
     new = {path.suffix for path in after.keys() - before.keys()}
     assert new <= {'.log', '.json', '.py', '.pyc'}, new
 
 
 def test_full_disk(tool, world):
-    # the file system's limit on the size of a file stands for a full disk
+    # A limit on the size of files takes the place of a full disk.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = world.snapshot()
     resource.setrlimit(resource.RLIMIT_FSIZE, (60000, limits[1]))

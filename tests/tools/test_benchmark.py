@@ -32,7 +32,8 @@ def test_a_backbone(model, mode):
     backbone, call = benchmark.build(model)
     images = torch.randn(1, 3, 64, 64)
     cost = measure_cost(backbone, lambda: call(backbone, images))['']
-    # backward, each product becomes two, but the first convolution, for images get no gradient
+    # In the backward pass each product becomes two, except in the first convolution, because images
+    # get no gradient.
     factor = 3 if mode == 'train' else 1
     assert flops == pytest.approx(factor * cost.flops, rel=0.03 * (factor - 1))
 
@@ -81,15 +82,15 @@ def test_ratios_failed_cells_and_resuming(tool, monkeypatch, tmp_path, capsys):
     text = capsys.readouterr().out
     assert text == (tmp_path / 'benchmark.md').read_text()
     (row,) = (line for line in text.splitlines() if '| 64 | saga_t |' in line)
-    # median 2 s of 1, 2, 3; a third of the baseline's time and memory
+    # The median of 1, 2 and 3 s is 2 s; time and memory are a third of the baseline's.
     cells = [cell.strip() for cell in row.split('|')]
     assert cells[5:13] == ['10.0', '2.0', '0.5', '100%', '7812500', '3.00', '1', '0.33']
-    # FLOPs that could not be counted leave a gap, no more
+    # FLOPs that could not be counted leave only a gap in the table.
     assert '| infer | fp32 | 64 | pvt_t | 10.0 |  | 0.167 |' in text
     assert '| infer | fp32 | 64 | swin_t | out of memory |' in text
     assert (tmp_path / 'benchmark.png').stat().st_size > 0
 
-    # half a line, as an interrupted run may leave it
+    # An interrupted run may leave half a line.
     with (tmp_path / 'results.jsonl').open('a') as file:
         file.write('{"cell": {"mode": "inf')
     measured.clear()

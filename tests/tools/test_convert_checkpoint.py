@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py: what it takes, what it writes, and what it says."""
+"""tools/convert_checkpoint.py: the files that it accepts, what it writes, and its messages."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_heads=(1, 2, 3,
 
 @pytest.fixture
 def convert(tool, tmp_path):
-    """Run the tool with a backbone in a config; returns the weights that it wrote."""
+    """Run the tool with a backbone in a config, and return the weights that it wrote."""
     converter = tool('convert_checkpoint')
 
     def run(backbone, weights, *options):
@@ -90,14 +90,14 @@ def test_pvt_for_saga(convert, capsys, patch_embed):
     options = ('--cfg-options', f'model.backbone.patch_embed={patch_embed}')
     out = convert(backbone, weights, *options)
     text = capsys.readouterr().out
-    # the first patch embedding is another module than the stem
+    # The first patch embedding differs from the stem.
     number = 16 + 4 * (patch_embed == 'conv')
     assert f'| left out | {number} | block1.0.attn.norm.weight, block1.0.attn.sr.weight, ' in text
 
     model = SAGA(ARCH, patch_embed=patch_embed)
     match = load_weights(model, out)
     assert match.unexpected == match.mismatched == []
-    # the rest is what PVT lacks: LePE, positions, output norms, and with 'conv' some embeddings
+    # PVT lacks the others: LePE, positions, output norms, and some embeddings with 'conv'.
     lacking = ('lepe', 'cpe', 'norms.', 'embed.')[: 4 if patch_embed == 'conv' else 3]
     assert all(any(part in name for part in lacking) for name in match.missing), match.missing
     attention = model.stages[1].blocks[1].attn

@@ -55,14 +55,14 @@ def test_demo_trains_evaluates_and_draws_then_goes_on(scenes, tmp_path, demo, ca
     assert picture == f'picture: {work_dir / "scenes.png"}'
     image = cv2.imread(str(work_dir / 'scenes.png'))
     assert image.shape == PICTURE
-    # a patch of the legend has fewer pixels than the objects in the truth
+    # A patch of the legend has fewer pixels than the objects in the truth.
     assert sorted(colors_in(image))[5] > 2000
     for line in commands[1:]:
         script, *files = re.findall(r'\S+\.py|\S+\.pth|\S+/images/val', line)
         assert (ROOT / script).is_file()
         assert all((ROOT / name).exists() or (tmp_path / name).exists() for name in files), line
 
-    # a finished training is found, and not repeated
+    # A finished training is found and not repeated.
     before = (work_dir / 'iter_2.pth').stat().st_mtime_ns
     demo.main(arguments(scenes, work_dir, 2))
     second = capsys.readouterr().out
@@ -70,13 +70,13 @@ def test_demo_trains_evaluates_and_draws_then_goes_on(scenes, tmp_path, demo, ca
     assert f'mIoU {miou[1]} on 7 scenes' in second
     assert (work_dir / 'iter_2.pth').stat().st_mtime_ns == before
 
-    # one that is not finished goes on
+    # A training that is not finished is continued.
     demo.main(arguments(scenes, work_dir, 3))
     assert (work_dir / 'iter_3.pth').is_file()
 
 
 class Truthful:
-    """Stands in for a model: predicts the truth, but class 1 where there is none."""
+    """A stand-in for a model, which predicts the truth, and class 1 where there is no label."""
 
     def test_step(self, data):
         (sample,) = data['data_samples']
@@ -102,7 +102,7 @@ def test_picture_shows_image_truth_and_prediction(scenes, tmp_path):
     drawn = cv2.imread(str(path))
     assert drawn.shape == PICTURE
 
-    # panels are runs of columns that are not all white, half way down
+    # Panels are runs of columns that are not completely white, at half the height.
     middle = drawn[300:420]
     inside = (middle[55:65] != 255).any(axis=(0, 2))
     edges = np.flatnonzero(np.diff(np.pad(inside, 1).astype(int))).reshape(-1, 2)

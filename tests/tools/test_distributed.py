@@ -1,4 +1,4 @@
-"""Training by several processes without a GPU, as torchrun starts them."""
+"""Training by several processes that torchrun starts, without a GPU."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from saga_mm.checkpoint import load_file, missing_for_resume
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / 'tools/train.py'
 ITERATIONS = 7
-# writes down each process's losses; the last process kills itself
+# Records the losses of each process; the last process kills itself.
 OBSERVER = """
 import os, signal
 from mmengine.dist import get_rank, get_world_size
@@ -35,7 +35,7 @@ class Observer(Hook):
         if runner.iter + 1 == self.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 """
-# nothing random but the order of the data; what a process sees doesn't depend on the others'
+# Only the order of the data is random; the data of a process does not depend on the others.
 STEADY = """
 _base_ = './{base}'
 custom_imports = dict(imports=['saga_mm', 'observer'], allow_failed_imports=False)
@@ -65,7 +65,7 @@ def cpu(tmp_path):
 
 @pytest.fixture
 def torchrun(cpu):
-    """Runs a script in two processes, and returns what came of it."""
+    """Runs a script in two processes, and returns the result of the run."""
 
     def run(script, *arguments):
         command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
@@ -81,7 +81,7 @@ def torchrun(cpu):
 
 @pytest.fixture
 def steady(tiny_seg, tmp_path):
-    """Makes a config whose losses and weights depend on the weights and the data alone."""
+    """Makes a config whose losses and weights depend only on the weights and the data."""
     (tmp_path / 'observer.py').write_text(OBSERVER)
 
     def make(name, batch_size, kill_after=None):
@@ -96,7 +96,7 @@ def steady(tiny_seg, tmp_path):
 
 
 def mean_losses(folder):
-    """Loss by iteration, averaged over the processes; an iteration done again gives the same."""
+    """Loss by iteration, averaged over the processes; a repeated iteration must give the same."""
     losses = {}
     for file in Path(folder).glob('*.losses'):
         for line in file.read_text().splitlines():

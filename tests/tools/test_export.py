@@ -19,7 +19,7 @@ SAGA = dict(type='saga_mm.SAGA', arch=ARCH, drop_path_rate=0.5)
 SOLA_VISION = dict(type='saga_mm.SoLAVision', arch=ARCH, layers=('L', 'L', 'S', 'L'))
 DECAY = dict(SOLA_VISION, linear='decay')
 RAVLT = dict(type='saga_mm.RAVLT', arch=ARCH, linear_stages=1)
-# the more stages, the longer the formulas of their sizes that torch.export works on
+# With more stages, the formulas of their sizes that torch.export handles get longer.
 BACKBONES = [
     pytest.param(dict(SAGA, out_indices=(0, 1), patch_embed='plain', with_cp=True), id='SAGA'),
     pytest.param(dict(SOLA_VISION, out_indices=(0, 2)), id='SoLA-Vision: softmax, HSB'),
@@ -80,7 +80,7 @@ def arguments(tmp_path):
 
 
 def run_onnx(path, images):
-    """Outputs by name, without anything of the tool."""
+    """Outputs by name, computed without the tool."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
@@ -144,7 +144,7 @@ def test_torch_alone_runs_it(kind, export, segmentor, arguments, tmp_path):
     images = torch.randn(4, 3, 64, 96) if kind == 'aoti' else torch.randn(4, 3, 75, 130)
     torch.save(images, tmp_path / 'images')
     files = [tmp_path / name for name in ('out.pt2', 'images', 'outputs')]
-    # -I: without the paths of the tests
+    # -I removes the paths of the tests.
     subprocess.run([sys.executable, '-I', '-c', ALONE, kind, *files], cwd=tmp_path, check=True)
     outputs = torch.load(tmp_path / 'outputs')
     for output, expected in zip(outputs, backbone(images), strict=True):

@@ -1,4 +1,4 @@
-"""tools/infer.py on small models whose answers are known: their last layer says one class."""
+"""tools/infer.py on small models with known predictions: their last layer selects one class."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shrink(cfg):
 
 
 def prefer(layer, label):
-    """Let a classifier say `label`, whatever it is given."""
+    """Make a classifier predict `label` for any input."""
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
     layer.bias.data[label] = 5
@@ -118,7 +118,7 @@ def test_segmentor_names_the_classes_and_draws_them(infer, models, image, tmp_pa
     infer.main([str(image), f'--out-dir={out}', *models['seg']])
     assert f'{image} -> {out / "photo.png"}: bird 100.0 %\n' in capsys.readouterr().out
     drawn = cv2.imread(str(out / 'photo.png'))
-    # half image, half colour of a bird, in OpenCV's blue-green-red; the label covers some of it
+    # Half image and half colour of a bird, in OpenCV's order; the label covers a part.
     assert drawn.shape == (70, 90, 3)
     assert (drawn == (100, 50, 100)).all(axis=2).mean() > 0.7
 
@@ -144,7 +144,7 @@ def test_score_threshold_holds_for_text_and_drawing(infer, models, image, tmp_pa
 def test_class_names_come_from_the_checkpoint_first(infer, models, image, tmp_path, capsys):
     config, checkpoint, device = models['seg']
     content = torch.load(checkpoint.partition('=')[2])
-    # as saved by older releases: keys in capitals
+    # Older releases saved keys in capitals.
     content['meta'] = {'dataset_meta': {'CLASSES': ('x', 'y', 'owl '), 'PALETTE': [[0, 0, 0]] * 3}}
     torch.save(content, tmp_path / 'owl.pth')
     arguments = [
@@ -326,7 +326,7 @@ def test_out_dir_that_is_a_file(fails, models, image, tmp_path):
 def test_checkpoint_of_another_model_is_refused(fails, models, image, tmp_path):
     other = models['det'][1]
     message = fails([image, f'--out-dir={tmp_path / "o"}', *models['seg'], other])
-    # the backbones fit, the heads do not
+    # The backbones fit, but the heads do not.
     assert 'det.pth does not fit' in message
     assert 'missing' in message and 'unexpected' in message
     assert not (tmp_path / 'o').exists()

@@ -1,4 +1,4 @@
-"""tools/padding_leak.py: the leak that it is to show, and its end."""
+"""tools/padding_leak.py shows the leak, and that the mask removes it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Each way to a checkpoint in mmengine, mmdet and mmseg, after `saga_mm.use_safe_loading()`."""
+"""Each way to load a checkpoint in mmengine, mmdet and mmseg, after `use_safe_loading()`."""
 
 import os
 
@@ -14,7 +14,7 @@ from saga_mm.checkpoint import CheckpointError
 
 
 class Payload:
-    """Makes a file when it is unpickled as usual."""
+    """Makes a file when it is unpickled without restrictions."""
 
     def __init__(self, file):
         self.file = file
@@ -85,7 +85,7 @@ def pretrained(path, kind='Pretrained'):
     return dict(type=kind, checkpoint=path)
 
 
-# which config, and how the checkpoint is loaded
+# The config, and the function that loads the checkpoint.
 WAYS = {
     'init_detector': ('det', init_detector),
     'init_model': ('seg', init_model),
@@ -97,7 +97,7 @@ WAYS = {
     'segmentor, list': ('seg', model(lambda path: [pretrained(path)])),
     'segmentor, class': ('seg', model(lambda path: pretrained(path, PretrainedInit))),
 }
-# safe without that call
+# These are safe without that call.
 OWN_WAYS = {
     'backbone': ('seg', backbone(pretrained)),
     'backbone, list': ('seg', backbone(lambda path: [pretrained(path)])),

@@ -1,4 +1,4 @@
-"""tools/sweep_patterns.py: the smallest sweep there is, with a cell that fails, and its resume."""
+"""tools/sweep_patterns.py: a small sweep with a cell that fails, and its resume."""
 
 import cv2
 import pytest
@@ -20,7 +20,7 @@ model = dict(
     )
 )
 """
-# linear layers can't run without a GPU, where Triton is asked for: only the second has none
+# With impl='triton', linear layers fail without a GPU; only the second pattern has none.
 PATTERNS = ('S/L/S/S', 'softmax')
 
 pytestmark = pytest.mark.skipif(
@@ -62,7 +62,7 @@ def test_a_cell_that_fails_keeps_the_rest_and_is_tried_again(sweep, config, tmp_
     bad, good = rows(out)
     assert [bad['pattern'], good['pattern']] == list(PATTERNS)
     assert "impl='triton' can't run: it needs a GPU" in bad['failed']
-    # what needs no forward pass is told all the same
+    # Columns that need no forward pass are filled in any case.
     assert bad['parameters'].endswith('M')
     assert bad['ms'] == bad['peak MiB'] == bad['mIoU'] == '-'
     assert good['layers'] == 'S S S S'
@@ -72,7 +72,7 @@ def test_a_cell_that_fails_keeps_the_rest_and_is_tried_again(sweep, config, tmp_
     assert 0 <= float(good['mIoU']) <= 100
     assert cv2.imread(str(out / 'patterns.png')).shape[2] == 3
 
-    # The second run starts nothing for what is finished, and half a line costs only itself.
+    # The second run does not repeat finished cells, and half a line loses only its own cell.
     with (out / 'cells.jsonl').open('a') as file:
         file.write('{"cell": ')
     started = []
@@ -87,7 +87,7 @@ def test_a_cell_that_fails_keeps_the_rest_and_is_tried_again(sweep, config, tmp_
     failed, same = rows(out)
     assert failed['failed'] == 'a / b'
     assert same == good
-    # other settings are other cells
+    # Other settings make other cells.
     started.clear()
     sweep.main([str(config), '--patterns', 'softmax', *options, '--batch-size', '2'])
     assert started == [('count', 'gated_softmax'), ('time', 'gated_softmax')]
@@ -110,7 +110,7 @@ def test_counts():
         for p in ('L', 'LL', 'S', 'SS')
     ]
     linear, softmax = (b['flops'] - a['flops'] for a, b in (found[:2], found[2:]))
-    # projections and FFN (of ratio 4); then S, o and the denominator, or the scores and the output
+    # Projections and FFN (ratio 4), then S, o and the denominator, or scores and output.
     assert linear == 2 * (tokens * (5 + 1 + 8) * dim**2 + 2 * tokens * dim * (dim + 0.5))
     assert softmax == 2 * (tokens * (3 + 1 + 8) * dim**2 + 2 * tokens**2 * dim)
     parameters = [b['parameters'] - a['parameters'] for a, b in (found[:2], found[2:])]

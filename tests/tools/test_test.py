@@ -27,7 +27,7 @@ def run(tool, tmp_path):
 
 
 def predictions(path):
-    # our own file
+    # The tool wrote this file in the test, so it is safe to unpickle.
     with open(path, 'rb') as file:
         return pickle.load(file)
 
@@ -39,7 +39,7 @@ def test_segmentation(run, tiny_seg, tiny_data, tmp_path):
     found = predictions(out)
     assert [Path(sample['img_path']).name for sample in found] == ['0.png', '1.png']
     assert found[0]['pred_sem_seg']['data'].shape == (1, 32, 32)
-    # the metric is that of the predictions
+    # The metric is that of the predictions.
     import cv2
 
     hits = [
@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_the_old_predictions(run, tiny_det, tmp_path, monkeyp
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(path, data):
-        # the file system's limit on the size of a file stands for a full disk
+        # A limit on the size of files takes the place of a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
         write_atomically(path, data)
 
@@ -145,7 +145,7 @@ def test_mistakes_are_one_line(run, tiny_det, tiny_seg):
     assert '--show-dir needs default_hooks' in failure(tiny_seg, '--show-dir', 'a', *option)
     option = ('--cfg-options', 'test_dataloader.dataset.data_root=/nowhere')
     assert 'no data for BaseSegDataset: the folder /nowhere' in failure(tiny_seg, *option)
-    # other weights than those of the config
+    # These weights are not those of the config.
     option = ('--cfg-options', 'model.decode_head.num_classes=3')
     assert 'does not fit the model of the config' in failure(tiny_seg, *option)
 

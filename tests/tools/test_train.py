@@ -47,7 +47,7 @@ class Killer(Hook):
 
 
 class Payload:
-    """Makes a file when it is unpickled as usual."""
+    """Makes a file when it is unpickled without restrictions."""
 
     def __init__(self, file):
         self.file = file
@@ -79,7 +79,7 @@ def losses(work_dir):
 
 
 def start_and_kill(config, work_dir, iteration):
-    """Train in another process until it kills itself after an iteration."""
+    """Train in another process that kills itself after an iteration."""
     (config.parent / 'killer.py').write_text(KILLER)
     killed = config.with_name(f'killed_{config.name}')
     killed.write_text(
@@ -99,7 +99,7 @@ def start_and_kill(config, work_dir, iteration):
     assert result.returncode == -signal.SIGKILL, result.stderr
 
 
-# killed one iteration after a checkpoint, and in the epoch after one
+# Killed one iteration after a checkpoint, and in the epoch after one.
 @pytest.mark.parametrize(
     ('kind', 'iteration', 'checkpoint', 'iterations'),
     [('seg', 5, 'iter_4.pth', 7), ('det', 8, 'epoch_2.pth', 9)],
@@ -114,7 +114,7 @@ def test_killed_run_resumes_to_the_loss_of_an_uninterrupted_one(
     start_and_kill(config, parts, iteration)
     assert Path((parts / 'last_checkpoint').read_text()).name == checkpoint
     assert max(losses(parts)) == iteration
-    # the config has no seed: the order of the data, too, comes from the checkpoint
+    # The config has no seed, so the order of the data also comes from the checkpoint.
     train([str(config), '--work-dir', str(parts), '--resume'])
 
     assert len(losses(whole)) == iterations
@@ -125,7 +125,7 @@ def test_killed_run_resumes_to_the_loss_of_an_uninterrupted_one(
     for name, weight in expected.items():
         assert torch.equal(actual[name], weight), name
 
-    # the same, without the random state
+    # The same without the random state.
     other = tmp_path / 'other'
     content = load_file(parts / checkpoint)
     del content['random_state']
@@ -135,7 +135,7 @@ def test_killed_run_resumes_to_the_loss_of_an_uninterrupted_one(
 
 
 def test_checkpoint_of_validation_resumes_before_it(tool, tiny_seg, tmp_path):
-    # the best checkpoint is saved while validation draws numbers of its own
+    # The best checkpoint is saved while validation draws its own random numbers.
     train = tool('train').main
     whole = tmp_path / 'whole'
     train([str(tiny_seg), '--work-dir', str(whole)])
@@ -179,7 +179,7 @@ def test_bad_checkpoints_are_refused_in_one_line(tool, tiny_seg, tmp_path):
 
 
 def test_text_in_a_checkpoint_is_not_run(tool, tiny_seg, tmp_path):
-    # Runner.resume runs meta['config'], and inferencers run the text in the message hub
+    # Runner.resume executes meta['config'], and inferencers execute text in the message hub.
     train = tool('train').main
     options = ['--work-dir', str(tmp_path / 'work'), '--cfg-options', 'train_cfg.max_iters=4']
     train([str(tiny_seg), *options])
@@ -274,7 +274,7 @@ def test_missing_data_is_explained(tool, monkeypatch, tmp_path):
 
 
 class Recorder:
-    """Stands in for mmengine's runner: keeps its config, and trains nothing."""
+    """A stand-in for mmengine's runner, which keeps its config and does not train."""
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -307,7 +307,7 @@ def test_options_reach_the_runner(tool, tiny_seg, tmp_path, monkeypatch):
     assert first.cfg.work_dir == f'work_dirs/{tiny_seg.stem}'
     assert not first.cfg.get('resume')
     assert (second.cfg.resume, second.cfg.load_from) == (True, 'a.pth')
-    # in the place of mmengine's, with its options; others stay
+    # It replaces mmengine's hook and keeps its options; other hooks stay.
     saving, own, *checks = second.hooks
     assert type(saving) is AtomicCheckpointHook
     assert (saving.interval, saving.max_keep_ckpts) == (2, 3)
@@ -322,7 +322,7 @@ def test_options_reach_the_runner(tool, tiny_seg, tmp_path, monkeypatch):
     assert checks[0].resume
 
 
-# names and classes of mmengine's hook in a config
+# Names and classes of mmengine's hook in a config.
 SAVING = {
     'name': "checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=3)",
     'scope': "checkpoint = dict(type='mmengine.CheckpointHook', by_epoch=False, interval=3)",
@@ -369,7 +369,7 @@ def test_saved_config_is_the_one_that_was_given(tool, tiny_seg, tmp_path):
     assert saved.read_text() == text.replace('max_iters=2', 'max_iters=3')
     test([str(tiny_seg), str(work / 'iter_3.pth'), '--tta', *options])
     assert saved.read_text() == text
-    # so it starts a training of its own
+    # With load_from, the saved config starts a new training.
     again = ['--work-dir', str(tmp_path / 'again'), '--cfg-options', f'load_from={work}/iter_3.pth']
     main([str(saved), *again])
     assert min(losses(tmp_path / 'again')) == 1
@@ -394,7 +394,7 @@ def build(config):
 
 @HOOKS.register_module()
 class Poison(Hook):
-    """Hands the model an image of NaN in some iterations."""
+    """Gives the model an image of NaN in some iterations."""
 
     def __init__(self, iterations):
         self.iterations = iterations
@@ -411,7 +411,7 @@ def test_a_loss_of_nan_ends_the_training_before_it_does_harm(tool, tiny_seg, tmp
     message = failure(tool('train').main, tiny_seg, '--work-dir', work)
     assert message.startswith('iteration 4: NaN or infinity in the gradients (backbone.')
     assert "dict(type='saga_mm.FiniteCheckHook', skip=True)" in message
-    # that of iteration 4 is not written, nor is it the best
+    # The checkpoint of iteration 4 is not written and is not the best.
     assert sorted(path.name for path in work.glob('*.pth')) == [
         'best_mIoU_iter_2.pth',
         'iter_2.pth',
@@ -430,7 +430,7 @@ def test_steps_of_nan_can_be_left_out(tool, tiny_seg, tmp_path, accumulate):
     accumulation = f'optim_wrapper.accumulative_counts={accumulate}'
     tool('train').main([str(tiny_seg), '--work-dir', str(work), '--cfg-options', accumulation])
     states = {i: load_file(work / f'iter_{i}.pth')['state_dict'] for i in (2, 4, 7)}
-    # the statistics of batch norm, too
+    # The statistics of batch norm as well.
     assert all(value.isfinite().all() for state in states.values() for value in state.values())
     for name, value in states[2].items():
         assert torch.equal(states[4][name], value), name
@@ -521,7 +521,7 @@ def test_a_longer_training_follows_its_schedule_after_a_resume(tool, request, tm
     for iteration in range(before + 1, 2 * before + 1):
         assert actual[iteration] == pytest.approx(expected[iteration], rel=1e-6), iteration
     assert 'the config has another schedule' in max(parts.glob('*/*.log')).read_text()
-    # and the next resume has nothing to change
+    # The next resume has nothing to change.
     main(
         [str(long), '--work-dir', str(parts), '--resume', '--cfg-options', f'train_cfg.{length}=6']
     )
