@@ -47,5 +47,5 @@ format: setup
 
 # Keeps the environments and the mmcv that was built (.venv*, .cache).
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
