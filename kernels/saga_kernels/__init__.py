@@ -9,10 +9,12 @@ from .gated.state import KVState, kv_state, read_state, sum_states
 from .rank_augmented.api import rank_augmented_linear_attention
 from .rotary import apply_rotary_2d
 from .tracing import is_tracing_or_compiling
+from .wkv.api import bidirectional_wkv
 
 __all__ = [
     'KVState',
     'apply_rotary_2d',
+    'bidirectional_wkv',
     'decay_linear_attention',
     'gated_linear_attention',
     'is_tracing_or_compiling',

@@ -10,9 +10,13 @@ import operator
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from .tracing import is_tracing_or_compiling
 
 IMPLS = ('auto', 'reference', 'triton')
 FEATURE_MAPS = ('elu', 'relu')
+DECAY_PER = ('image', 'token')
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -115,3 +119,59 @@ def check_log_decay(log_decay: Tensor, x: Tensor) -> None:
         raise ValueError(
             f'log_decay must have shape (H,) = {expected}, got {tuple(log_decay.shape)}'
         )
+
+
+def check_tokens(name: str, x: Tensor, like: tuple[str, Tensor] | None = None) -> None:
+    """Check tokens (B, N, C), and that they have the shape, dtype and device of another argument.
+
+    Args:
+        name: Of the argument.
+        x: The argument.
+        like: Name and value of the other argument.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f'{name} must be a tensor, got {type(x).__name__}')
+    if x.dtype not in DTYPES:
+        raise ValueError(f'{name} must be float16, bfloat16, float32 or float64, got {x.dtype}')
+    if not torch.jit.is_tracing() and (x.ndim != 3 or x.shape[2] == 0):
+        raise ValueError(f'{name} must have shape (B, N, C), C > 0, got {tuple(x.shape)}')
+    if like is None:
+        return
+    other, y = like
+    if x.dtype != y.dtype:
+        raise ValueError(f'{name} must have the dtype of {other}, {y.dtype}, got {x.dtype}')
+    if x.device != y.device:
+        raise ValueError(f'{name} must be on {y.device} as {other} is, got {x.device}')
+    if not torch.jit.is_tracing() and x.shape != y.shape:
+        expected = tuple(y.shape)
+        raise ValueError(f'{name} must have the shape of {other}, {expected}, got {tuple(x.shape)}')
+
+
+def check_channels(name: str, x: Tensor, tokens: Tensor) -> None:
+    """Check one number per channel, (C,), against the tokens (B, N, C) it belongs to."""
+    if not isinstance(x, Tensor) or x.dtype not in DTYPES:
+        got = getattr(x, 'dtype', type(x).__name__)
+        raise ValueError(f'{name} must be a tensor of floats, got {got}')
+    if x.device != tokens.device:
+        raise ValueError(f'{name} must be on {tokens.device}, got {x.device}')
+    if not torch.jit.is_tracing() and x.shape != tokens.shape[2:]:
+        expected = tuple(tokens.shape[2:])
+        raise ValueError(f'{name} must have shape (C,) = {expected}, got {tuple(x.shape)}')
+
+
+def check_decay(w: Tensor, tokens: Tensor) -> None:
+    """Check the decay per channel (C,) of `bidirectional_wkv` against its tokens (B, N, C).
+
+    Values are looked at only where that costs nothing: on a CPU, by code that is not recorded.
+    """
+    check_channels('w', w, tokens)
+    if w.device.type != 'cpu' or is_tracing_or_compiling() or is_functorch_wrapped_tensor(w):
+        return
+    # Tensors of other types, such as fake ones, need not have values.
+    if type(w) in (Tensor, torch.nn.Parameter) and bool((w < 0).any()):
+        raise ValueError(f'w must not be negative, got {w.min().item()}')
+
+
+def check_decay_per(decay_per: str) -> None:
+    if decay_per not in DECAY_PER:
+        raise ValueError(f'decay_per must be one of {DECAY_PER}, got {decay_per!r}')

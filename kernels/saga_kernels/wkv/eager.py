@@ -1,0 +1,171 @@
+"""Bidirectional WKV as PyTorch runs it: on a CPU, and in exports.
+
+A state stands for the tokens on one side of a place: their largest exponent `top` there, and the
+sums of exp(exponent - top) v and of exp(exponent - top). It passes a token by a decay of w and by
+taking that token in. The exponents of a state are never larger than its `top`: nothing overflows.
+
+GROUP elements of a level (tokens, groups of tokens, groups of groups) are summed up into one of the
+next, and the states before each group come back from there. What the top level holds, N / GROUP^3
+elements, meets in a triangular matrix per channel. So the steps that follow each other are GROUP
+per level, whatever N is, and each takes all groups at once. That is O(N) but for the matrix, which
+has 65,536 entries per channel for 2^20 tokens.
+
+Differences of exponents are taken before the decay is: a `top` that was rounded costs nothing, as
+the sums follow it exactly. No gradient passes through it, as it cancels.
+
+One group more than needed: torch.export fixes an axis of length one for good.
+
+Legend: B batch, N elements of a level, C channels, G groups, L = GROUP.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..precision import compute_dtype, outside_autocast
+
+# Elements per group, and how often they are grouped.
+GROUP = 16
+LEVELS = 3
+# Exponent of no token at all. Finite, for the difference of two infinities is not a number.
+EMPTY = -1e30
+
+
+class State(NamedTuple):
+    """Weighted sums, of the shape (B, ..., C) each; `top` has no gradient."""
+
+    top: Tensor
+    numerator: Tensor
+    denominator: Tensor
+
+
+@outside_autocast
+def attend(k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None) -> Tensor:
+    """`reference.attend` in O(N) time and memory."""
+    compute = compute_dtype(k)
+    dtype, tokens = v.dtype, k.shape[1]
+    k, v, w, u = (x.to(compute) for x in (k, v, w, u))
+    if mask is not None:
+        # Masked tokens go behind the others, where they lie between none.
+        order = (~mask).to(torch.uint8).argsort(stable=True, dim=1)[:, :, None].expand(k.shape)
+        k = k.masked_fill(~mask[:, :, None], EMPTY).gather(1, order)
+        v = v.masked_fill(~mask[:, :, None], 0).gather(1, order)
+        place = (mask.long().cumsum(1) - 1).clamp(min=0)[:, :, None].expand(k.shape)
+    k, v = (_grouped(k, EMPTY), _grouped(v, 0))
+    rate, bonus = w[:, None], u[:, None]
+
+    elements = [(k[:, :, i], v[:, :, i]) for i in range(GROUP)]
+    before = _token_states(k, v, rate, forward=True)
+    after = _token_states(k, v, rate, forward=False)
+    means = [
+        _mean(x, y, key, value, bonus)
+        for x, y, (key, value) in zip(before, after, elements, strict=True)
+    ]
+    out = torch.stack(means, 2).flatten(1, 2)[:, :tokens].to(dtype)
+    if mask is None:
+        return out
+    return out.gather(1, place).masked_fill(~mask[:, :, None], 0)
+
+
+def _grouped(x: Tensor, fill: float) -> Tensor:
+    """(B, N, C) -> (B, G, L, C), the last groups filled up."""
+    groups = -(-x.shape[1] // GROUP) + 1
+    x = F.pad(x, (0, 0, 0, groups * GROUP - x.shape[1]), value=fill)
+    return x.unflatten(1, (groups, GROUP))
+
+
+def _mean(before: State, after: State, k: Tensor, v: Tensor, bonus: Tensor) -> Tensor:
+    """The weighted mean of a token and all others."""
+    top = torch.maximum(torch.maximum(before.top, after.top), k + bonus).detach()
+    x, y, z = (before.top - top).exp(), (after.top - top).exp(), (k - top + bonus).exp()
+    numerator = x * before.numerator + y * after.numerator + z * v
+    return numerator / (x * before.denominator + y * after.denominator + z)
+
+
+def _token_states(k: Tensor, v: Tensor, rate: Tensor, forward: bool) -> list[State]:
+    """State on one side of each token of a group."""
+    one = torch.ones((), dtype=k.dtype, device=k.device).expand(k.shape)
+    return _walk(k, v, one, rate, forward, LEVELS - 1)
+
+
+def _walk(
+    exponent: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    rate: Tensor,
+    forward: bool,
+    levels: int,
+) -> list[State]:
+    """State on one side of each element of a group, itself left out.
+
+    Args:
+        exponent: (B, G, L, C), may require a gradient if the elements are tokens.
+        numerator, denominator: (B, G, L, C).
+        rate: Decay per element, (B, 1, C).
+        forward: Whether of the elements before, else after.
+        levels: How often groups are to be grouped again.
+    """
+    total = _sum_of_groups(exponent, numerator, denominator, rate, forward)
+    state = _states_of(total, rate * GROUP, forward, levels)
+    states = []
+    for i in range(GROUP) if forward else reversed(range(GROUP)):
+        states.append(state)
+        element = [x[:, :, i] for x in (exponent, numerator, denominator)]
+        state = _pass(state, rate, *element)
+    return states if forward else states[::-1]
+
+
+def _pass(
+    state: State, rate: Tensor, exponent: Tensor, numerator: Tensor, denominator: Tensor
+) -> State:
+    """The state one element further on, that element taken in."""
+    top = torch.maximum(state.top - rate, exponent).detach()
+    old, new = (state.top - top - rate).exp(), (exponent - top).exp()
+    return State(
+        top,
+        old * state.numerator + new * numerator,
+        old * state.denominator + new * denominator,
+    )
+
+
+def _sum_of_groups(
+    exponent: Tensor, numerator: Tensor, denominator: Tensor, rate: Tensor, forward: bool
+) -> State:
+    """What each group adds to the state behind it: (B, G, L, C) -> (B, G, C)."""
+    passed = torch.arange(GROUP, dtype=rate.dtype, device=rate.device)
+    if forward:
+        passed = GROUP - 1 - passed
+    # (B, 1, L, C)
+    decay = (passed[:, None] * rate)[:, None]
+    top = (exponent - decay).amax(2, keepdim=True).detach()
+    weight = (exponent - top - decay).exp()
+    return State(top.squeeze(2), (weight * numerator).sum(2), (weight * denominator).sum(2))
+
+
+def _states_of(elements: State, rate: Tensor, forward: bool, levels: int) -> State:
+    """State on one side of each element (B, N, C)."""
+    if levels == 0:
+        return _states_by_matrix(elements, rate, forward)
+    count = elements.top.shape[1]
+    top, *sums = elements
+    numerator, denominator = (_grouped(x, 0) for x in sums)
+    states = _walk(_grouped(top, EMPTY), numerator, denominator, rate, forward, levels - 1)
+    return State(*(torch.stack(x, 2).flatten(1, 2)[:, :count] for x in zip(*states, strict=True)))
+
+
+def _states_by_matrix(elements: State, rate: Tensor, forward: bool) -> State:
+    """State on one side of each element (B, N, C), by all pairs."""
+    here = torch.arange(elements.top.shape[1], dtype=rate.dtype, device=rate.device)
+    passed = here[:, None] - here - 1 if forward else here - here[:, None] - 1
+    # (N, N, 1) and (B, N, N, C): axis 1 is where the state stands.
+    counts = passed.unsqueeze(2) >= 0
+    decay = passed.clamp(min=0).unsqueeze(2) * rate.unsqueeze(1)
+    top = torch.where(counts, elements.top[:, None] - decay, EMPTY).amax(2).detach()
+    weight = torch.where(counts, elements.top[:, None] - top[:, :, None] - decay, EMPTY).exp()
+    return State(
+        top,
+        (weight * elements.numerator[:, None]).sum(2),
+        (weight * elements.denominator[:, None]).sum(2),
+    )
