@@ -1,4 +1,4 @@
-"""Look into attention: ranks, receptive fields, and what one pixel attends to.
+"""Analyse attention: ranks, receptive fields, and what one pixel attends to.
 
     python tools/analyze_attention.py rank --models NAME=CONFIG:CHECKPOINT ... --images FOLDER
     python tools/analyze_attention.py field --models NAME=CONFIG:CHECKPOINT ... --images FOLDER
@@ -6,8 +6,9 @@
     python tools/analyze_attention.py map --models NAME=CONFIG:CHECKPOINT ... --images FILE \\
         --pixel 90 120
 
-Each writes pictures, a table, and all numbers as JSON; `rank --help` and so on tell what they mean.
-Without `:CHECKPOINT` a model is untrained. Layers are called STAGE.BLOCK, from 0.
+Each command writes pictures, a table, and all numbers as JSON; `rank --help` and so on explain
+them. A model without `:CHECKPOINT` is untrained. Layers are called STAGE.BLOCK; both numbers start
+at 0.
 """
 
 from __future__ import annotations
@@ -53,7 +54,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             add_stack_arguments(command)
         if name == 'map':
             command.add_argument(
-                '--pixel', nargs=2, type=int, required=True, metavar=('Y', 'X'), help='who attends'
+                '--pixel',
+                nargs=2,
+                type=int,
+                required=True,
+                metavar=('Y', 'X'),
+                help='the pixel that attends',
             )
             command.add_argument(
                 '--layers', nargs='+', metavar='LAYER', help='Defaults to the last of each stage'
@@ -78,9 +84,9 @@ def add_common_arguments(parser: argparse.ArgumentParser, required: bool) -> Non
         nargs=2,
         type=int,
         metavar=('H', 'W'),
-        help='that images are resized to. Defaults to their own, which is then to be one',
+        help='size to resize images to. By default, they must have one size, and keep it',
     )
-    parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to cuda, else cpu')
+    parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to a GPU if there is one')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/attention'))
     add_options(parser, config=False)
 
@@ -88,23 +94,32 @@ def add_common_arguments(parser: argparse.ArgumentParser, required: bool) -> Non
 def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('stacks of untrained layers, without --models')
     group.add_argument('--kinds', nargs='+', choices=KINDS, default=['decay', 'gated', 'softmax'])
-    group.add_argument('--depth', type=int, default=8, help='of the deepest stack. Defaults to 8')
-    group.add_argument('--tokens', type=int, default=48, help='a side of the map. Defaults to 48')
-    group.add_argument('--dim', type=int, default=64, help='channels. Defaults to 64')
-    group.add_argument('--heads', type=int, default=4, help='Defaults to 4')
-    group.add_argument('--inputs', type=int, default=4, help='to average over. Defaults to 4')
+    group.add_argument(
+        '--depth', type=int, default=8, help='number of layers of the deepest stack. Defaults to 8'
+    )
+    group.add_argument(
+        '--tokens', type=int, default=48, help='height and width of the map. Defaults to 48'
+    )
+    group.add_argument('--dim', type=int, default=64, help='number of channels. Defaults to 64')
+    group.add_argument('--heads', type=int, default=4, help='number of heads. Defaults to 4')
+    group.add_argument(
+        '--inputs',
+        type=int,
+        default=4,
+        help='number of random inputs to average over. Defaults to 4',
+    )
     group.add_argument(
         '--decay-lengths',
         type=float,
         nargs=2,
         default=(4.0, 64.0),
         metavar=('SHORTEST', 'LONGEST'),
-        help='of decay layers, over their heads, in tokens along the scan. Defaults to 4 64',
+        help='range over the heads of decay layers, in tokens along the scan. Defaults to 4 64',
     )
 
 
 def load_models(args: argparse.Namespace) -> dict[str, Subject]:
-    """The models of `--models` by name."""
+    """Load the models of `--models`, by name."""
     models: dict[str, Subject] = {}
     for text in args.models:
         name, _, files = text.partition('=')
@@ -118,7 +133,7 @@ def load_models(args: argparse.Namespace) -> dict[str, Subject]:
 
 
 def find(args: argparse.Namespace) -> list[Path]:
-    """The files of `--images`."""
+    """Find the files of `--images`."""
     if args.size and min(args.size) < 1:
         raise ValueError(f'--size must be two positive numbers, got {args.size}')
     if not args.images:
@@ -129,7 +144,7 @@ def find(args: argparse.Namespace) -> list[Path]:
 def load_images(
     args: argparse.Namespace, paths: list[Path], models: dict[str, Subject]
 ) -> dict[str, list[np.ndarray]]:
-    """For each model, the images as its config loads them: all of one size."""
+    """Load the images for each model, as its config does; ValueError if their sizes differ."""
     images = {
         name: [model.load(path, args.size) for path in paths] for name, model in models.items()
     }
@@ -140,17 +155,18 @@ def load_images(
 
 
 def run_rank(args: argparse.Namespace) -> None:
-    """Ranks of KV states and of output features, layer by layer.
+    """Measure ranks of KV states and of output features for each layer.
 
-    state: the KV state of a head, (D, D), as queries read it. Beside it stands what it would be
-    with the same keys and values, but without gates, or without weights and rotation. Softmax has
-    no state; decay has one for each token, and is left out.
-    output: what attention makes of all tokens, (tokens, channels), before LePE and the output
-    projection. gated output: that times the output gate of RAVLT.
+    state: the KV state of a head, (D, D), that queries read. For comparison, there is also the
+    state of the same keys and values without gates, or without weights and rotation. Softmax has no
+    state; decay has one for each token, which is left out.
+    output: the output of attention for all tokens, (tokens, channels), before LePE and the output
+    projection. gated output: the same, times the output gate of RAVLT.
 
-    Singular values are divided by the largest; nothing is centred. Effective rank: exp of the
-    entropy of the singular values as shares of their sum (Roy & Vetterli 2007). Numerical rank: how
-    many are above 1 % of the largest. All are medians over heads and images.
+    Singular values are divided by the largest one. Matrices are not centred. The effective rank is
+    exp of the entropy of the singular values as shares of their sum (Roy & Vetterli 2007). The
+    numerical rank is the number of singular values above 1 % of the largest. All numbers are
+    medians over heads and images.
     """
     paths, models = find(args), load_models(args)
     images = load_images(args, paths, models)
@@ -159,27 +175,28 @@ def run_rank(args: argparse.Namespace) -> None:
         for name, one in models.items()
     }
     head = f'{describe(images)}. Effective rank / numerical rank of full rank.'
-    # networks of softmax alone have no states
+    # a network with softmax attention only has no states
     kinds = [states for states in (True, False) if plots.matrix_kinds(found, states)]
     texts = [head, *(rank_table(found, states) for states in kinds)]
     if any(one['gates'] for layers in found.values() for one in layers.values()):
-        texts += ['Gates: mean, and standard deviation over tokens.', gate_table(found)]
+        texts += ['Gates: mean and standard deviation over tokens.', gate_table(found)]
     write(args.out_dir / 'rank', found, '\n\n'.join(texts))
     plots.rank_curves(found, args.out_dir / 'rank_curves.png')
     plots.rank_layers(found, args.out_dir / 'rank_layers.png')
 
 
 def run_field(args: argparse.Namespace) -> None:
-    """How far models see, stage by stage; or without --models, how far stacks of layers see.
+    """Measure how far models see, for each stage; without --models, how far stacks of layers see.
 
-    The gradient of the centre token of the output with respect to the input: its absolute value,
-    summed over channels and averaged over inputs, is the mass of a place. The radius is the
-    Euclidean distance from the centre within which a share of the mass lies; uniform: where every
-    place has the same mass. Source: arXiv 1701.04128.
+    The mass of a position is the absolute value of the gradient of the centre token of the output
+    with respect to it, summed over channels and averaged over inputs. The radius is the Euclidean
+    distance from the centre within which a share of the mass lies. For comparison, "uniform" is the
+    radius if all positions have the same mass. Source: arXiv 1701.04128.
 
-    Models: the map of each stage and the image, in pixels. Convolutions and residuals take part.
-    Stacks: 1 to DEPTH untrained layers on random maps, in tokens. A layer is a norm and attention,
-    without LePE and without a residual, so that nothing but the mixing of tokens counts.
+    With --models: from the map of each stage to the image, in pixels, through convolutions and
+    residuals. Without: through 1 to DEPTH untrained layers on random maps, in tokens. Such a layer
+    is a norm and attention, without LePE and without a residual, so that only the mixing of tokens
+    counts.
     """
     if args.models:
         field_by_stage(args)
@@ -236,16 +253,17 @@ def make_layer(kind: str, args: argparse.Namespace) -> nn.Module:
 
 
 def run_map(args: argparse.Namespace) -> None:
-    """What one pixel attends to: its row of the attention matrix, laid over the image.
+    """Draw what one pixel attends to: its row of the attention matrix, over the image.
 
-    Linear attention never builds its matrix, but implies one, and a row of it costs O(N). Drawn is
-    the mean over heads of the weight of each token times the mean over channels of its gate on v,
-    times the number of tokens: 1 is what uniform attention gives. In RAVLT's linear layers, because
-    of the rotation, weights may be negative and their sum may differ from 1.
+    Linear attention does not build this matrix, but a row of it can be computed in O(N). The
+    picture shows, for each token, its weight times the mean over channels of its gate on v,
+    averaged over heads and multiplied by the number of tokens, so that uniform attention gives 1.
+    In linear layers of RAVLT, the rotation can make weights negative and their sum different from
+    1.
 
-    The numbers are, per layer, the map and, per head, the sum of the row and the number of tokens
-    that count: exp of the entropy of the weights' absolute values as shares of their sum. The table
-    has the mean over heads of the latter.
+    The numbers for each layer are the map and, for each head, the sum of the row and the effective
+    number of tokens: exp of the entropy of the absolute values of the weights as shares of their
+    sum. The table shows the mean of the latter over heads.
     """
     paths, models = find(args), load_models(args)
     images = load_images(args, paths, models)
@@ -261,7 +279,7 @@ def run_map(args: argparse.Namespace) -> None:
         rows = make_rows(found, tokens_that_count)
         text = f'{printable(str(path))}\n\n{table("layer", found, rows)}'
         write(out.with_suffix(''), found, text)
-        # as the first model loads it
+        # the image as the first model loads it
         picture = to_8_bit(next(iter(images.values()))[i])
         plots.attention_maps(found, picture[..., ::-1], x.shape[2:], args.pixel, out)
 
@@ -285,7 +303,7 @@ def cell(values: list[float]) -> str:
 
 
 def write(path: Path, found: object, text: str) -> None:
-    """Numbers to `path`.json and, printed as well, a table to `path`.md."""
+    """Write numbers to `path`.json and a text to `path`.md; print the text."""
     write_json(f'{path}.json', found)
     write_text(f'{path}.md', text)
     print(f'{text}\n\n{printable(str(path))}.json')

@@ -3,11 +3,11 @@
     python tools/benchmark.py --models saga_t pvt_t pvt_t_sdpa --baseline pvt_t \
         --sizes 512 1024 --mode infer train --out work_dirs/benchmark
 
-Each cell of the table is measured in a fresh process, several times, in rounds in which the models
-take turns. Time is the median over rounds; its spread is the range over rounds. Memory is the peak
-that the work adds to the loaded model and the input. FLOPs, counted in one more process, are those
-of the work on one image, two per multiply-add, in matrix products, convolutions and attention.
-Writes benchmark.md, benchmark.png, and results.jsonl, from which an interrupted run goes on.
+Each measurement runs in a new process and is repeated in several rounds, in which the models take
+turns. Time is the median over rounds; its spread is the range over rounds. Memory is the peak that
+the work adds to the loaded model and the input. FLOPs are counted in a further process. They are
+those of one image, two per multiply-add, in matrix products, convolutions and attention. The tool
+writes benchmark.md, benchmark.png and results.jsonl; from the last, an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f'{", ".join(KNOWN)}; the name of a registered backbone, such as mmdet.ResNet; or the '
         'config file of a detector or segmentor',
     )
-    parser.add_argument('--baseline', help='the model that ratios refer to. Defaults to the first')
+    parser.add_argument(
+        '--baseline', help='the model that ratios refer to. Defaults to the first one'
+    )
     parser.add_argument('--sizes', nargs='+', type=int, default=[512, 768, 1024, 1280])
     parser.add_argument('--mode', nargs='+', choices=['infer', 'train'], default=['infer'])
     parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'])
     parser.add_argument('--batch-size', type=int, default=1)
-    parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to cuda, else cpu')
+    parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to a GPU if there is one')
     parser.add_argument(
         '--keep-memory',
         action='store_true',
-        help='on a CPU: a process keeps the memory that it frees, as in tools/infer.py',
+        help='on a CPU: let processes keep the memory that they free, as tools/infer.py does',
     )
     parser.add_argument(
-        '--no-flops', action='store_true', help='do not count FLOPs, which takes one more process'
+        '--no-flops', action='store_true', help='do not count FLOPs, which takes a further process'
     )
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each cell')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))

@@ -4,11 +4,12 @@
     python tools/benchmark_ops.py --op rank_augmented    or decay
     python tools/benchmark_ops.py --tokens 3136 --shapes 1,1,32    on a CPU
 
-Medians, on random data; on a GPU with the L2 cache flushed before each run. A share is bytes over
-time against a copy measured in the same run; bytes are the least an op can move, with T one token
-tensor: gated 6 T forward and 11 T backward, rank-augmented 5 T and 9 T, since the mean of the
-queries makes it read q twice, decay 6 T and 10 T, without the states of its chunks. SDPA is softmax
-attention, another function of the same tokens. Writes ops.json and ops.md.
+Times are medians on random data. On a GPU, the L2 cache is flushed before each run. The share is
+the number of bytes per time relative to that of a copy in the same run. Bytes are the fewest that
+an op has to read and write, in token tensors T: gated 6 T forward and 11 T backward; rank-augmented
+5 T and 9 T, as it reads q twice because of the mean of the queries; decay 6 T and 10 T, without the
+states of its chunks. SDPA is softmax attention, which is another function of the same tokens. The
+tool writes ops.json and ops.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python tools/demo.py
 
-About ten minutes on two CPU cores. A second call goes on from the newest checkpoint of the first.
+This takes about ten minutes on two CPU cores. A second call continues from the newest checkpoint of
+the first one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def shorten(path: str | Path) -> str:
-    """`path`, relative to the current folder where it is inside."""
+    """`path`, relative to the current folder if it is inside of it."""
     path = Path(path).absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     checkpoint = find_latest_checkpoint(args.work_dir)
     metrics = test(CONFIG, checkpoint, **common)
 
-    # as it was trained
+    # the config with the options of the training
     cfg = load_config(Path(args.work_dir, CONFIG.name), {}, ('model', 'test_dataloader'))
     model = load_model(cfg, checkpoint, select_device())
     dataset = DATASETS.build(cfg.test_dataloader.dataset)

@@ -4,16 +4,15 @@
     python tools/export.py CONFIG --checkpoint FILE --format aoti --out backbone.pt2
     python tools/export.py CONFIG --checkpoint FILE --part model --size 512 512 --out upernet.onnx
 
-A backbone takes normalised images (B, C, H, W) of any number and size, for aoti of one size, and
-gives its maps. A segmentor takes images of one size, and gives the logits (B, classes, H, W) of the
-whole image, resized to it as predictions are.
+An exported backbone takes normalised images (B, C, H, W), any number of them and of any size (aoti:
+of one size), and returns its maps. An exported segmentor takes images of one size, and returns the
+logits (B, classes, H, W), resized to the image as in predictions.
 
-The formats: ONNX; aoti, the program compiled for this kind of CPU by AOTInductor, which Python and
-C++ load; pt2, the program that torch.export makes. What is exported is the reference
-implementation, in float32.
+The formats are onnx; aoti, a program that AOTInductor compiles for this kind of CPU, for Python and
+C++; and pt2, the program of torch.export. The reference implementation is exported, in float32.
 
-No file is written unless what it computes is that of the model, at the traced size and, where it
-takes any, at others.
+The file is written only if its outputs are those of the model, at the traced size and, if it takes
+images of any size, at other sizes.
 """
 
 from __future__ import annotations
@@ -34,7 +33,8 @@ from saga_mm.apis.export import describe_input, select, verify, write
 from saga_mm.checkpoint import make_folder, use_safe_loading, write_atomically
 from saga_mm.cli import add_options, load_config, run_tool
 
-# An axis of length one is fixed for good by torch.export: the last map, of stride 32, needs two.
+# Smallest side to trace with: torch.export takes an axis of length 1 for a constant, so that the
+# map of stride 32 needs at least two rows and columns.
 SMALLEST = 64
 SUFFIXES = dict(onnx='.onnx', aoti='.pt2', pt2='.pt2')
 ONNX = ('onnx', 'onnxruntime', 'onnxscript')
@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config of the model')
     parser.add_argument(
         '--checkpoint',
-        help='weights of the model. Defaults to those that init_cfg of the backbone names, or '
+        help='weights of the model. Defaults to those of init_cfg of the backbone, else to '
         'untrained ones',
     )
     parser.add_argument('--out', required=True, type=Path, help='.onnx, or .pt2 for aoti and pt2')
@@ -59,8 +59,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=(512, 512),
         metavar=('H', 'W'),
-        help='of the images: the only one, or the one to trace at where any will do. Defaults to '
-        '512 512',
+        help='size of the images: the only one, or the one to trace with if any size is accepted. '
+        'Defaults to 512 512',
     )
     parser.add_argument(
         '--check-size',
@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         action='append',
         metavar=('H', 'W'),
-        help='of images to check besides where any size will do, may be given more than once. '
+        help='a further size to check if any size is accepted; can be given several times. '
         'Defaults to two odd sizes below and around --size',
     )
     add_options(parser)
@@ -76,7 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Fill in the sizes to check; ValueError for what can't be exported, or not written there."""
+    """Set the sizes to check; ValueError if the file can't be written or the format not made."""
     check_sizes(args)
     suffix = SUFFIXES[args.format]
     if args.out.suffix != suffix:
@@ -98,8 +98,8 @@ def check(args: argparse.Namespace) -> None:
 
 
 def takes_any_size(args: argparse.Namespace) -> bool:
-    # Heads pool with windows that depend on the size, and AOTInductor of torch 2.13 fails to
-    # compare the strides of channels-last maps whose sizes are symbols.
+    # The pooling windows of heads depend on the size, and AOTInductor of torch 2.13 can't compare
+    # the strides of channels-last maps with symbolic sizes.
     return args.part == 'backbone' and args.format != 'aoti'
 
 
@@ -114,7 +114,7 @@ def check_sizes(args: argparse.Namespace) -> None:
             'depends on the size, and AOTInductor compiles for one size, --size'
         )
     else:
-        # other batches of the same size
+        # other batch sizes, with images of the same size
         others = (args.size,) * 2
         smallest = 1
     if min(args.size) < smallest:

@@ -1,15 +1,17 @@
-"""Count what a detector or segmentor costs: FLOPs, parameters, activations, part by part.
+"""Count FLOPs, parameters and activations of the parts of a detector or segmentor.
 
     python tools/get_flops.py configs/segmentation/upernet_saga_t.py --size 512 2048
 
-FLOPs are those of inference on one image, two per multiply-add. Many papers call a multiply-add one
-FLOP, and leave out the matrix products of attention, which are counted here; element-wise work is
-not. Activations are what autograd keeps for the backward pass. A two-stage detector is given 1000
-regions for boxes and 100 objects for masks, as in mmdet's tables. A part without FLOPs, as one that
-only training uses, is named below the table.
+FLOPs are those of inference on one image, two per multiply-add, in convolutions and matrix
+products, including those of attention. Element-wise operations are not counted. Many papers count
+one FLOP per multiply-add and leave out the matrix products of attention. Activations are what
+autograd keeps for the backward pass. A two-stage detector has 1000 regions and finds 100 objects,
+as in mmdet's tables. Parts whose FLOPs are not in the table, such as those for training only, are
+named below it.
 
-Only shapes pass through the model, so that any size takes seconds and no memory. Models that need
-values compute on random pixels, and their activations are not counted.
+The model is run on fake tensors, which have shapes and no values, so that any size takes seconds
+and no memory. Models that do not support this are run on random pixels; their activations are not
+counted.
 """
 
 from __future__ import annotations
@@ -38,17 +40,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=(1280, 1280),
         metavar=('H', 'W'),
-        help='of the image, in pixels. Defaults to 1280 1280',
+        help='size of the image in pixels. Defaults to 1280 1280',
     )
     parser.add_argument(
-        '--json', metavar='FILE', type=Path, help='file for the cost of each module'
+        '--json', metavar='FILE', type=Path, help='file to write the cost of each module to'
     )
     add_options(parser)
     return parser.parse_args(argv)
 
 
 def parts(model: nn.Module) -> list[str]:
-    """What a reader looks for: the parts of the model, and the stages of its backbone."""
+    """The names of the rows: the parts of the model, and the stages of its backbone."""
     names = []
     for name, child in model.named_children():
         if any(True for _ in child.parameters()):

@@ -1,6 +1,9 @@
-"""Run a detector or segmentor on images: draw what it finds, and print it.
+"""Predict with a detector or segmentor on images; draw and print the predictions.
 
 python tools/infer.py photo.jpg folder/ 'more/*.png' --config CONFIG --checkpoint FILE --out-dir out
+
+Images are loaded by the test pipeline of the config. An image that fails is named, the others are
+processed, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -25,14 +28,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='files, folders or globs')
     parser.add_argument('--config', required=True, help='config of the model')
     parser.add_argument('--checkpoint', required=True, help='its weights, a file or a URL')
-    parser.add_argument('--out-dir', required=True, type=Path, help='where the drawings go')
+    parser.add_argument('--out-dir', required=True, type=Path, help='folder of the drawings')
     parser.add_argument(
         '--score-thr',
         type=float,
         default=0.3,
-        help='show objects that score more than this (detection only). Defaults to 0.3',
+        help='show objects with a higher score, for detectors. Defaults to 0.3',
     )
-    parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to cuda, else cpu')
+    parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to a GPU if there is one')
     add_options(parser)
     return parser.parse_args(argv)
 
@@ -50,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     make_folder(args.out_dir)
     failed: dict[str, str] = {}
     for path, out_file in zip(images, out_files, strict=True):
-        # The name comes first: if the system ends the process, the last line tells at which image.
+        # The name is printed first, so that the last line names the image if the system ends the
+        # process.
         name = printable(str(path))
         print(f'{name} -> {printable(str(out_file))}: ', end='', flush=True)
         with go_on(name, failed, args.debug):

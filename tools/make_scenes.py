@@ -1,4 +1,4 @@
-"""Makes a folder of scenes, as the project's own data set or laid out like COCO or ADE20K."""
+"""Makes a folder of scenes, with the layout of the project's own data set, of COCO or of ADE20K."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from saga_mm.cli import add_options, run_tool
 from saga_mm.datasets.scenes import LAYOUTS, make_scenes
 
-# Where configs look for the data set, from the folder they are run in.
+# Where configs look for the data sets, relative to the current folder.
 DATA_ROOTS = dict(
     scenes=Path('data/scenes'), coco=Path('data/coco'), ade20k=Path('data/ade/ADEChallengeData2016')
 )
@@ -34,9 +34,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def usage(out: Path, layout: str) -> str:
-    """How a config is told where the folder is."""
+    """Explain how to use the folder with a config."""
     if out == DATA_ROOTS[layout].resolve():
-        return 'configs find it there as it is'
+        return 'configs find it there without options'
     loaders = [f'{split}_dataloader.dataset.data_root={out}' for split in ('train', 'val', 'test')]
     options = ['--cfg-options', *loaders]
     if instances := LAYOUTS[layout].instances:

@@ -1,9 +1,9 @@
-"""How much the padding of a batch changes the features of an image, without and with a mask.
+"""Measure how much padding changes the features of an image, without and with a mask.
 
     python tools/padding_leak.py --image 400 560 --batch 608 608
 
-For each stage, the RMS of the difference between the features of an image that is padded and of the
-same image alone, inside its own area, over the RMS of the latter. Weights and pixels are random.
+For each stage, the table shows the RMS of the change of the features inside the image, over the RMS
+of the features of the image without padding. Weights and pixels are random.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--models', nargs='+', choices=list(KNOWN), default=list(KNOWN))
     for name, size in dict(image=(400, 560), batch=(608, 608)).items():
-        text = f'of the {name}, in pixels. Defaults to {size[0]} {size[1]}'
+        text = f'size of the {name} in pixels. Defaults to {size[0]} {size[1]}'
         parser.add_argument(
             f'--{name}', nargs=2, type=int, default=size, metavar=('H', 'W'), help=text
         )

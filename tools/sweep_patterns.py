@@ -1,16 +1,17 @@
-"""Compare placements of softmax layers in SoLA-Vision: cost and, with --train, accuracy.
+"""Compare patterns of softmax layers in SoLA-Vision: cost and, with --train, accuracy.
 
     python tools/sweep_patterns.py CONFIG --patterns linear every_3rd LL/LL/LLLLLS/LL
     python tools/sweep_patterns.py CONFIG --linear gated plain decay --train 150
 
-A pattern is a preset of `layers`, or four strings of L and S with slashes between them. Parameters,
-FLOPs (two per multiply-add, attention included), time and memory are the backbone's, for a forward
-pass; mIoU is the whole model's, after training. Every measurement has a process of its own: one
-that fails costs its row a cell, and the row says why. Times are medians over rounds in which the
-patterns take turns. Memory is the peak that the work adds to the loaded model and the input.
+A pattern is a preset of the argument `layers`, or four strings of L and S, separated by slashes.
+Parameters, FLOPs (two per multiply-add, including attention), time and memory are those of a
+forward pass of the backbone. The mIoU is that of the whole model after training. Each measurement
+runs in a process of its own; if it fails, the row of its pattern shows the error. Times are medians
+over rounds, in which the patterns take turns. Memory is the peak that the work adds to the loaded
+model and the input.
 
-Writes patterns.md, patterns.png and cells.jsonl to the output folder. The last keeps what is
-finished: a second run with the same settings does the rest.
+The tool writes patterns.md, patterns.png and cells.jsonl to the output folder. The last holds the
+finished measurements, which a second run with the same settings does not repeat.
 """
 
 from __future__ import annotations
@@ -39,39 +40,41 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config of a model on saga_mm.SoLAVision')
+    parser.add_argument('config', help='config of a model with the backbone saga_mm.SoLAVision')
     parser.add_argument(
         '--patterns',
         nargs='+',
         default=list(PRESETS),
         metavar='PATTERN',
-        help=f'of {", ".join(PRESETS)}, or such as LL/LL/LLLLLS/LL. Defaults to all presets',
+        help=f'{", ".join(PRESETS)}, or such as LL/LL/LLLLLS/LL. Defaults to all presets',
     )
     parser.add_argument(
         '--linear', nargs='+', choices=list(LINEAR), help="Defaults to the config's own"
     )
-    parser.add_argument('--train', type=int, metavar='ITERS', help='also train, for so long')
+    parser.add_argument(
+        '--train', type=int, metavar='ITERS', help='also train, for this number of iterations'
+    )
     parser.add_argument('--out-dir', type=Path, help='Defaults to work_dirs/sweep_<config>')
-    parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to cuda, else cpu')
+    parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to a GPU if there is one')
     parser.add_argument(
         '--size', type=int, nargs=2, metavar=('H', 'W'), help="Defaults to the config's crops"
     )
     parser.add_argument('--batch-size', type=int, default=1, help='Defaults to 1')
     parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='Defaults to fp32')
-    parser.add_argument('--rounds', type=int, default=3, help='of timing. Defaults to 3')
+    parser.add_argument('--rounds', type=int, default=3, help='number of timings. Defaults to 3')
     add_options(parser)
     return parser.parse_args(argv)
 
 
 def prepare(args: argparse.Namespace) -> Config:
-    """The config, and defaults of the options; ValueError for those that can't be met."""
+    """Load the config and set defaults of the options; ValueError for options that do not fit."""
     for name in ('batch_size', 'rounds', 'train'):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f'--{name.replace("_", "-")} must be at least 1, got {value}')
     cfg = load_config(args.config, args.cfg_options, ('model',))
     kind = cfg.model.backbone.type
-    if resolve(kind, MODELS, cfg) is not SoLAVision:
+    if resolve(kind, MODELS, cfg.get('default_scope')) is not SoLAVision:
         raise ValueError(f'model.backbone.type must be saga_mm.SoLAVision, got {name_of(kind)}')
     args.device = str(select_device(args.device))
     args.size = list(args.size or cfg.model.data_preprocessor.get('size') or (512, 512))
@@ -80,7 +83,10 @@ def prepare(args: argparse.Namespace) -> Config:
     args.out_dir = args.out_dir or Path('work_dirs', f'sweep_{Path(args.config).stem}')
     args.linear = args.linear or [cfg.model.backbone.get('linear', 'gated')]
     if args.train:
-        if resolve(cfg.train_cfg.get('type'), LOOPS, cfg) is not IterBasedTrainLoop:
+        if (
+            resolve(cfg.train_cfg.get('type'), LOOPS, cfg.get('default_scope'))
+            is not IterBasedTrainLoop
+        ):
             raise ValueError('--train needs a config that trains by iterations (segmentation)')
         check_data(cfg, ('train', 'val'))
     return cfg

@@ -1,1 +1,1 @@
-"""What models cost, and what their attention does."""
+"""Measures what models cost, and analyses their attention."""

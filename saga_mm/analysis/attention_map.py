@@ -1,4 +1,4 @@
-"""What one pixel attends to, as a map. Legend: H height, W width, N tokens."""
+"""Maps of what one pixel attends to. Legend: H height, W width, N tokens."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ def attention_maps(
     pixel: tuple[int, int],
     layers: Sequence[str] | None = None,
 ) -> dict[str, dict]:
-    """The row of the attention matrix that belongs to a pixel, at O(N) a layer.
+    """Compute the row of the attention matrix that belongs to a pixel, in O(N) for each layer.
 
     Args:
         backbone: In eval mode.
         image: (1, 3, H, W).
         pixel: Row and column.
-        layers: By `label`. Defaults to the last of each stage.
+        layers: Layers, by their `label`. Defaults to the last one of each stage.
 
     Returns:
         By `label`: the `mechanism`; `weights` (H_i, W_i), the mean over heads of a token's weight
         times the mean over channels of its gate on v, times N, so that 1 is what uniform attention
         gives; `token`, its row and column there; and per head the sum of the weights (`sums`) and
-        the number of tokens that count (`effective_tokens`), exp of the entropy of their absolute
-        values as shares of their sum.
+        the effective number of tokens (`effective_tokens`): exp of the entropy of the absolute
+        values of the weights as shares of their sum.
 
     Raises:
         ValueError: The backbone has no such layer.
     """
     modules = attention_layers(backbone)
     names = {label(name): name for name in modules}
-    # of each stage, the last stays
+    # later layers of a stage replace earlier ones
     last = {name.partition('.')[0]: name for name in names}
     layers = list(layers or last.values())
     if unknown := [name for name in layers if name not in names]:

@@ -1,4 +1,7 @@
-"""Speed and memory of backbones and whole models, in cells of a table, and the table."""
+"""Measures speed and memory of backbones and whole models, and tabulates them.
+
+A cell is one measurement: a model in one mode, dtype, image size and round.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +35,20 @@ KNOWN = {
     'pvt_t_sdpa': PVT_T,
     'swin_t': dict(type='mmdet.SwinTransformer'),
 }
-# Stands for a round in which FLOPs are counted: the counter needs time and memory of its own.
+# Takes the place of the number of a round if the cell counts FLOPs: the counter needs time and
+# memory of its own, so it must not run while these are measured.
 COUNT = 'count'
 
 
 def build(name: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], object]]:
-    """A model, and how to call it on images (B, 3, H, W)."""
+    """Build a model, and return it with a function that calls it on images (B, 3, H, W)."""
     if Path(name).is_file():
         return build_model(load_config(name, {}, ('model',))), call_whole
     model = MODELS.build(KNOWN.get(name, dict(type=name)))
     if name.endswith('_sdpa'):
         for module in model.modules():
             if isinstance(module, nn.MultiheadAttention):
-                # the weights, which nobody reads, keep it from scaled_dot_product_attention
+                # returning the weights, which are not used, rules out scaled_dot_product_attention
                 forward = partial(module.forward, need_weights=False)
                 module.forward = forward  # type: ignore[method-assign]
     return model, nn.Module.__call__
@@ -68,7 +72,12 @@ def tensors(outputs: object) -> list[Tensor]:
 
 
 def measure(cell: dict) -> dict:
-    """Seconds per image, and the bytes that the work adds, in this process; or FLOPs."""
+    """Measure a cell in this process.
+
+    Returns:
+        `seconds` per image, `bytes` that the work adds to the memory, and `parameters`; or, if the
+        round is `COUNT`, `flops` per image.
+    """
     device, dtype = torch.device(cell['device']), DTYPES[cell['dtype']]
     torch.set_num_threads(cell['threads'])
     torch.manual_seed(0)
@@ -76,11 +85,11 @@ def measure(cell: dict) -> dict:
     train = cell['mode'] == 'train'
     if cell['keep_memory'] and cell['round'] != COUNT and not keep_freed_memory():
         raise OSError('--keep-memory needs glibc')
-    # Batch norms keep their statistics, which need more than one value.
+    # Eval mode, because batch norms can't compute statistics of a single value.
     model.to(device).eval().requires_grad_(train)
     channels = getattr(getattr(model, 'backbone', model), 'input_channels', 3)
     images = torch.randn(cell['batch_size'], channels, cell['size'], cell['size'], device=device)
-    # a mask of the padding: there is none
+    # the fourth channel is a mask of the padding, and there is no padding
     images[:, 3:] = 1
 
     def step() -> None:
@@ -115,7 +124,7 @@ def make_cells(
     flops: bool = True,
     **common: object,
 ) -> list[dict]:
-    """Every measurement, so ordered that the models take turns.
+    """List the cells, in an order in which the models take turns.
 
     Args:
         models: Names of `KNOWN` or of registered backbones, and config files.
@@ -124,7 +133,7 @@ def make_cells(
         sizes: Sides of square images, in pixels.
         rounds: Measurements of each.
         flops: Also count FLOPs. Defaults to True.
-        **common: What all cells have: device, batch_size, threads, keep_memory.
+        **common: Settings of all cells: device, batch_size, threads, keep_memory.
     """
     turns = [*range(rounds), *([COUNT] if flops else [])]
     names = ('mode', 'dtype', 'size', 'round', 'model')
@@ -133,7 +142,7 @@ def make_cells(
 
 
 def summarize(results: list[dict], baseline: str) -> list[dict]:
-    """One row for each model, mode, dtype and size: medians over rounds, ratios to the baseline."""
+    """Make a row for each model, mode, dtype and size: medians over rounds, and their ratios."""
     rows: dict[tuple, list[dict]] = {}
     flops = {}
     for result in results:
@@ -167,7 +176,7 @@ def summarize(results: list[dict], baseline: str) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """The rows of `summarize` as a table in Markdown."""
+    """Format the rows of `summarize` as a table in Markdown."""
     lines = [
         '| mode | dtype | side | model | parameters, M | GFLOPs | images/s | spread | ns/token '
         '| speed-up | peak memory, MiB | memory ratio |',

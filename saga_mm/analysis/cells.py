@@ -1,7 +1,8 @@
-"""Runs measurements one by one, each in a fresh process, and keeps what is finished.
+"""Runs measurements one by one, each in a new process, and keeps the finished ones.
 
-Such a process is `python -m saga_mm.analysis.cells MODULE FUNCTION JSON`: it calls the function
-with the settings of one measurement, and prints the result, a JSON object, as the last line.
+The command of such a process is `python -m saga_mm.analysis.cells MODULE FUNCTION JSON`. It
+calls the function with the settings of one measurement, and prints the result, a JSON object, in
+the last line.
 """
 
 from __future__ import annotations
@@ -20,20 +21,23 @@ from mmengine.utils import ProgressBar
 def run_cells(
     cells: Sequence[dict], measure: Callable[[dict], dict], log: str | Path
 ) -> list[dict]:
-    """Measure every cell; one that fails, or runs out of memory, does not stop the others.
+    """Run all measurements; one that fails or runs out of memory does not stop the others.
 
     Args:
-        cells: Settings of one measurement each, as JSON has them.
-        measure: Makes of the settings a result, as JSON has it. A function of a module.
-        log: JSON-lines file of results. A cell that stands there without an error is not run again.
+        cells: Settings of each measurement, which JSON can hold.
+        measure: A function at module level. Takes the settings, and returns a result, which JSON
+            can hold.
+        log: JSON-lines file of results. Measurements that it holds, without an error, are not
+            repeated.
 
     Returns:
-        The settings of each cell together with its result, or with `error`, one line.
+        For each measurement its settings together with its result or, if it failed, with `error`,
+        a message in one line.
     """
     log = Path(log)
     finished = {}
     if log.exists():
-        # an interrupted run may have left half a line
+        # an interrupted run may have left an incomplete line
         lines = [line for line in log.read_text().splitlines() if line.endswith('}}')]
         finished = {_key(entry['cell']): entry['result'] for entry in map(json.loads, lines)}
     progress = ProgressBar(len(cells), file=sys.stderr)

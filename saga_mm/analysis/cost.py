@@ -1,4 +1,4 @@
-"""FLOPs, parameters and activations of a model, whole and module by module."""
+"""Counts FLOPs, parameters and activations of a model, for each of its modules."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _convolution_backward(
     return gradients * conv_flop_count(x, weight, grad, transposed=transposed)
 
 
-# What torch's counter does not know, and would count nothing for; and the gradient of a convolution
-# by its weight, for which it takes each group to be as wide as the map. The ops of saga_kernels
-# bring theirs.
+# Formulas for operations that torch's counter does not know, and for the gradient of a convolution
+# with respect to its weight, where it takes each group to be as wide as the map. The ops of
+# saga_kernels register their own formulas.
 FORMULAS = {
     torch.ops.aten.convolution_backward: _convolution_backward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
@@ -46,7 +46,7 @@ FORMULAS = {
 
 
 class _Uses(TorchDispatchMode):
-    """Context that remembers the memory of all tensors that operations read."""
+    """Context that records which memory the operations read, to find parameters without a use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,15 +64,16 @@ class _Uses(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a module costs.
+    """The cost of a module.
 
     Attributes:
         flops: Floating-point operations of the forward pass, two per multiply-add: matrix products,
             convolutions and attention. Element-wise operations, norms and sums are not counted.
-        parameters: Number of parameters; those that several modules share are in each of them.
-        activations: Bytes that autograd keeps for the backward pass, each memory block in the
-            module that needed it first. None without `grad`.
-        unused: Number of those parameters that no operation reads.
+        parameters: Number of parameters. Parameters that several modules share count in each of
+            them.
+        activations: Bytes that autograd keeps for the backward pass. Each memory block counts in
+            the module that needs it first. None without `grad`.
+        unused: Number of parameters that no operation reads.
     """
 
     flops: int
@@ -84,19 +85,19 @@ class Cost:
 def measure_cost(
     model: nn.Module, forward: Callable[[], object], grad: bool = True
 ) -> dict[str, Cost]:
-    """Cost of every module, by its name in `model`; '' is the model itself.
+    """Measure the cost of every module, by its name in `model`; '' is the model itself.
 
     Args:
-        model: The model, in the mode and on the device that are wanted.
-        forward: Calls it once, on an input of the wanted size. What it returns is kept until all
-            is counted, so that no memory block is used twice.
-        grad: Run with autograd, and count activations.
+        model: The model, in the mode and on the device to measure.
+        forward: Calls the model once. Its result is kept until everything is counted, so that no
+            memory block is used twice.
+        grad: Whether to run with autograd and count activations.
     """
     names = {module: name for name, module in model.named_modules()}
-    # What happens in the forward of a module, outside those of its children.
+    # Of the forward pass of a module, without those of its children.
     flops: Counter[str] = Counter()
     activations: Counter[str] = Counter()
-    # Shapes without memory, of torch's FakeTensorMode, have storages too, but no addresses.
+    # Identified by their storage, because fake tensors have storages, but no memory addresses.
     fixed = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     uses = _Uses()

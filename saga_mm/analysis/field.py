@@ -1,4 +1,4 @@
-"""How far a module sees: its effective receptive field, arXiv 1701.04128.
+"""Measures how far a module sees: its effective receptive field, arXiv 1701.04128.
 
 Legend: B batch, H height, W width, C channels.
 """
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 
 from ..backbones.pyramid import PyramidBackbone
 
-# of the mass
+# Shares of the mass for which radii are reported.
 SHARES = (0.5, 0.9)
 
 
 def gradient_mass(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What each place of maps (B, H, W, C) means to the centre token of a module's output.
+    """How much each position of maps (B, H, W, C) affects the centre token of a module's output.
 
-    The mass of a place is the absolute value of its gradient, summed over channels; the gradient is
-    that of a random projection of the centre token's channels.
+    The mass of a position is the absolute value of its gradient, summed over channels. The gradient
+    is that of a random projection of the channels of the centre token.
 
     Args:
-        module: Makes (B, H_out, W_out, C_out). Its centre token is (H_out // 2, W_out // 2).
-        x: Input.
+        module: Returns (B, H_out, W_out, C_out). The centre token is (H_out // 2, W_out // 2).
+        x: The maps.
 
     Returns:
-        (H, W), of sum 1: the mean over the batch of maps of sum 1.
+        (H, W), with sum 1: the mean over the batch of maps with sum 1.
     """
     x = x.detach().requires_grad_()
     out = module(x)
@@ -40,11 +40,11 @@ def gradient_mass(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def radius(mass: Tensor, share: float, centre: Sequence[int] | None = None) -> float:
-    """Distance within which at least `share` of the mass of a map (H, W) lies.
+    """The distance from the centre within which at least `share` of the mass of a map (H, W) lies.
 
     Args:
-        mass: Not negative.
-        share: In (0, 1].
+        mass: Values that are not negative.
+        share: A number in (0, 1].
         centre: Row and column. Defaults to (H // 2, W // 2).
     """
     height, width = mass.shape
@@ -52,7 +52,7 @@ def radius(mass: Tensor, share: float, centre: Sequence[int] | None = None) -> f
     rows = torch.arange(height, device=mass.device) - row
     columns = torch.arange(width, device=mass.device) - column
     distances = torch.hypot(rows[:, None].double(), columns.double()).flatten()
-    # places at one distance are in or out together
+    # positions at the same distance count together
     rings, ring = distances.unique(return_inverse=True)
     held = torch.zeros_like(rings).index_add_(0, ring, mass.flatten().double()).cumsum(0)
     index = torch.searchsorted(held, share * held[-1] * (1 - 1e-9))
@@ -65,11 +65,12 @@ def radii(mass: Tensor, centre: Sequence[int] | None = None) -> list[float]:
 
 
 def stage_fields(backbone: PyramidBackbone, images: Sequence[Tensor]) -> dict[str, dict]:
-    """What each pixel means to the centre token of each map of a backbone.
+    """How much each pixel affects the centre token of each output map of a backbone.
 
     Args:
-        backbone: In eval mode; each of its stages halves the sides of the map, from a quarter on.
-        images: Of one size, (B, 3, H, W) each.
+        backbone: In eval mode. The map of its first stage has stride 4; each further stage doubles
+            the stride.
+        images: (B, 3, H, W) each, all of one size.
 
     Returns:
         By stage, from '0', the `radii` in pixels, and the `mass` of each patch of 4 x 4 pixels,
@@ -84,9 +85,9 @@ def stage_fields(backbone: PyramidBackbone, images: Sequence[Tensor]) -> dict[st
         masses = [gradient_mass(output, image.permute(0, 2, 3, 1)) for image in images]
         mass = torch.stack(masses).mean(0).cpu()
         stride = 4 * 2**stage
-        # the pixel that the centre token's convolutions are about
+        # the pixel at the centre of the convolutions that make the centre token
         centre = [-(-length // stride) // 2 * stride for length in mass.shape]
-        # of single pixels, it is mostly noise
+        # as the mass of single pixels is mostly noise
         patches = F.avg_pool2d(mass[None], 4, ceil_mode=True, divisor_override=1)[0]
         found[str(stage)] = dict(radii=radii(mass, centre), mass=patches)
     return found

@@ -1,4 +1,4 @@
-"""Writes tables, numbers and pictures: whole files, or none."""
+"""Writes tables, numbers and pictures. Files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..checkpoint import write_atomically
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text, and a line break at its end."""
+    """Write a text, with a line break at its end."""
     write_atomically(path, f'{text}\n'.encode())
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write numbers, with tensors as lists."""
+    """Write a value as JSON, with tensors as lists."""
     write_text(path, json.dumps(value, default=Tensor.tolist))
 
 

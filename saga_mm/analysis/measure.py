@@ -1,4 +1,4 @@
-"""Time and peak memory of a piece of work, in this process."""
+"""Measures time and peak memory of a function in this process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
-# Seconds of work that are timed, and the fewest and most repeats of it.
+# A function is called until this many seconds have passed, but at least and at most so often.
 SECONDS, FEWEST, MOST = 4, 2, 200
 
 
 def timed(step: Callable[[], object], device: torch.device) -> list[float]:
-    """Seconds of each of several calls of `step`, which computes on `device`."""
+    """Call `step`, which computes on `device`, several times; return the seconds of each call."""
     times: list[float] = []
     while len(times) < FEWEST or (sum(times) < SECONDS and len(times) < MOST):
         synchronize(device)
@@ -26,13 +26,14 @@ def timed(step: Callable[[], object], device: torch.device) -> list[float]:
 
 
 def added_memory(step: Callable[[], object], device: torch.device) -> int:
-    """Bytes of memory by which a call of `step` exceeds, at its peak, what is there before.
+    """Call `step`; return the bytes of memory that it adds at its peak.
 
     Raises:
-        OSError: The system tells no peak of resident memory, as Linux does.
+        OSError: The system is not Linux, and reports no peak of resident memory.
     """
     if device.type == 'cuda':
-        # the first run needs more, to choose algorithms; on a CPU, it finds no memory to use again
+        # The first call on a GPU needs more memory, to choose algorithms. On a CPU there is no such
+        # call, because its freed memory would be used again.
         step()
     reset_peak(device)
     before = memory(device)
@@ -47,24 +48,24 @@ def synchronize(device: torch.device) -> None:
 
 
 def memory(device: torch.device, kind: str = 'VmRSS') -> int:
-    """Bytes in use now: of tensors on a GPU, or of the process."""
+    """Bytes that are in use: by tensors on a GPU, or by the process."""
     if device.type == 'cuda':
         return torch.cuda.memory_allocated(device)
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith(f'{kind}:'):
             return 1024 * int(line.split()[1])
-    raise OSError('/proc/self/status tells no resident memory: Linux is needed')
+    raise OSError('/proc/self/status reports no resident memory: Linux is needed')
 
 
 def peak(device: torch.device) -> int:
-    """Most bytes in use since `reset_peak`."""
+    """The largest number of bytes in use since `reset_peak`."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
     return memory(device, 'VmHWM')
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let `peak` start again from what is in use now."""
+    """Let `peak` start anew from the bytes that are in use."""
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     else:

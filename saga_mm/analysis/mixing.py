@@ -1,7 +1,7 @@
-"""Attention layers taken apart: KV states, features, and what a token takes from each other one.
+"""Takes attention layers apart: KV states, features, and the weights between tokens.
 
-All of it is computed anew, in float64, from the input of a layer, which a hook records: the code of
-the models knows nothing of it.
+Everything is computed again, in float64, from the input of a layer, which a hook records, so that
+the code of the models does not have to support it.
 
 Legend: B batch, H height, W width, N = H * W tokens, C channels, D = C / heads.
 """
@@ -28,26 +28,27 @@ from ..attention import (
 from ..attention.base import PackedAttention
 from ..layers import rotary_frequencies
 
-# in the denominators of the ops, where modules leave it at its default
+# the default of the ops for their denominators, which the modules use
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """What one attention layer does to maps of tokens; float64.
+    """The parts of what an attention layer computes, in float64.
 
     Attributes:
         mechanism: 'plain', 'gated', 'rank_augmented', 'decay' or 'softmax'.
         states: KV states (B, heads, D, D). 'state' is the one that all queries read; the others
-            are what it would be without some of the mechanism, from the same q, k and v. Empty for
-            softmax, which has none, and for decay, which has another one for each token.
-        features: (B, N, C). 'output' is the attention's own, before LePE and output projection;
-            'gated output', where there is one, is that times the output gate.
-        values: (B, heads, N, D): v, gated if the mechanism gates it.
-        gates: On k and on v, (B, heads, N, D) each; empty where there are none.
-        row: Of the attention matrix, by the index of its token: (B, heads, N). The row times
-            `values` is the output of the token. It sums to 1, but for the small number in the
-            denominator; with rotary encoding in linear attention it does not, and may be negative.
+            are computed from the same q, k and v without a part of the mechanism. Empty for
+            softmax, which has no state, and for decay, which has one for each token.
+        features: (B, N, C). 'output' is the output of attention before LePE and the output
+            projection; 'gated output', if there is an output gate, is that times the gate.
+        values: (B, heads, N, D): v, times its gate if there is one.
+        gates: The gates on k and v, (B, heads, N, D) each; empty if there are none.
+        row: A function that returns the row of the attention matrix for the index of a token,
+            (B, heads, N). The row times `values` is the output of the token. Its sum is 1, apart
+            from the small number in the denominator. With rotary encoding in linear attention,
+            the sum may differ and weights may be negative.
     """
 
     mechanism: str
@@ -74,8 +75,7 @@ def label(layer: str) -> str:
 
 
 def record_inputs(model: nn.Module, *args: Tensor) -> dict[str, Tensor]:
-    """Call a model without gradients; return what the projection of each attention module gets,
-    (B, H, W, C)."""
+    """Call a model without gradients; return the input of each attention module, (B, H, W, C)."""
     inputs = {}
     with ExitStack() as stack, torch.no_grad():
         for name, module in attention_layers(model).items():
@@ -90,7 +90,7 @@ def record_inputs(model: nn.Module, *args: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def take_apart(module: PackedAttention, x: Tensor) -> Mixing:
-    """What an attention module does to maps (B, H, W, C)."""
+    """Compute the parts of what an attention module does to maps (B, H, W, C)."""
     _, height, width, dim = x.shape
     size = height, width
     weight, bias = module.in_proj.weight.double(), module.in_proj.bias.double()
@@ -153,7 +153,7 @@ def _decay(module: DecayLinearAttention, packed: Tensor, size: tuple[int, int]) 
     q, k = phi(query, module.feature_map), phi(key, module.feature_map)
     height, width = size
     here = torch.arange(height * width, device=packed.device)
-    # place of each token in the scan of each head, (heads, N)
+    # position of each token in the scan of each head, (heads, N)
     by_column = here % width * height + here // width
     rows = module.num_heads - module.num_heads // 2
     place = torch.stack([here] * rows + [by_column] * (module.num_heads - rows))
@@ -194,7 +194,7 @@ def _state(key: Tensor, value: Tensor) -> Tensor:
 
 
 def _products(query: Tensor, key: Tensor, token: int) -> Tensor:
-    """Of one token's query with all keys, (B, heads, N)."""
+    """Scores of the query of one token with all keys, (B, heads, N)."""
     return (key @ query[:, :, token, :, None]).squeeze(-1)
 
 

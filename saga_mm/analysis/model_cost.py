@@ -1,8 +1,9 @@
-"""What inference of a whole detector or segmentor costs on one image, part by part.
+"""Measures what inference of a whole detector or segmentor on one image costs.
 
-The model predicts, as for a user, but for what depends on values and has no weights: choosing boxes
-and merging masks. Stand-ins take its place, so that shapes alone can pass through the model, and so
-that the number of objects is the same for all models.
+The model predicts as it does for users, except for steps that depend on values and have no weights,
+such as choosing boxes and merging masks. They are replaced by stand-ins, so that the model can be
+run on fake tensors, which have shapes and no values, and so that all models find the same number of
+objects.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from ..apis import toolbox_of
 from .cost import Cost, measure_cost
 
-# Regions that the first stage of a detector hands to the second, and objects that a detector finds:
-# as in mmdet's tables.
+# Number of regions that the first stage of a detector passes to the second, and number of objects
+# that a detector finds. They are those of mmdet's tables.
 REGIONS, OBJECTS = 1000, 100
-# What running a model raises on tensors that it can't handle, or stand-ins for its results.
+# What a model may raise if it can't be run on fake tensors, or with stand-ins.
 CAN_NOT_RUN = (
     ArithmeticError,
     AssertionError,
@@ -42,17 +43,18 @@ CAN_NOT_RUN = (
 
 
 def model_cost(model: BaseModel, size: tuple[int, int], channels: int = 3) -> dict[str, Cost]:
-    """Cost of inference on one image, of every module by its name; '' is the whole model.
+    """Measure the cost of inference on one image of every module, by its name; '' is the model.
 
-    A model that can't be run on shapes alone is run on random pixels, without activations.
+    A model that can't be run on fake tensors is run on random pixels, and activations are not
+    counted.
 
     Args:
         model: A detector of mmdet or a segmentor of mmseg, in eval mode on the CPU.
         size: Height and width of the image, in pixels.
-        channels: Of the image, with those of a mask of the padding. Defaults to 3.
+        channels: Number of channels of the image, including a mask of the padding. Defaults to 3.
 
     Raises:
-        ValueError: The model is neither, or can't be run on an image of this size.
+        ValueError: The model is neither, or it can't be run on an image of this size.
     """
     toolbox_of(model)
     shape = (1, channels, *size)
@@ -85,28 +87,28 @@ def _measure(
     with mode, choices:
         torch.manual_seed(0)
         image = torch.randn(shape)
-        # activations of real tensors would fill the memory
+        # without activations, which would fill the memory if the tensors are real
         grad = isinstance(mode, FakeTensorMode)
         return measure_cost(model, lambda: predict(model, image), grad)
 
 
 def not_counted(model: nn.Module, costs: dict[str, Cost]) -> dict[str, str]:
-    """Parts that have parameters and that no FLOPs stand for, and why.
+    """Find the parts with parameters whose FLOPs are not in the costs; return the reason for each.
 
     Args:
         model: A model.
-        costs: Its costs, from `model_cost`.
+        costs: The result of `model_cost`.
     """
 
     def visit(module: nn.Module, name: str, product_above: bool) -> Iterator[tuple[str, str]]:
         cost = costs[name]
         names = {f'{name}.{child}'.lstrip('.'): part for child, part in module.named_children()}
-        # a part that several modules share has one name
+        # a module that several others share has one name
         children = {child: part for child, part in names.items() if child in costs}
         own = cost.flops - sum(costs[child].flops for child in children)
         if cost.parameters and cost.unused == cost.parameters:
             yield name, 'inference does without it'
-        # the product may be one of a module above, with the weight of this one
+        # a module above may use the weight of this one in a product of its own
         elif _has_matrix(module) and not cost.flops and not product_above:
             yield name, 'it has no product that the counter knows'
         else:
@@ -123,7 +125,7 @@ def _has_matrix(module: nn.Module) -> bool:
 
 
 def predict(model: BaseModel, image: Tensor) -> object:
-    """All that the prediction for an image (1, C, H, W) computes with weights."""
+    """Run all of the prediction for an image (1, C, H, W) that has weights."""
     size = tuple(image.shape[2:])
     info = dict(
         img_shape=size,
@@ -139,13 +141,13 @@ def predict(model: BaseModel, image: Tensor) -> object:
 
     sample = DetDataSample(metainfo=info)
     if hasattr(model, 'roi_head') and not hasattr(model, 'rpn_head'):
-        # Fast R-CNN is given its regions
+        # Fast R-CNN expects regions in its input
         sample.proposals = objects(REGIONS)
     return model.predict(image, [sample])
 
 
 def objects(number: int) -> InstanceData:
-    """Made-up regions or objects."""
+    """Regions or objects with arbitrary values."""
     return InstanceData(
         bboxes=torch.tensor([0.0, 0.0, 64.0, 64.0]).repeat(number, 1),
         labels=torch.zeros(number, dtype=torch.long),
@@ -155,10 +157,10 @@ def objects(number: int) -> InstanceData:
 
 @contextmanager
 def stand_ins(model: BaseModel) -> Iterator[None]:
-    """Context in which a detector finds `OBJECTS` objects, of `REGIONS` regions.
+    """Context in which a detector proposes `REGIONS` regions and finds `OBJECTS` objects.
 
-    Of operations of mmcv that take no fake tensors, those in use have stand-ins with the same
-    shapes and FLOPs.
+    Operations of mmcv that can't take fake tensors are replaced by others with the same shapes and
+    FLOPs.
     """
     first_stage = set(getattr(model, 'rpn_head', nn.Identity()).modules())
     with ExitStack() as stack:
@@ -180,7 +182,7 @@ def stand_ins(model: BaseModel) -> Iterator[None]:
 
 
 def _chooser(number: int) -> Callable[..., list[InstanceData]]:
-    """Stands for the choice of so many objects; masks go to the objects that there are."""
+    """Make a stand-in for choosing objects; mask heads return the objects that they are given."""
 
     def choose(*args: object, results_list: list | None = None, **kwargs: object) -> list:
         return results_list or [objects(number)]
@@ -204,7 +206,7 @@ def _roi_layer(module: Any) -> tuple[str, Callable]:
 
 
 def _deformable(module: Any) -> tuple[str, Callable]:
-    """An ordinary convolution has the same products; one that makes its own offsets does so."""
+    """An ordinary convolution, which has the same products, after the one that makes offsets."""
 
     def forward(x: Tensor, *args: object) -> Tensor:
         if hasattr(module, 'conv_offset'):
@@ -217,7 +219,7 @@ def _deformable(module: Any) -> tuple[str, Callable]:
 
 
 def _masked_convolution(module: Any) -> tuple[str, Callable]:
-    """At all places, which is the most that it computes."""
+    """A convolution at all positions, which is the upper limit."""
     return 'forward', lambda x, mask=None: nn.Conv2d.forward(module, x)
 
 
@@ -240,7 +242,8 @@ def _fusion_head(module: Any) -> tuple[str, Callable]:
     return 'predict', lambda *args, **kwargs: []
 
 
-# By the name of a class or of one of its bases: what of a module is replaced, and by what.
+# Functions that return the attribute of a module to replace and its stand-in, by the name of the
+# class of the module or of one of its bases.
 STAND_INS: dict[str, Callable[[Any], tuple[str, Callable]]] = dict(
     SingleRoIExtractor=_roi_extractor,
     RoIAlign=_roi_layer,

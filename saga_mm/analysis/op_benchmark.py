@@ -1,6 +1,6 @@
 """Times linear attention: the eager formula, torch.compile of it, this project, and others.
 
-Legend: `packed` is the packed projection (B, N, parts, H, D) of q, k, v and, of some ops, gates.
+Legend: `packed` is the packed projection (B, N, parts, H, D): q, k, v and, for some ops, gates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from saga_kernels import (
 )
 
 Impl = Literal['reference', 'triton']
-# SDPA grows with the square of the tokens: beyond this, a cell says 'too long'.
+# The time of SDPA grows with the square of the number of tokens. Beyond this number of FLOPs it is
+# not measured, and its cell says 'too long'.
 MOST_FLOPS = {'cuda': 2e13, 'cpu': 2e10}
 
 
@@ -39,7 +40,7 @@ def gates_applied(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def eager(packed: Tensor) -> Tensor:
-    """The formula as one writes it, in the dtype of the input."""
+    """The formula in plain PyTorch, in the dtype of the input."""
     q, k, v = gates_applied(packed)
     state = torch.einsum('bnhd,bnhe->bhde', k / packed.shape[1], v)
     denominator = torch.einsum('bnhd,bhd->bnh', q, k.mean(1)) + 1e-6
@@ -47,7 +48,7 @@ def eager(packed: Tensor) -> Tensor:
 
 
 def image_of(packed: Tensor) -> tuple[tuple[int, int], Tensor]:
-    """Size, as square as can be, and frequencies."""
+    """The size of an image, as square as possible, and frequencies of a rotation."""
     tokens, dim = packed.shape[1], packed.shape[-1]
     height = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
     frequencies = 10000 ** -torch.linspace(0, 1, dim // 4, device=packed.device)
@@ -59,7 +60,7 @@ def rank_augmented(packed: Tensor, impl: Impl) -> Tensor:
 
 
 def eager_rank_augmented(packed: Tensor) -> Tensor:
-    """As `eager`, with tables of the rotation that are rebuilt each time."""
+    """As `eager`. The tables of the rotation are computed in each call."""
     (height, width), frequencies = image_of(packed)
     q, k, v = packed.unbind(2)
     q, k = F.elu(q) + 1, F.elu(k) + 1
@@ -81,13 +82,13 @@ def eager_rank_augmented(packed: Tensor) -> Tensor:
 
 
 def decay(packed: Tensor, impl: Impl) -> Tensor:
-    """Weights that fall to 1/e after 16 tokens."""
+    """Linear attention whose weights fall to 1/e after 16 tokens."""
     log_decay = torch.full(packed.shape[3:4], -1 / 16, device=packed.device)
     return decay_linear_attention(packed, log_decay, image_of(packed)[0], impl=impl)
 
 
 def eager_decay(packed: Tensor) -> Tensor:
-    """The reference: written out, the formula would be N x N."""
+    """The reference implementation, because the plain formula needs a matrix of N x N."""
     return decay(packed, 'reference')
 
 
@@ -97,7 +98,7 @@ def sdpa(packed: Tensor) -> Tensor:
 
 
 def flash_bla(packed: Tensor) -> Tensor:
-    """Its kernels know no gates and no feature map: eager around them."""
+    """The kernels of flash_bla. Gates and feature map, which these lack, are eager."""
     from flash_bla.ops.linear_attn.fused import linear_attention
 
     return linear_attention(*(x.transpose(1, 2) for x in gates_applied(packed))).transpose(1, 2)
@@ -108,10 +109,10 @@ class Op:
     """An op to time.
 
     Attributes:
-        parts: Of the packed projection.
-        eager: The formula.
-        this: The project's op, of a packed projection and `impl`.
-        forward, backward: Token tensors that it has to move.
+        parts: Number of parts of the packed projection.
+        eager: The formula, a function of the packed projection.
+        this: The op of this project, a function of the packed projection and `impl`.
+        forward, backward: Number of token tensors that have to be read or written.
     """
 
     parts: int
@@ -157,7 +158,7 @@ def median_ms(function: Callable[[], object], device: str, seconds: float) -> fl
 
 
 def copy_bandwidth(device: str, seconds: float) -> float:
-    """Bytes per millisecond, read and written, of a copy that no cache holds."""
+    """Bytes per millisecond, read and written, of a copy that is too large for caches."""
     source = torch.empty(2**30 if device == 'cuda' else 2**27, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / median_ms(lambda: target.copy_(source), device, seconds)
@@ -166,7 +167,7 @@ def copy_bandwidth(device: str, seconds: float) -> float:
 def measure(
     function: Callable[[Tensor], Tensor], packed: Tensor, device: str, seconds: float
 ) -> dict[str, float]:
-    """Milliseconds of forward, and of forward and backward."""
+    """Measure the milliseconds of forward, and of forward and backward."""
     with torch.no_grad():
         forward = median_ms(lambda: function(packed), device, seconds)
     leaf = packed.detach().requires_grad_()
@@ -186,7 +187,7 @@ def cell(
     seconds: float,
 ) -> dict[str, Any]:
     batch, tokens, _, heads, dim = packed.shape
-    # 4 forward and 10 backward per pair of tokens, head and channel.
+    # FLOPs per pair of tokens, head and channel: 4 forward, 10 backward.
     flops = 14 * batch * heads * tokens**2 * dim
     if name == 'SDPA' and flops > MOST_FLOPS[device]:
         return dict(error='too long')
@@ -208,18 +209,18 @@ def benchmark(
     shapes: Sequence[tuple[int, int, int]],
     seconds: float,
 ) -> dict:
-    """Time an op of `OPS` and its rivals; print each row when it is done.
+    """Time an op of `OPS` and alternatives to it; print each row when it is complete.
 
     Args:
-        name: Of the op.
+        name: Name of the op.
         device: 'cuda' or 'cpu'.
-        dtype: Of torch, such as 'bfloat16'.
+        dtype: A dtype of torch, such as 'bfloat16'.
         tokens: Numbers of tokens.
-        shapes: (batch, heads, head dim), each with each number of tokens.
-        seconds: For each measurement.
+        shapes: (batch, heads, head dim). Each is measured with each number of tokens.
+        seconds: Duration of each measurement.
 
     Returns:
-        `environment`, `copy_gb_per_s`, and `rows`, as JSON has them.
+        `environment`, `copy_gb_per_s`, and `rows`, which JSON can hold.
     """
     op = OPS[name]
     copy = copy_bandwidth(device, seconds)
@@ -235,15 +236,15 @@ def benchmark(
             row['cells']['this'] = dict(error='out of memory')
             continue
         row['token_tensor_bytes'] = packed[:, :, 0].numel() * packed.element_size()
-        for rival, function in implementations(op, device).items():
-            row['cells'][rival] = cell(rival, function, packed, device, seconds)
+        for other, function in implementations(op, device).items():
+            row['cells'][other] = cell(other, function, packed, device, seconds)
         row['share'] = shares(op, row, copy)
         print(json.dumps(row), flush=True)
     return dict(environment=environment(name, device, dtype), copy_gb_per_s=copy / 1e6, rows=rows)
 
 
 def shares(op: Op, row: dict[str, Any], copy: float) -> dict[str, Any]:
-    """Forward and backward of this project's op: GB/s, and share of the copy bandwidth."""
+    """GB/s of the op of this project, and their share of the copy bandwidth."""
     this = row['cells']['this']
     if 'error' in this:
         return {}

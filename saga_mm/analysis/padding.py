@@ -1,4 +1,4 @@
-"""How much the padding of a batch changes the features of an image."""
+"""Measures how much the padding of a batch changes the features of an image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..preprocessors import add_mask
 
 
 def leak(cfg: dict, image: Tensor, size: tuple[int, int]) -> list[float]:
-    """Per stage, what padding changes inside the image, over what the image alone gives, as RMS.
+    """For each stage, the RMS of the change inside the image over the RMS without padding.
 
     Args:
-        cfg: Config of a backbone, with `pad_mask`; its weights are random.
-        image: (1, 3, h, w).
-        size: Height and width that it is padded to.
+        cfg: Config of a backbone, with `pad_mask`. Its weights are random.
+        image: An image (1, 3, h, w).
+        size: Height and width of the padded image.
     """
     torch.manual_seed(0)
     model = MODELS.build(cfg).eval()

@@ -1,4 +1,4 @@
-"""Measures placements of softmax layers in SoLA-Vision, and shows them in a table."""
+"""Measures patterns of linear and softmax layers in SoLA-Vision, and tabulates them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .cost import measure_cost
 from .files import write_figure
 from .measure import DTYPES, added_memory, timed
 
-# of a row: how much one unit is, digits, the unit
+# For each column with numbers: the size of the unit, the number of digits, the suffix.
 COLUMNS = {
     'parameters': (1e6, 2, 'M'),
     'flops': (1e9, 2, 'G'),
@@ -34,15 +34,15 @@ COLUMNS = {
 
 
 def make_rows(cfg: Config, patterns: Sequence[str], linear: Sequence[str]) -> list[dict]:
-    """A row of the table for each pattern and kind of linear layer, as yet without results.
+    """Make a row, without results, for each pattern and kind of linear layer.
 
     Args:
-        cfg: Config of a model on SoLA-Vision.
-        patterns: Of `PRESETS`, or such as 'LL/LL/LLLLLS/LL'.
-        linear: Of `LINEAR`.
+        cfg: Config of a model with a SoLA-Vision backbone.
+        patterns: Names of `PRESETS`, or patterns such as 'LL/LL/LLLLLS/LL'.
+        linear: Names of `LINEAR`.
 
     Raises:
-        ValueError: A pattern is none.
+        ValueError: A pattern is not valid.
     """
     rows = []
     for pattern, kind in dict.fromkeys(itertools.product(patterns, linear)):
@@ -64,16 +64,16 @@ def make_cells(
     device: str,
     **forward: object,
 ) -> list[dict]:
-    """Every measurement, so ordered that the patterns take turns.
+    """List the measurements, in an order in which the patterns take turns.
 
     Args:
-        rows: From `make_rows`.
+        rows: The result of `make_rows`.
         cfg: Config of the model.
-        folder: Gets a folder for each training.
-        rounds: Timings of each row.
-        iterations: Of training; None for no training.
-        device: Such as 'cpu'.
-        **forward: Of forward passes: size, batch_size, dtype.
+        folder: Output folder. Each training has a folder in it.
+        rounds: Number of timings of each row.
+        iterations: Length of the trainings; None for no training.
+        device: Name of the device, such as 'cpu'.
+        **forward: Settings of forward passes: size, batch_size, dtype.
     """
     threads = torch.get_num_threads()
     cells = []
@@ -110,14 +110,14 @@ def write_training(cfg: Config, backbone: dict, iterations: int, path: Path) -> 
 
 
 def measure(cell: dict) -> dict:
-    """The result of one cell, in this process."""
+    """Run one measurement in this process."""
     torch.manual_seed(0)
     torch.set_num_threads(cell.get('threads', 1))
     return dict(count=count, time=run_forward, train=evaluate)[cell['part']](cell)
 
 
 def run_forward(cell: dict) -> dict:
-    """Seconds of a forward pass, and the bytes that it adds."""
+    """Measure the seconds of a forward pass, and the bytes that it adds to the memory."""
     device, dtype = torch.device(cell['device']), DTYPES[cell['dtype']]
     model = MODELS.build(cell['backbone']).to(device).eval()
     x = torch.randn(cell['batch_size'], 3, *cell['size'], device=device)
@@ -132,7 +132,7 @@ def run_forward(cell: dict) -> dict:
 
 
 def count(cell: dict) -> dict:
-    """Parameters, and FLOPs of a pass of shapes alone, with linear attention as its reference."""
+    """Count parameters and FLOPs, with fake tensors and the reference of linear attention."""
     model = MODELS.build({**cell['backbone'], 'impl': 'reference'}).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(cell['batch_size'], 3, *cell['size'])
@@ -141,7 +141,7 @@ def count(cell: dict) -> dict:
 
 
 def evaluate(cell: dict) -> dict:
-    """The mIoU after a training."""
+    """Train, and return the mIoU after it."""
     if cell['device'] == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
     folder = Path(cell['folder'])
@@ -152,7 +152,7 @@ def evaluate(cell: dict) -> dict:
 
 
 def fill(rows: list[dict], results: list[dict]) -> None:
-    """Put the results into their rows: medians over rounds, and the first error."""
+    """Add to each row the medians of its results over rounds, and its first error."""
     for row in rows:
         row.update(error='')
         found: dict[str, list[float]] = {}
@@ -167,7 +167,7 @@ def fill(rows: list[dict], results: list[dict]) -> None:
 
 
 def table(rows: Sequence[dict]) -> Iterator[str]:
-    """Lines of a table in Markdown."""
+    """The lines of a table in Markdown."""
     trained = any('mIoU' in row for row in rows)
     columns = {name: how for name, how in COLUMNS.items() if name != 'mIoU' or trained}
     yield f'| pattern | linear | layers | {" | ".join(columns)} | failed |'
@@ -182,7 +182,7 @@ def table(rows: Sequence[dict]) -> Iterator[str]:
 
 
 def draw(rows: Sequence[dict], path: Path) -> None:
-    """Accuracy, or without it time, against cost."""
+    """Draw accuracy against cost or, without trainings, time against FLOPs."""
     trained = any('mIoU' in row for row in rows)
     pairs = [('ms', 'mIoU'), ('peak MiB', 'mIoU')] if trained else [('flops', 'ms')]
     figure = Figure(figsize=(6 * len(pairs), 4.5), layout='constrained')

@@ -1,4 +1,4 @@
-"""Pictures of what the other modules find. Results come by the name of their model."""
+"""Draws the results of the other modules, which are dicts by the name of the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .field import SHARES
 
 Results = dict[str, dict[str, dict]]
 DPI = 90
-# photographs with all of theirs take twice as many bytes
+# Number of colours of a picture: with all of their colours, photographs take twice as many bytes.
 COLORS = 256
 
 
@@ -29,13 +29,13 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def in_order(found: Results) -> list[str]:
-    """The layers or stages of all models, by number: 2.10 after 2.9."""
+    """The names of layers or stages of all models, in numerical order: 2.10 after 2.9."""
     names = {name for results in found.values() for name in results}
     return sorted(names, key=lambda name: [int(number) for number in name.split('.')])
 
 
 def matrix_kinds(found: Results, states: bool) -> list[tuple[str, str]]:
-    """(model, name of a matrix) of all states, or else of all features, in results of ranks."""
+    """(model, name of a matrix) of all states or of all features in results of `layer_ranks`."""
     pairs = (
         (name, kind)
         for name, layers in found.items()
@@ -47,7 +47,7 @@ def matrix_kinds(found: Results, states: bool) -> list[tuple[str, str]]:
 
 
 def rank_curves(found: Results, path: Path) -> None:
-    """Singular values against their index, per stage the median over its layers."""
+    """Draw singular values against their index, as medians over the layers of each stage."""
     stages = sorted({layer.split('.')[0] for layers in found.values() for layer in layers})
     figure = Figure(figsize=(3.6 * len(stages), 6.4), layout='constrained')
     grid = figure.subplots(2, len(stages), squeeze=False, sharey=True)
@@ -70,7 +70,7 @@ def rank_curves(found: Results, path: Path) -> None:
 
 
 def rank_layers(found: Results, path: Path) -> None:
-    """Effective rank, layer by layer."""
+    """Draw the effective rank of each layer."""
     places = in_order(found)
     figure = Figure(figsize=(11, 4.4), layout='constrained')
     grid = figure.subplots(1, 2)
@@ -96,14 +96,14 @@ def _title(states: bool) -> str:
 
 
 def _style(found: Results, name: str, kind: str) -> dict[str, str]:
-    """A colour per model, and a kind of line per kind of matrix."""
+    """The style of a line: a colour for each model, a dash pattern for each kind of matrix."""
     lines = {'state': '-', 'output': '-', 'state without weights and rotation': ':'}
     text = name if kind in ('state', 'output') else f'{name}, {kind}'
     return dict(color=f'C{list(found).index(name)}', linestyle=lines.get(kind, '--'), label=text)
 
 
 def _legend(figure: Figure, grid: np.ndarray) -> None:
-    """One legend of all lines, below."""
+    """Add one legend of all lines below the plots."""
     lines = {}
     for axes in grid:
         lines.update({line.get_label(): line for line in axes.get_lines()})
@@ -113,7 +113,7 @@ def _legend(figure: Figure, grid: np.ndarray) -> None:
 
 
 def stage_fields(found: Results, path: Path) -> None:
-    """The mass of each patch; its root, for masses differ by orders of magnitude."""
+    """Draw the square root of the mass of each patch, as masses differ by orders of magnitude."""
     stages = in_order(found)
     figure = Figure(figsize=(3.2 * len(stages), 2.7 * len(found)), layout='constrained')
     grid = figure.subplots(len(found), len(stages), squeeze=False)
@@ -129,7 +129,7 @@ def stage_fields(found: Results, path: Path) -> None:
 
 
 def field_by_depth(found: dict[str, list[list[float]]], path: Path) -> None:
-    """Radii of stacks of layers against their depth."""
+    """Draw the radii of stacks of layers against their depth."""
     figure = Figure(figsize=(5 * len(SHARES), 4), layout='constrained')
     for i, (axes, share) in enumerate(zip(figure.subplots(1, len(SHARES)), SHARES, strict=True)):
         for kind, radii in found.items():
@@ -144,14 +144,15 @@ def field_by_depth(found: dict[str, list[list[float]]], path: Path) -> None:
 def attention_maps(
     found: Results, image: np.ndarray, size: Sequence[int], pixel: Sequence[int], path: Path
 ) -> None:
-    """Weights of all tokens over an image.
+    """Draw the weights of all tokens over an image.
 
     Args:
-        found: By model and layer.
+        found: Results of `attention_maps`, by model and layer.
         image: (H, W, 3), uint8, RGB.
-        size: (height, width) of what the models got, which may be padded below and to the right.
-        pixel: Row and column of the one that attends.
-        path: Of the picture.
+        size: (height, width) of the input of the models, which may be padded below and on the
+            right.
+        pixel: Row and column of the pixel that attends.
+        path: File of the picture.
     """
     height, width = image.shape[:2]
     columns = max(len(layers) for layers in found.values())

@@ -1,4 +1,4 @@
-"""How many directions a matrix really has: singular values, and ranks made of them."""
+"""Measures ranks of matrices by their singular values."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def normalized_singular_values(matrix: Tensor) -> Tensor:
 
 
 def effective_rank(values: Tensor) -> Tensor:
-    """exp of the entropy of singular values (..., R) that are divided by their sum: (...).
+    """Exp of the entropy of singular values (..., R) as shares of their sum: (...).
 
-    From 1, where one direction holds everything, to R, where all are alike; 1 for zeros.
+    It is 1 if a single singular value is not zero, R if all are equal, and 1 for zeros.
 
     Source: Roy & Vetterli, The effective rank, EUSIPCO 2007.
     """
@@ -36,10 +36,10 @@ def numerical_rank(values: Tensor, tolerance: float = 0.01) -> Tensor:
 
 
 def summarize(values: Tensor) -> dict[str, object]:
-    """Medians over the singular values (matrices, R) of many matrices, as plain numbers.
+    """Summarise the singular values (matrices, R) of several matrices by medians.
 
     Returns:
-        singular_values (R of them), effective_rank, numerical_rank (at 1 %) and full_rank, R.
+        `singular_values` (R numbers), `effective_rank`, `numerical_rank` (at 1 %), `full_rank` (R).
     """
     return dict(
         singular_values=values.quantile(0.5, 0).tolist(),
@@ -50,16 +50,16 @@ def summarize(values: Tensor) -> dict[str, object]:
 
 
 def layer_ranks(backbone: nn.Module, images: Iterable[Tensor]) -> dict[str, dict]:
-    """Ranks of what the attention layers of a backbone make of images.
+    """Measure ranks of the states and features of the attention layers of a backbone.
 
     Args:
         backbone: In eval mode.
-        images: Of one size, (B, 3, H, W) each.
+        images: (B, 3, H, W) each, all of one size.
 
     Returns:
-        By `label`, the `mechanism` of a layer; its `matrices`: by name, as in `Mixing`, what
-        `summarize` says over all images and heads; and its `gates`: by name, mean and standard
-        deviation over tokens, as means over images, heads and channels.
+        For each layer, by its `label`: the `mechanism`; `matrices`, with the result of `summarize`
+        over all images and heads for each matrix of `Mixing`; and `gates`, with the mean and the
+        standard deviation over tokens, averaged over images, heads and channels.
     """
     modules = attention_layers(backbone)
     mechanisms: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A picture of what a segmentor has learnt."""
+"""Draws predictions of a segmentor beside the truth."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ROWS = 3
 
 
 def draw_scenes(model: BaseModel, dataset: BaseDataset, title: str, path: Path) -> None:
-    """Image, truth and prediction of six scenes, evenly spread over `dataset`, and the classes."""
+    """Draw six scenes, evenly spread over `dataset`: image, truth, prediction, and a legend."""
     classes, palette = dataset.metainfo['classes'], dataset.metainfo['palette']
-    # labels that are ignored (255) are white
+    # the label 255, which is ignored, is white
     colors = np.full((256, 3), 255, np.uint8)
     colors[: len(palette)] = palette
 

@@ -1,4 +1,4 @@
-"""The models that an analysis compares, and images as each of them loads these."""
+"""Loads the models that an analysis compares, and images as the config of each model does."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..cli import load_config
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, and how its config loads images.
+    """A model, and the way in which its config loads images.
 
     Attributes:
-        model: In eval mode, with a backbone of saga_mm.
+        model: A model in eval mode, with a backbone of saga_mm.
         pipeline: The test pipeline of its config.
     """
 
@@ -29,14 +29,14 @@ class Subject:
     pipeline: ImagePipeline
 
     def load(self, path: Path, size: Sequence[int] | None = None) -> np.ndarray:
-        """An image as the config loads it, (H, W) or (H, W, bands).
+        """Load an image: (H, W) or (H, W, bands).
 
         Args:
             path: The file.
-            size: Height and width to resize it to. Defaults to its own.
+            size: Height and width to resize the image to. Defaults to its own size.
 
         Raises:
-            ValueError: It is no image. Names the file.
+            ValueError: The file is not an image. The message names it.
         """
         try:
             image = self.pipeline.load(path)
@@ -47,22 +47,22 @@ class Subject:
         return image
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """What the backbone gets of an image: (1, C, H, W)."""
-        # as float32, which it becomes next: torch can do little with integers of 16 bits
+        """Make the input of the backbone of an image: (1, C, H, W)."""
+        # float32, as torch supports few operations on 16-bit integers
         pixels = torch.from_numpy(np.atleast_3d(image).astype(np.float32)).permute(2, 0, 1)
         return self.model.data_preprocessor(dict(inputs=[pixels], data_samples=None))['inputs']
 
 
 def load_subject(config: str, checkpoint: str | None, device: torch.device) -> Subject:
-    """The model of a config, with weights that start the same every time or come from a file.
+    """Build the model of a config, with weights of a checkpoint or with reproducible random ones.
 
     Args:
-        config: A file.
+        config: A config file.
         checkpoint: A file or a URL; None or '' for an untrained model.
-        device: Where the model goes.
+        device: The device of the model.
 
     Raises:
-        ValueError: The config has no backbone of saga_mm, or the checkpoint does not fit.
+        ValueError: The backbone is not one of saga_mm, or the checkpoint does not fit.
     """
     cfg = load_config(config, {}, ('model',))
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Tables in Markdown of what the other modules find."""
+"""Formats results of the other modules as tables in Markdown."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from .plots import Results, in_order, matrix_kinds
 
 
 def table(first: str, columns: Collection[str], rows: dict[str, list[str]]) -> str:
-    """A table whose rows have names, in a column called `first`."""
+    """Format a table; the names of its rows are in a first column with the heading `first`."""
     lines = [f'| {first} | {" | ".join(columns)} |', '|---|' + '---|' * len(columns)]
     lines += [f'| {name} | {" | ".join(cells)} |' for name, cells in rows.items()]
     return '\n'.join(lines)
 
 
 def make_rows(columns: Results, show: Callable[[dict], str]) -> dict[str, list[str]]:
-    """By layer or stage, what the columns have there."""
+    """The cells of each layer or stage, with a dash where a column has no entry."""
     return {
         name: [show(column[name]) if name in column else '-' for column in columns.values()]
         for name in in_order(columns)
@@ -23,7 +23,7 @@ def make_rows(columns: Results, show: Callable[[dict], str]) -> dict[str, list[s
 
 
 def rank_table(found: Results, states: bool) -> str:
-    """Ranks of all states, or else of all features, by layer."""
+    """A table of the ranks of all states or of all features, by layer."""
     columns = {
         f'{name}: {kind}': {
             layer: one['matrices'][kind]
@@ -36,7 +36,7 @@ def rank_table(found: Results, states: bool) -> str:
 
 
 def gate_table(found: Results) -> str:
-    """Means and standard deviations of gates, by layer."""
+    """A table of means and standard deviations of gates, by layer."""
     columns = {
         f'{name}: gate on {kind}': {
             layer: one['gates'][kind] for layer, one in layers.items() if one['gates']

@@ -13,7 +13,7 @@ from ..cli.types import resolve
 
 
 def select_device(name: str | None = None) -> torch.device:
-    """The device called `name`, or by default a GPU if there is one and else the CPU.
+    """The device called `name`. The default is a GPU if there is one, else the CPU.
 
     Raises:
         ValueError: torch can't compute on that device.
@@ -30,8 +30,18 @@ def select_device(name: str | None = None) -> torch.device:
 
 
 def build_model(cfg: Config) -> BaseModel:
-    """The model of a config, for one process and in eval mode; no weights are loaded."""
-    init_default_scope(cfg.get('default_scope') or _scope_of(cfg))
+    """Build the model of a config, for one process and in eval mode, without loading weights.
+
+    Raises:
+        ValueError: There is no model of the type that the config names.
+    """
+    kind = resolve(cfg.model.get('type'), MODELS, cfg.get('default_scope'))
+    if kind is None:
+        raise ValueError(
+            f'model.type must be a registered model, got {cfg.model.get("type")!r}, default_scope '
+            f'{cfg.get("default_scope")!r}: name the module that registers it in custom_imports'
+        )
+    init_default_scope(cfg.get('default_scope') or _scope_of(kind))
     return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
 
 
@@ -54,8 +64,7 @@ def backbone_of(model: nn.Module, config: str) -> PyramidBackbone:
     return backbone
 
 
-def _scope_of(cfg: Config) -> str:
-    """The scope where the model looks for its parts, if the config names none."""
-    kind = resolve(cfg.model.get('type'), MODELS, cfg)
-    packages = [part.__module__.partition('.')[0] for part in kind.__mro__] if kind else []
+def _scope_of(kind: type) -> str:
+    """The registry scope of the toolbox of a model, for a config without a default scope."""
+    packages = [part.__module__.partition('.')[0] for part in kind.__mro__]
     return next((name for name in packages if name in ('mmdet', 'mmseg')), 'mmengine')

@@ -1,6 +1,6 @@
 """Exports backbones and segmentors to files that run without the code of this project.
 
-What is exported is checked: `verify` runs the file and compares what it computes with the module.
+`verify` runs an exported file and compares its outputs with those of the module.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch._inductor import aoti_compile_and_package
 from torch.export import Dim, ExportedProgram
 
-# Largest error that a file may have, in parts of the largest value of an output.
+# Largest error that is accepted, relative to the largest value of an output.
 TOLERANCE = 1e-4
-# Numbers of images: traced, then checked in turn with the sizes.
+# Batch sizes: the first is traced; all are used in turn when the file is checked.
 BATCHES = (2, 1, 3)
-# Run by a Python of its own: what loads the file knows torch, and nothing of this project.
+# Runs in a process of its own, which imports torch and nothing of this project.
 RUN_ALONE = """
 import sys, torch
 from torch._inductor import aoti_load_package
@@ -44,8 +44,8 @@ class Subject:
     Args:
         module: From images (B, C, H, W) to a tuple of tensors, in eval mode on the CPU.
         outputs: Names of these tensors.
-        axes: Names of the axes of the images that may have any length.
-        shapes: Of the images that it is traced with, and then of others to check it with.
+        axes: Names, by index, of the axes of the images that may have any length.
+        shapes: Shapes of images. The first is traced; all are used to check the file.
     """
 
     module: nn.Module
@@ -73,17 +73,17 @@ def select(
     others: Sequence[tuple[int, int]],
     dynamic: bool,
 ) -> Subject:
-    """The part of a model that is to be exported.
+    """Select the part of a model to export.
 
     Args:
         model: A detector or segmentor with a backbone of saga_mm, in eval mode on the CPU.
         part: 'backbone', or 'model' for a segmentor.
         size: Height and width of the images to trace with.
-        others: Sizes to check with as well.
-        dynamic: Images may have any size; else they have that one.
+        others: Further sizes to check with.
+        dynamic: Whether images of any size are accepted, or only those of `size`.
 
     Raises:
-        ValueError: The whole model is wanted, and it is no segmentor.
+        ValueError: `part` is 'model', and the model is not a segmentor.
     """
     backbone = model.backbone
     shapes = [
@@ -102,10 +102,10 @@ def select(
 
 
 def describe_input(cfg: Config) -> str:
-    """How images are to be normalised before they come to the exported program."""
+    """Describe how images have to be normalised for the exported program."""
     data = cfg.model.get('data_preprocessor') or Config()
     if data.get('rgb_to_bgr') or data.get('mean') is None:
-        return 'images: float32, normalised as data_preprocessor of the config does'
+        return 'images: float32, normalised as the data_preprocessor of the config does it'
     order = 'RGB' if data.get('bgr_to_rgb') else 'BGR'
     return f'images: float32, {order}, (pixel - {list(data.mean)}) / {list(data.std)}'
 
@@ -122,7 +122,7 @@ def write(kind: str, subject: Subject, file: Path) -> None:
     """Export to a file of one of `FORMATS`."""
     program = trace(subject)
     if kind == 'onnx':
-        # each time, it tells that torchvision is not there
+        # it warns each time that torchvision is not installed
         logging.getLogger('torch.onnx').setLevel(logging.ERROR)
         exported = torch.onnx.export(
             program,
@@ -141,7 +141,7 @@ def write(kind: str, subject: Subject, file: Path) -> None:
 
 
 def run_onnx(file: Path, batches: list[Tensor]) -> list[list[Tensor]]:
-    """What onnxruntime computes from each batch of images."""
+    """Compute the outputs for each batch of images with onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -154,11 +154,11 @@ def run_onnx(file: Path, batches: list[Tensor]) -> list[list[Tensor]]:
 
 
 def run_alone(kind: str, file: Path, batches: list[Tensor]) -> list[list[Tensor]]:
-    """What a Python without the code of this project computes from each batch of images."""
+    """Compute the outputs for each batch of images in a process without this project's code."""
     images, outputs = file.with_name('images'), file.with_name('outputs')
     torch.save(batches, images)
     command = [sys.executable, '-W', 'ignore', '-c', RUN_ALONE, kind, *(file, images, outputs)]
-    # in the folder of the file, where nothing else lies
+    # in the folder of the file, which holds no package that could be imported
     done = subprocess.run(
         list(map(str, command)), cwd=file.parent, capture_output=True, text=True, check=False
     )
@@ -169,7 +169,10 @@ def run_alone(kind: str, file: Path, batches: list[Tensor]) -> list[list[Tensor]
 
 
 def largest_error(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Error of the worst output, in parts of that output's largest value; NaN if there is one."""
+    """The largest relative error over all outputs; NaN if there is one.
+
+    The error of an output is relative to the largest absolute value of the expected one.
+    """
     errors = []
     for output, truth in zip(outputs, expected, strict=True):
         if output.shape != truth.shape:
@@ -180,7 +183,7 @@ def largest_error(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
 
 
 def verify(kind: str, subject: Subject, file: Path) -> None:
-    """Compare what a file computes with what its subject does; ValueError if they differ."""
+    """Compare the outputs of a file with those of its subject; ValueError if they differ."""
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(shape, generator=generator) for shape in subject.shapes]
     found = run_onnx(file, batches) if kind == 'onnx' else run_alone(kind, file, batches)

@@ -1,4 +1,4 @@
-"""Finds images, and writes what is drawn into them."""
+"""Finds image files, and writes images."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.we
 
 
 def find_images(patterns: list[str]) -> list[Path]:
-    """Image files behind files, folders (not their subfolders) and globs, each once, in order.
+    """List the image files that files, folders (without subfolders) and globs name, each once.
 
-    What is in a folder is told by its name alone: not all of it has to be a readable image.
+    Files in a folder are chosen by their suffix only, so some of them may not be readable images.
 
     Args:
         patterns: Names of files and folders, and globs such as 'photos/**/*.png'.
 
     Raises:
-        ValueError: One of `patterns` leads to no image.
+        ValueError: One of `patterns` matches no image.
     """
     found = []
     for pattern in patterns:
@@ -44,7 +44,9 @@ def find_images(patterns: list[str]) -> list[Path]:
 
 
 def name_outputs(images: list[Path], out_dir: Path) -> list[Path]:
-    """One PNG per image in `out_dir`: `<stem>.png`; `<stem>_2.png`, ... for more of that stem.
+    """Choose a PNG file in `out_dir` for each image.
+
+    It is `<stem>.png`; further images with the same stem get `<stem>_2.png` and so on.
 
     Raises:
         ValueError: `out_dir` holds one of the images, which a drawing might overwrite.
@@ -52,7 +54,7 @@ def name_outputs(images: list[Path], out_dir: Path) -> list[Path]:
     for image in images:
         if image.resolve().parent == out_dir.resolve():
             raise ValueError(f'out-dir must not be the folder of an image, got {out_dir}')
-    # stems that only a number tells apart keep their own names: a.jpg, b/a.jpg and a_2.jpg
+    # an image whose own stem ends in a number keeps it: of a.jpg, b/a.jpg and a_2.jpg, the third
     taken = {image.stem.lower() for image in images}
     names: list[Path] = []
     seen: Counter[str] = Counter()
@@ -70,5 +72,5 @@ def name_outputs(images: list[Path], out_dir: Path) -> list[Path]:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image (H, W, 3), uint8, BGR, as PNG: whole or not at all."""
+    """Write an image (H, W, 3), uint8, BGR, as a PNG file, completely or not at all."""
     write_atomically(path, cv2.imencode('.png', image)[1].tobytes())

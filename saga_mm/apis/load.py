@@ -12,7 +12,7 @@ from ..checkpoint import load_file, load_model_weights, read_dataset_meta
 from .build import build_model
 from .pipeline import innermost_dataset
 
-# weights that predictions do without
+# weights with this prefix are used in training only
 TRAINING_ONLY = 'auxiliary_head.'
 
 
@@ -24,7 +24,7 @@ def load_complete_weights(model: nn.Module, path: str) -> dict | None:
         path: A file or a URL, as in `saga_mm.checkpoint.load_file`.
 
     Returns:
-        What the checkpoint tells about its data set, such as 'classes'; None if nothing.
+        Metadata of the data set in the checkpoint, such as 'classes'; None if there is none.
 
     Raises:
         CheckpointError: The file can't be read, or lacks a weight that predictions need.
@@ -39,7 +39,8 @@ def load_complete_weights(model: nn.Module, path: str) -> dict | None:
 def load_model(cfg: Config, checkpoint: str, device: torch.device) -> BaseModel:
     """Build the model of a config with trained weights, for a `Predictor`.
 
-    Class names and colours come from the checkpoint, or else from the test data set of the config.
+    Class names and colours come from the checkpoint or, if it has none, from the test data set of
+    the config.
 
     Args:
         cfg: With `model` and `test_dataloader`.
@@ -47,7 +48,8 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device) -> BaseModel:
         device: Where the model goes.
 
     Returns:
-        The model, with its `cfg` and `dataset_meta`, as mmdet's and mmseg's own inference wants it.
+        The model, with the attributes `cfg` and `dataset_meta` that mmdet's and mmseg's inference
+        functions read.
 
     Raises:
         CheckpointError: As in `load_complete_weights`.
@@ -59,9 +61,9 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device) -> BaseModel:
         meta = DATASETS.build({**dataset, 'lazy_init': True}).metainfo
     model.dataset_meta = {key.lower(): value for key, value in meta.items()}
     palette = model.dataset_meta.get('palette')
-    # mmdet knows some by name
+    # it may also be the name of a palette of mmdet
     if palette and not isinstance(palette, str):
-        # a tuple would be one colour for all classes
+        # mmdet would take a tuple for one colour of all classes
         model.dataset_meta['palette'] = [tuple(color) for color in palette]
     model.cfg = cfg
     return model.to(device)

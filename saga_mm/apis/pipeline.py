@@ -1,4 +1,4 @@
-"""Reads images as the test pipeline of a config does: any number of bands, any bit depth."""
+"""Loads images with the test pipeline of a config, of any number of bands and any bit depth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
-# what libraries raise on a file that is not an image, or an image that is too large
+# what image libraries raise for a file that is not an image, or for an image that is too large
 UNREADABLE = (
     ArithmeticError,
     AssertionError,
@@ -26,16 +26,16 @@ UNREADABLE = (
     ValueError,
     cv2.error,
 )
-# Of the values of an image, in percent: these become black and white where it has not 8 bits.
+# Percentiles of the values of an image that are shown as black and as white.
 BLACK, WHITE = 1, 99
 
 
 class ImagePipeline:
-    """The test pipeline of a config, without what loads annotations.
+    """The test pipeline of a config, without the transforms that load annotations.
 
     Args:
-        cfg (Config): Its `test_dataloader` has the pipeline. Without one, images are loaded in 8
-            bits and three bands, and that is all.
+        cfg (Config): The pipeline is that of its `test_dataloader`. If there is none, images are
+            loaded as 8-bit colour images and not transformed.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -43,18 +43,22 @@ class ImagePipeline:
         self.transforms = [t for t in transforms if not _loads_annotations(t)]
 
     def load(self, path: str | Path) -> np.ndarray:
-        """An image file as the pipeline loads it: (H, W) or (H, W, bands), of any dtype.
+        """Load an image file: (H, W) or (H, W, bands), of any dtype.
 
         Raises:
-            ValueError: It is no image, or no regular file.
+            ValueError: The file is not an image, or not a regular file.
         """
         return self._load(path)[0]['img']
 
     def __call__(self, path: str | Path) -> tuple[dict, np.ndarray]:
-        """An image file for `model.test_step`, collated as a batch of one, and as it was loaded.
+        """Load and transform an image file.
+
+        Returns:
+            The result of the pipeline, with `inputs` and `data_samples`, and the image as it was
+            loaded.
 
         Raises:
-            ValueError: It is no image, or no regular file.
+            ValueError: The file is not an image, or not a regular file.
         """
         results, rest = self._load(path)
         image = results['img']
@@ -63,18 +67,18 @@ class ImagePipeline:
         return results, image
 
     def _load(self, path: str | Path) -> tuple[dict, list[Callable]]:
-        """What there is after the transform that loads the image, and the transforms after that."""
-        # a pipe might never end
+        """Run the transforms up to the one that loads the image; return its result and the rest."""
+        # reading a pipe could wait forever
         if not Path(path).is_file():
             raise ValueError('not a regular file')
-        # as mmdet's and mmseg's data sets tell it of an image without annotations
+        # what data sets of mmdet and mmseg give for an image without annotations
         results = dict(img_path=str(path), img_id=0, instances=[], seg_fields=[])
         for i, transform in enumerate(self.transforms, 1):
             try:
                 results = transform(results)
             except UNREADABLE as error:
                 reason = f'{type(error).__name__}: {error}'
-                raise ValueError(f'not readable as an image ({reason})') from error
+                raise ValueError(f'not readable as an image: {reason}') from error
             if results is None:
                 break
             if results.get('img') is not None:
@@ -83,11 +87,11 @@ class ImagePipeline:
 
 
 def to_8_bit(image: np.ndarray) -> np.ndarray:
-    """A picture of an image, (H, W, 3), uint8, BGR.
+    """Convert an image to a picture that can be shown: (H, W, 3), uint8, BGR.
 
-    Of an image with more bands it shows the first three, and of one with fewer the first, in grey.
-    Images of more than 8 bits are stretched: their darkest and brightest percent become black and
-    white.
+    It shows the first three bands, or the first one in grey if there are fewer than three. Values
+    beyond 8 bits are scaled linearly, so that the darkest percent becomes black and the brightest
+    percent white.
 
     Args:
         image: (H, W) or (H, W, bands), of any dtype.
@@ -120,7 +124,7 @@ def _test_pipeline(cfg: Config) -> list:
 
 
 def _loads_annotations(transform: object) -> bool:
-    # mmseg has some that share no class with the others
+    # some loaders of mmseg have no base class in common with the others
     name = type(transform).__name__
     known = isinstance(transform, mmcv.transforms.LoadAnnotations)
     return known or re.fullmatch(r'Load.*Annotations?', name) is not None

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 
 from .pipeline import ImagePipeline, to_8_bit
 
-# The names of classes are not drawn into larger images, in pixels: to find a place for them, mmseg
-# makes a list of all pixels.
+# Names of classes are drawn into images of up to so many pixels: mmseg builds a Python list of all
+# pixels to find a place for them.
 LARGEST_WITH_NAMES = 2**22
 
 
 class Prediction(NamedTuple):
-    """What a model finds in an image.
+    """The prediction for an image.
 
     Attributes:
         sample: The data sample of mmdet or mmseg, on the CPU.
-        text: The same in words, in one line.
-        picture: Drawn into the image: (H, W, 3), uint8, BGR.
+        text: A summary in one line.
+        picture: The prediction drawn over the image: (H, W, 3), uint8, BGR.
     """
 
     sample: BaseDataElement
@@ -36,10 +36,10 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """Predicts with a trained model on image files, and draws what it finds.
+    """Predicts with a trained model on image files, and draws the predictions.
 
-    Images are loaded as the test pipeline of the config does it. Drawings show them in 8 bits, see
-    `to_8_bit`.
+    Images are loaded by the test pipeline of the config. Pictures show them in 8 bits (see
+    `to_8_bit`).
 
     Args:
         model (BaseModel): A detector of mmdet or a segmentor of mmseg, from `load_model`.
@@ -59,10 +59,10 @@ class Predictor:
             self.draw = _segmentation_drawer(model.dataset_meta)
 
     def __call__(self, path: str | Path) -> Prediction:
-        """What the model finds in an image file.
+        """Predict on an image file.
 
         Raises:
-            ValueError: The file is no image that the pipeline can read.
+            ValueError: The file is not an image that the pipeline can read.
         """
         data, image = self.pipeline(path)
         picture = to_8_bit(image)
@@ -77,7 +77,7 @@ Drawer = Callable[[np.ndarray, BaseDataElement], tuple[str, np.ndarray]]
 def toolbox_of(model: nn.Module) -> str:
     """'mmdet' for a detector, 'mmseg' for a segmentor; ValueError for anything else."""
     for toolbox, name in (('mmdet', 'BaseDetector'), ('mmseg', 'BaseSegmentor')):
-        # what the model is made of has been imported
+        # the toolbox that the model comes from has been imported
         models = sys.modules.get(f'{toolbox}.models')
         if models is not None and isinstance(model, getattr(models, name)):
             return toolbox
@@ -87,7 +87,7 @@ def toolbox_of(model: nn.Module) -> str:
 
 
 def _detection_drawer(meta: Mapping, score_thr: float) -> Drawer:
-    """Draw boxes, masks and panoptic maps; count objects that score more than `score_thr`."""
+    """Make a function that draws and counts objects, and draws panoptic maps."""
     from mmdet.evaluation.functional import INSTANCE_OFFSET
     from mmdet.visualization import DetLocalVisualizer
 
@@ -113,7 +113,7 @@ def _detection_drawer(meta: Mapping, score_thr: float) -> Drawer:
                 texts.append(f'{count} {classes[label].strip()} (best {best:.2f})')
             texts = texts or [f'nothing scores more than {score_thr}']
         if 'pred_panoptic_seg' in sample:
-            # of what belongs to no class, the label is the number of classes
+            # pixels without a class have the number of classes as their label
             maps = sample.pred_panoptic_seg.sem_seg % INSTANCE_OFFSET
             texts += _shares(maps, [*classes, 'no class'])
         return ', '.join(texts), visualizer.get_image()[..., ::-1]
@@ -122,23 +122,25 @@ def _detection_drawer(meta: Mapping, score_thr: float) -> Drawer:
 
 
 def _segmentation_drawer(meta: Mapping) -> Drawer:
-    """Draw the class of each pixel, and tell each class's share of the pixels."""
+    """Make a function that draws the class of each pixel and computes the share of each class."""
     from mmseg.visualization import SegLocalVisualizer
 
-    # its arguments for the classes and the palette are swapped in some versions
+    # set as an attribute, because some versions of mmseg swap the arguments for classes and palette
     visualizer = SegLocalVisualizer(alpha=0.5)
 
     def draw(picture: np.ndarray, sample: BaseDataElement) -> tuple[str, np.ndarray]:
         if 'pred_sem_seg' not in sample:
-            raise ValueError(f'no label map is predicted, but {", ".join(sample.keys())}')
-        # a head with one channel gives its labels as floating-point numbers
+            raise ValueError(
+                f'the model must predict a label map (pred_sem_seg), got {", ".join(sample.keys())}'
+            )
+        # labels of a head with one channel are floating-point numbers
         labels = sample.pred_sem_seg.data.long()
         sample.pred_sem_seg.data = labels
         binary = 'seg_logits' in sample and sample.seg_logits.data.shape[0] == 1
         classes, palette = complete_classes(meta, labels, binary)
         visualizer.dataset_meta = dict(classes=classes, palette=palette)
         names = picture.shape[0] * picture.shape[1] <= LARGEST_WITH_NAMES
-        # of an image of one pixel, mmseg takes a tensor of labels for an index
+        # as an array: mmseg takes a tensor with a single label for an index
         shown = type(sample)(pred_sem_seg=PixelData(data=labels.numpy()))
         visualizer.add_datasample(
             'image',
@@ -155,13 +157,13 @@ def _segmentation_drawer(meta: Mapping) -> Drawer:
 def complete_classes(
     meta: Mapping, labels: Tensor, binary: bool = False
 ) -> tuple[list[str], list[tuple[int, ...]]]:
-    """Names and colours of classes; labels without them get some.
+    """Names and colours of classes, for all labels that were predicted.
 
     Args:
-        meta: May have `classes` and `palette`, as `dataset_meta` of a model.
-        labels: What was predicted.
-        binary: Labels are 0 and 1, of a head with a single channel. If there is a single class, it
-            is that of label 1.
+        meta: `dataset_meta` of a model. `classes` and `palette` may be missing or too short.
+        labels: The predicted labels.
+        binary: The head has a single channel, so that labels are 0 and 1. If there is a single
+            class, it is that of label 1, and label 0 is the background.
     """
     classes = meta.get('classes') or []
     classes = [classes] if isinstance(classes, str) else list(map(str, classes))
@@ -171,20 +173,20 @@ def complete_classes(
         classes, colors = ['background', *classes], [(0, 0, 0), *colors]
     number = max(len(classes), int(labels.max()) + 1 if labels.numel() else 0)
     classes += [f'class {i}' for i in range(len(classes), number)]
-    # as mmseg makes them up
+    # random, as mmseg chooses them
     made_up = np.random.RandomState(42).randint(0, 255, (number, 3)).tolist()
     return classes, colors + [tuple(color) for color in made_up[len(colors) :]]
 
 
 def _counts(labels: Tensor) -> list[tuple[int, int]]:
-    """Each label and how often it is there, most frequent first."""
+    """Labels with their numbers of occurrences, most frequent first."""
     values, counts = labels.unique(return_counts=True)
     pairs = zip(values.tolist(), counts.tolist(), strict=True)
     return sorted(pairs, key=lambda pair: -pair[1])
 
 
 def _shares(labels: Tensor, classes: Sequence[str]) -> list[str]:
-    """Shares of pixels, by classes."""
+    """The share of pixels of each class, in words."""
     texts = []
     for label, count in _counts(labels):
         share = 100 * count / labels.numel()

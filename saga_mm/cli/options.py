@@ -12,7 +12,7 @@ from traceback import walk_tb
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-# entries of a config that not the Runner's arguments but its methods read, or the tools
+# entries that are read from a config although they are no arguments of the Runner
 READ_ELSEWHERE = (
     'activation_checkpointing',
     'compile',
@@ -28,7 +28,7 @@ READ_ELSEWHERE = (
     'tta_model',
     'tta_pipeline',
 )
-# what running a config file raises, which is a program, or reading one that is none
+# what a config file may raise, which is a program, when it is run or can't be read
 CONFIG_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -53,10 +53,11 @@ class ConfigOptions(DictAction):
 
 
 def add_options(parser: argparse.ArgumentParser, config: bool = True) -> None:
-    """Options of every tool.
+    """Add the options that all tools have.
 
     Args:
-        parser (argparse.ArgumentParser): Gets `--debug`, and `--cfg-options` for `load_config`.
+        parser (argparse.ArgumentParser): The options `--debug` and, for `load_config`,
+            `--cfg-options` are added to it.
         config (bool): Whether the tool takes a config. Defaults to True.
     """
     if config:
@@ -72,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser, config: bool = True) -> None:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that training and testing share, with those of every tool."""
+    """Add the options that training and testing share, and those of all tools."""
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     parser.add_argument(
         '--launcher',
@@ -80,7 +81,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='how processes are started. Defaults to none',
     )
-    # some launchers pass it
+    # some launchers pass this option
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     add_options(parser)
 
@@ -95,8 +96,8 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
 
     Raises:
         OSError: There is no such file.
-        ValueError: The file, or one that it is based on, is no config; it lacks an entry that is
-            needed; or an option changes one that nobody reads.
+        ValueError: The file, or one that it is based on, is not a config; an entry of `needed` is
+            missing; or an option changes an entry that is never read.
     """
     try:
         cfg = Config.fromfile(path)
@@ -124,6 +125,6 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
 
 
 def _file_behind(error: Exception, path: str | Path) -> str | Path:
-    """The config that mmengine was reading when an error came: the last in a chain of bases."""
+    """The file that mmengine was reading when an error was raised: the last in a chain of bases."""
     names = [frame.f_locals.get('filename') for frame, _ in walk_tb(error.__traceback__)]
     return [path, *(name for name in names if isinstance(name, str) and os.path.isfile(name))][-1]

@@ -14,11 +14,12 @@ Result = TypeVar('Result')
 
 
 def run_tool(run: Callable[[argparse.Namespace], Result], args: argparse.Namespace) -> Result:
-    """Call `run(args)` as a tool: errors end the program with one line.
+    """Call `run(args)`; errors end the program with one line.
 
     Args:
-        run: The work.
-        args: With `debug` of `add_options`: let errors through, with their traceback.
+        run: The work of the tool.
+        args: Arguments, with the options of `add_options`. With `--debug`, errors keep their
+            traceback.
 
     Returns:
         What `run` returns.
@@ -29,12 +30,12 @@ def run_tool(run: Callable[[argparse.Namespace], Result], args: argparse.Namespa
 
 
 class go_on:
-    """Context of one of many items of a tool's work: an error is told, and the work goes on.
+    """Context for one of many items: an error is printed and recorded, and the work continues.
 
     Args:
-        name (str): The item, in words.
-        failed (dict[str, str]): Gets the error, in one line, by the name.
-        debug (bool): Let the error through, with its traceback.
+        name (str): Name of the item.
+        failed (dict[str, str]): An error is added to it, in one line, under the name.
+        debug (bool): Raise the error instead, with its traceback.
     """
 
     def __init__(self, name: str, failed: dict[str, str], debug: bool) -> None:

@@ -217,7 +217,7 @@ def test_odd_files_are_named_and_the_others_drawn(fails, models, image, tmp_path
         assert name in message
         assert f'/{name}: failed: ' in printed
     assert '/pipe.png: failed: not a regular file' in printed
-    assert '/huge.png: failed: not readable as an image (' in printed
+    assert '/huge.png: failed: not readable as an image: ' in printed
     assert sorted(out.iterdir()) == sorted(out / name for name in drawn)
 
 
@@ -298,7 +298,7 @@ def test_broken_images_are_named_and_the_others_drawn(fails, models, image, tmp_
         (['--score-thr=1.5'], 'score-thr'),
         (['--config=missing.py'], 'missing.py'),
         (['--checkpoint=missing.pth'], 'missing.pth'),
-        (['--cfg-options', 'default_scope=mmpose'], 'EncoderDecoder'),
+        (['--cfg-options', 'default_scope=mmpose'], "'EncoderDecoder', default_scope 'mmpose'"),
         (['--cfg-options', 'optim_wraper.lr=1'], "has no entry 'optim_wraper'"),
     ],
 )
