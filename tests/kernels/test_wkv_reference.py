@@ -242,6 +242,27 @@ def test_memory_grows_with_the_tokens_and_no_temporary_is_larger_than_the_input(
     assert peak <= 1.1 * largest_and_peak(2**12)[1]
 
 
+@pytest.mark.parametrize('masked', [False, True])
+def test_blocks_of_channels_change_nothing(masked, chunk_budget):
+    x = inputs(60, 40, dtype=torch.float32)
+    mask = torch.rand(2, 60) > 0.4 if masked else None
+    expected = bidirectional_wkv(*x, mask=mask)
+    chunk_budget(2**6)
+    with torch.no_grad():
+        out = bidirectional_wkv(*x, mask=mask)
+        vmapped = torch.func.vmap(lambda w: bidirectional_wkv(*x[:2], w, x[3], mask=mask))
+        stacked = vmapped(torch.stack([x[2], x[2]]))
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(stacked, torch.stack([out, out]))
+
+
+def test_blocks_of_channels_take_less_memory(chunk_budget):
+    chunk_budget(2**30)
+    _, at_once = largest_and_peak(2**12)
+    chunk_budget(2**6)
+    assert largest_and_peak(2**12)[1] <= 0.75 * at_once
+
+
 def zeros(*shape, **options):
     return torch.zeros(*shape, **options)
 

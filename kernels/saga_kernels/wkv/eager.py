@@ -15,6 +15,8 @@ the sums follow it exactly. No gradient passes through it, as it cancels.
 
 One group more than needed: torch.export fixes an axis of length one for good.
 
+Where autograd keeps nothing, a CPU works on blocks of channels.
+
 Legend: B batch, N elements of a level, C channels, G groups, L = GROUP.
 """
 
@@ -24,11 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..chunks import chunk_length
 from ..precision import compute_dtype, outside_autocast
 
 # Elements per group, and how often they are grouped.
 GROUP = 16
 LEVELS = 3
+# Fewest channels of a block: a cache line of float32.
+CHANNELS = 16
 # Exponent of no token at all. Finite, for the difference of two infinities is not a number.
 EMPTY = -1e30
 
@@ -45,6 +50,20 @@ class State(NamedTuple):
 def attend(k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None) -> Tensor:
     """`reference.attend` in O(N) time and memory."""
     compute = compute_dtype(k)
+    # No channel depends on another: a CPU takes as many at a time as let two tensors of a step lie
+    # in its cache.
+    width = chunk_length(k.mT, 2 * k.shape[0] * (k.shape[1] // GROUP) * compute.itemsize)
+    if width is None or k.shape[2] <= CHANNELS:
+        return _attend(k, v, w, u, mask, compute)
+    parts = (x.split(max(width, CHANNELS), -1) for x in (k, v, w, u))
+    blocks = zip(*parts, strict=True)
+    means = [_attend(k, v, w, u, mask, compute) for k, v, w, u in blocks]
+    return torch.cat(means, -1)
+
+
+def _attend(
+    k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None, compute: torch.dtype
+) -> Tensor:
     dtype, tokens = v.dtype, k.shape[1]
     k, v, w, u = (x.to(compute) for x in (k, v, w, u))
     if mask is not None:
@@ -57,8 +76,8 @@ def attend(k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None) -> T
     rate, bonus = w[:, None], u[:, None]
 
     elements = [(k[:, :, i], v[:, :, i]) for i in range(GROUP)]
-    before = _token_states(k, v, rate, forward=True)
-    after = _token_states(k, v, rate, forward=False)
+    before = _walk(k, v, None, rate, True, LEVELS - 1)
+    after = _walk(k, v, None, rate, False, LEVELS - 1)
     means = [
         _mean(x, y, key, value, bonus)
         for x, y, (key, value) in zip(before, after, elements, strict=True)
@@ -84,16 +103,10 @@ def _mean(before: State, after: State, k: Tensor, v: Tensor, bonus: Tensor) -> T
     return numerator / (x * before.denominator + y * after.denominator + z)
 
 
-def _token_states(k: Tensor, v: Tensor, rate: Tensor, forward: bool) -> list[State]:
-    """State on one side of each token of a group."""
-    one = torch.ones((), dtype=k.dtype, device=k.device).expand(k.shape)
-    return _walk(k, v, one, rate, forward, LEVELS - 1)
-
-
 def _walk(
     exponent: Tensor,
     numerator: Tensor,
-    denominator: Tensor,
+    denominator: Tensor | None,
     rate: Tensor,
     forward: bool,
     levels: int,
@@ -102,7 +115,8 @@ def _walk(
 
     Args:
         exponent: (B, G, L, C), may require a gradient if the elements are tokens.
-        numerator, denominator: (B, G, L, C).
+        numerator: (B, G, L, C).
+        denominator: Likewise, or None for ones, which tokens have.
         rate: Decay per element, (B, 1, C).
         forward: Whether of the elements before, else after.
         levels: How often groups are to be grouped again.
@@ -112,26 +126,23 @@ def _walk(
     states = []
     for i in range(GROUP) if forward else reversed(range(GROUP)):
         states.append(state)
-        element = [x[:, :, i] for x in (exponent, numerator, denominator)]
-        state = _pass(state, rate, *element)
+        one = None if denominator is None else denominator[:, :, i]
+        state = _pass(state, rate, exponent[:, :, i], numerator[:, :, i], one)
     return states if forward else states[::-1]
 
 
 def _pass(
-    state: State, rate: Tensor, exponent: Tensor, numerator: Tensor, denominator: Tensor
+    state: State, rate: Tensor, exponent: Tensor, numerator: Tensor, denominator: Tensor | None
 ) -> State:
     """The state one element further on, that element taken in."""
     top = torch.maximum(state.top - rate, exponent).detach()
     old, new = (state.top - top - rate).exp(), (exponent - top).exp()
-    return State(
-        top,
-        old * state.numerator + new * numerator,
-        old * state.denominator + new * denominator,
-    )
+    added = new if denominator is None else new * denominator
+    return State(top, old * state.numerator + new * numerator, old * state.denominator + added)
 
 
 def _sum_of_groups(
-    exponent: Tensor, numerator: Tensor, denominator: Tensor, rate: Tensor, forward: bool
+    exponent: Tensor, numerator: Tensor, denominator: Tensor | None, rate: Tensor, forward: bool
 ) -> State:
     """What each group adds to the state behind it: (B, G, L, C) -> (B, G, C)."""
     passed = torch.arange(GROUP, dtype=rate.dtype, device=rate.device)
@@ -141,7 +152,8 @@ def _sum_of_groups(
     decay = (passed[:, None] * rate)[:, None]
     top = (exponent - decay).amax(2, keepdim=True).detach()
     weight = (exponent - top - decay).exp()
-    return State(top.squeeze(2), (weight * numerator).sum(2), (weight * denominator).sum(2))
+    weights = weight if denominator is None else weight * denominator
+    return State(top.squeeze(2), (weight * numerator).sum(2), weights.sum(2))
 
 
 def _states_of(elements: State, rate: Tensor, forward: bool, levels: int) -> State:
