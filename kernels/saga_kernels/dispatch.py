@@ -1,16 +1,17 @@
 """The one place that picks an implementation.
 
-- `impl='reference'`: the reference, always.
-- `impl='triton'`: the Triton kernel, or an error that says why it can't run.
-- `impl='auto'` (default): the Triton kernel where it can run, else the reference; logged once.
-  Under `torch.export` and `torch.jit.trace` the reference, since a kernel can't run where there is
-  no Python; likewise for forward-mode derivatives and those of `torch.func`.
-- environment `SAGA_KERNELS_IMPL=...`: replaces 'auto'; an explicit argument wins over it.
+- `impl='reference'` is the implementation in PyTorch, always.
+- `impl='triton'` is the Triton kernel, or an error that says why it can't run.
+- `impl='auto'` (default) is the Triton kernel where it can run, else PyTorch; the choice is logged
+  once. What `torch.export` and `torch.jit.trace` record is PyTorch, since a kernel can't run where
+  there is no Python. So is what forward-mode differentiation and `torch.func` differentiate, since
+  the kernels only have a backward pass.
+- The environment variable `SAGA_KERNELS_IMPL` replaces 'auto'; an explicit argument wins over it.
 
-A Triton kernel takes float16, bfloat16 and float32, head dims 8 to 128, any strides as long as the
-last axis is contiguous, on an NVIDIA GPU of compute capability 8.0 or an AMD GPU. On a CPU it runs
-only in Triton's interpreter, very slowly, for debugging: `TRITON_INTERPRET=1`, set before Python
-starts.
+A Triton kernel takes float16, bfloat16 and float32, head dims from 8 to 128, and any strides as
+long as the last axis is contiguous. It runs on NVIDIA GPUs of compute capability 8.0 and above, and
+on AMD GPUs. On a CPU it runs only in Triton's interpreter, very slowly, for debugging: set
+`TRITON_INTERPRET=1` before Python starts.
 """
 
 import importlib.util
@@ -37,7 +38,7 @@ _logged: set[tuple[str, str, str | None]] = set()
 
 
 def resolve_impl(impl: str, op: str, why_not_triton: str | None) -> str:
-    """Turn a request into `'reference'` or `'triton'`.
+    """Turn what the caller asked for into `'reference'` or `'triton'`.
 
     Args:
         impl: What the caller asked for, 'auto', 'reference' or 'triton'.
@@ -45,8 +46,8 @@ def resolve_impl(impl: str, op: str, why_not_triton: str | None) -> str:
         why_not_triton: Why the Triton kernel can't take this input; None if it can.
 
     Raises:
-        ValueError: Unknown `impl`, or unknown value of the environment variable.
-        RuntimeError: `'triton'` was asked for and can't run.
+        ValueError: `impl` or the environment variable has an unknown value.
+        RuntimeError: `'triton'` was asked for, and can't run.
     """
     check_impl(impl)
     if impl == 'auto':
@@ -65,7 +66,7 @@ def resolve_impl(impl: str, op: str, why_not_triton: str | None) -> str:
 
 
 def why_not_triton(packed: Tensor, *others: Tensor) -> str | None:
-    """Why no Triton kernel can take a packed projection (B, N, parts, H, D); None if one can.
+    """Why no Triton kernel can take a packed projection (B, N, parts, H, D), or None.
 
     Args:
         packed: The projection.
@@ -84,7 +85,7 @@ def why_not_triton(packed: Tensor, *others: Tensor) -> str | None:
         # A fake tensor may claim to be on a GPU that is not there.
         return 'there is no GPU'
     elif torch.version.hip is None and torch.cuda.get_device_properties(device).major < 8:
-        return 'it needs a GPU of compute capability 8.0'
+        return 'it needs a GPU of compute capability 8.0 or above'
     if packed.dtype not in TRITON_DTYPES:
         return f'it takes float16, bfloat16 and float32, not {packed.dtype}'
     if not 8 <= dim <= 128:

@@ -1,7 +1,8 @@
-"""Launch parameters of the kernels: plain functions of a shape and a GPU, no search at run time.
+"""The host side of the kernels: launch parameters, partial results, and the launch itself.
 
-A compiled kernel depends on dtype and head dim alone. The image size only changes how many tokens
-one program takes, so a new resolution compiles nothing.
+Launch parameters are plain functions of a shape and a GPU; nothing is searched for at run time. A
+compiled kernel depends on dtype and head dim alone. The image size only changes how many tokens one
+program takes, so a new resolution compiles nothing.
 """
 
 import contextlib
@@ -11,16 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Programs per processor that the split over tokens aims at: several are resident at a time, and
-# enough follow that the last ones to finish leave little idle.
+# Programs per processor that a split over tokens aims at. Several run at a time, and enough follow
+# them that little of the GPU is idle while the last ones finish.
 PROGRAMS_PER_PROCESSOR = 8
 
 # Tokens per tile and warps of every kernel, by bytes per element and edge of the matrix tile. The
 # kernels of an op stand in the order in which they run.
-# Chosen by what the compiler reports (docs/benchmarks/kernels.md), not by a measurement: no spilled
-# registers in half precision up to D = 64, but for a few bytes in `decay`, two of whose kernels
-# would read more with smaller tiles. With D = 128, or in fp32 with D = 64, some kernels spill on
-# sm_80; in fp32 with D = 128 on every GPU.
+# They were chosen by what the compiler reports (docs/benchmarks/kernels.md), not by measurements on
+# a GPU. In half precision with D up to 64 the kernels spill no registers, except for a few bytes in
+# `decay`, two of whose kernels would read more memory with smaller tiles. With D = 128, and in fp32
+# with D = 64, some kernels spill on sm_80. In fp32 with D = 128 some spill on every GPU.
 TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
     'gated': {
         'kv_forward': {
@@ -102,9 +103,9 @@ _SUMMING = {
     'rank_augmented': ('kv_forward', 'state_backward'),
 }
 
-# One tile is loaded while another is worked on.
+# The next tile is loaded while one is worked on.
 NUM_STAGES = 2
-# Elements of a state that one program of `merge` takes.
+# Elements of a state that one program of the kernel `merge` adds up.
 MERGED = 32
 
 
@@ -134,29 +135,34 @@ def padded_dim(dim: int) -> int:
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors (compute units) of a GPU; the interpreter plans for a large one."""
+    """Number of streaming multiprocessors (compute units) of a GPU.
+
+    The interpreter plans for a large GPU.
+    """
     cuda = device.type == 'cuda'
     return torch.cuda.get_device_properties(device).multi_processor_count if cuda else 132
 
 
 def product_precision(dim: int, nvidia: bool) -> str:
-    """Of fp32 matrix products. Three in tf32 are as exact as one in fp32, on the tensor cores.
+    """The precision of matrix products of fp32 operands, in Triton's words.
 
-    They keep two parts of each operand in shared memory: with D > 64 more than a GPU has.
+    Three products in tf32 are as exact as one in fp32, and run on the tensor cores. They keep two
+    parts of each operand in shared memory, which with D > 64 is more than a GPU has.
     """
     return 'tf32x3' if nvidia and dim <= 64 else 'ieee'
 
 
 def tile_config(op: str, kernel: str, dtype: torch.dtype, dim: int) -> tuple[int, int]:
-    """Tokens per tile, and warps."""
+    """Tokens per tile and warps per program of a kernel."""
     return TILES[op][kernel][dtype.itemsize, max(32, padded_dim(dim))]
 
 
 def decay_chunk(dtype: torch.dtype, dim: int) -> int:
-    """Tokens of `decay` that share a state, a multiple of every tile.
+    """Tokens of `decay` that share a state; a multiple of the tokens of every tile.
 
-    A pass over the states takes at most as long as one over a token tensor and D / 32 more; tokens
-    that share one meet each other, which takes time in proportion.
+    Longer chunks leave fewer states to read and write. But the tokens of a chunk meet each other,
+    which takes time in proportion to its length. With this length, the states of an image have
+    about as many bytes as one of its token tensors.
     """
     return max(64, 8 * padded_dim(dim) // dtype.itemsize)
 
@@ -167,8 +173,9 @@ def plan(
     """Parameters of one launch.
 
     Args:
-        op, kernel: Which one, from `KERNELS`.
-        dtype: Of the packed projection: float16, bfloat16 or float32.
+        op: Name of the op, a key of `KERNELS`.
+        kernel: Name of one of its kernels.
+        dtype: Dtype of the packed projection: float16, bfloat16 or float32.
         dim: Head dim D.
         heads: Images times heads, B * H.
         tokens: N, at least 1.
@@ -187,11 +194,11 @@ def plan(
 
 
 def _shortest(op: str, kernel: str, dim: int) -> int:
-    """Fewest tokens for which one program pays."""
+    """The fewest tokens for which a program of its own pays."""
     if kernel in _SUMMING[op]:
-        # Each program writes a partial state, D + 1 rows of fp32, and it is read again.
+        # Each program writes a partial state, D + 1 rows of fp32, which another kernel reads.
         return 256 if dim <= 32 else 512 if dim <= 64 else 640
-    # Each program reads the state, from L2.
+    # Each program reads the state from the L2 cache.
     return 256
 
 
@@ -200,7 +207,7 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def new_states(packed: Tensor, splits: int = 1) -> Tensor:
-    """Room for partial states: (B, H, splits, D + 1, D), not yet written."""
+    """Uninitialised memory for partial states, (B, H, splits, D + 1, D) in fp32."""
     batch, _, _, heads, dim = packed.shape
     return packed.new_empty((batch, heads, splits, dim + 1, dim), dtype=torch.float32)
 
@@ -211,7 +218,7 @@ def sum_partials(partial: Tensor) -> Tensor:
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager:
-    """Makes the GPU of a tensor the one that kernels are launched on; on a CPU, the interpreter."""
+    """Context in which kernels are launched on the GPU of a tensor, or interpreted on a CPU."""
     if x.device.type == 'cuda':
         return torch.cuda.device(x.device)
     from .interpreter import bfloat16_of_a_gpu
@@ -226,7 +233,7 @@ def launch_of(op: str, kernel: str, packed: Tensor) -> Launch:
 
 
 def precision(packed: Tensor) -> str:
-    """Of fp32 matrix products over a packed projection."""
+    """The precision of matrix products of a packed projection, see `product_precision`."""
     nvidia = packed.device.type == 'cuda' and torch.version.hip is None
     return product_precision(packed.shape[-1], nvidia)
 

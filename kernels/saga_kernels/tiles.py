@@ -1,8 +1,11 @@
-"""What the kernels share: who works on what, feature maps, tiles of tokens, states.
+"""Device functions that the kernels share: ranges of tokens, tiles, feature maps and states.
 
 Legend: N tokens, H heads, D head dim; i_ program ids, o_ offsets, m_ masks, p_ pointers, b_ blocks.
 
 A state is a (D + 1, D) block of fp32: D rows of S, then z.
+
+The kernels name their sizes in `do_not_specialize`: otherwise Triton would compile them anew for a
+size that is 1 or a multiple of 16, and so for some image sizes.
 """
 
 import triton
@@ -11,6 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def program_range(N, H, SPAN):
+    """Image, head, partial result and range of tokens of this program."""
     # Heads run fastest: programs of one token range share cache lines of the packed projection.
     i = tl.program_id(0)
     splits = tl.cdiv(N, SPAN)
@@ -23,7 +27,7 @@ def program_range(N, H, SPAN):
 
 @triton.jit
 def live(o_n, end, p_mask, i_b, mask_b, mask_n):
-    """Tokens that take part: inside the range, and not masked."""
+    """Which tokens take part: those inside the range that are not masked."""
     m_n = o_n < end
     if p_mask is not None:
         p = p_mask + i_b * mask_b + o_n.to(tl.int64) * mask_n
@@ -33,6 +37,7 @@ def live(o_n, end, p_mask, i_b, mask_b, mask_n):
 
 @triton.jit
 def tile(o_n, o_d, stride):
+    """Offsets of a tile: channels o_d of tokens o_n."""
     return o_n.to(tl.int64)[:, None] * stride + o_d[None, :]
 
 
@@ -43,13 +48,13 @@ def load(p, m):
 
 @triton.jit
 def store(p, x, m_live, m_inside):
-    """Masked tokens get zeros, so every element inside is written."""
+    """Write a tile; masked tokens get zeros, so that every element inside is written."""
     tl.store(p, tl.where(m_live, x, 0.0).to(p.dtype.element_ty), mask=m_inside)
 
 
 @triton.jit
 def phi(x, ELU: tl.constexpr):
-    # NaN stays: maximum and minimum would swallow it.
+    """ELU(x) + 1 or ReLU(x). NaN stays NaN, which tl.maximum and tl.minimum would not keep."""
     if ELU:
         return tl.where(x > 0, x + 1.0, tl.exp(tl.where(x > 0, 0.0, x)))
     else:
@@ -67,12 +72,13 @@ def slope(x, scale, y, ELU: tl.constexpr):
 
 @triton.jit
 def safe_div(x, z):
-    """x / z. Where every k' of a channel is zero, so is x."""
+    """x / z, and x where z is zero: every k' of that channel is zero then, and so is x."""
     return x / tl.where(z == 0, 1.0, z)
 
 
 @triton.jit
 def load_state(p, o_d, D: tl.constexpr):
+    """S and z of the state at a pointer."""
     m_d = o_d < D
     b_s = tl.load(p + o_d[:, None] * D + o_d[None, :], m_d[:, None] & m_d[None, :], other=0.0)
     return b_s, tl.load(p + D * D + o_d, m_d, other=0.0)
@@ -80,6 +86,7 @@ def load_state(p, o_d, D: tl.constexpr):
 
 @triton.jit
 def store_state(p, b_s, b_z, o_d, D: tl.constexpr):
+    """Write S and z to the state at a pointer."""
     m_d = o_d < D
     tl.store(p + o_d[:, None] * D + o_d[None, :], b_s, m_d[:, None] & m_d[None, :])
     tl.store(p + D * D + o_d, b_z, m_d)

@@ -42,16 +42,16 @@ def decay_linear_attention(
 
     Args:
         qkv: (B, N, 3, H, D), float16, bfloat16, float32 or float64: query, key and value, packed as
-            one projection writes them, tokens row by row. Any strides.
-        log_decay: (H,), floating point, not positive, which is not checked: looking at values
-            would wait for the GPU. Its gradient is exact.
+            one projection writes them, with any strides; tokens row by row.
+        log_decay: (H,), floating point, not positive. This is not checked, since to look at values
+            is to wait for the GPU. Its gradient is exact.
         size: (height, width) of the map in tokens, height * width = N.
         feature_map: :math:`\phi`, `'elu'` for ELU(x) + 1 or `'relu'`.
         eps: Added to the denominator.
         mask: (B, N) bool. False tokens add nothing to S and z, and their output is zero; they keep
             their place in the scan.
-        impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`. The reference can
-            be differentiated twice, the Triton kernel once.
+        impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`. PyTorch's
+            implementation can be differentiated twice, the Triton kernel once.
 
     Returns:
         (B, N, H, D) in the dtype of `qkv`; sums are taken in float32 or better.

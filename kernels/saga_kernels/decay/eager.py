@@ -5,15 +5,16 @@ product; those of other chunks have left a state (D x (D + 1): S and, beside it,
 chunk to chunk, one state forward and one backward.
 
 States are carried over two levels, so that no Python loop depends on N: GROUP chunks meet in one
-triangular decay matrix, and groups in another. That is O(N) but for the last matrix, which has
+triangular decay matrix, and groups in another. That is O(N) except for the last matrix, which has
 (N / 512)^2 entries per head: 0.64 million for 409,600 tokens. Every exponent is a distance times
-log_decay, and no distance is negative: nothing overflows.
+log_decay, and no distance is negative, so that nothing overflows.
 
 Sums do not grow with the image, so that an exported graph may run in float16 throughout: weights
-are divided by what they sum up to, about, which cancels but for eps, and so do the scales of
-features in exports.
+are divided by about their sum, and in exports features by their largest one. Both cancel, except in
+eps, which is divided likewise.
 
-One chunk and one group more than needed: torch.export fixes an axis of length one for good.
+There is one chunk and one group more than needed, since torch.export fixes an axis of length one
+for good.
 
 Legend: B batch, N tokens, H heads, D head dim, C chunks, L = CHUNK.
 """

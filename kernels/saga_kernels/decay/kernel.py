@@ -1,9 +1,10 @@
 """Decay linear attention in Triton: states of chunks, a scan over chunks, then tile by tile.
 
-Legend: B batch, N tokens, H heads, D head dim, C chunks of L tokens. Everything is per head, tokens
-in the order of its scan; y = exp(log_decay), l the place of a token in its chunk, b, c chunks; `.`
-is a product over channels; fp32 but for the operands of a matrix product, which have the input's
-dtype. A state is S (D x D) and z (D), weighted sums of k'^T v and of k', k' = phi(k).
+Legend: B batch, N tokens, H heads, D head dim, C chunks of L tokens. Formulas hold for one head,
+with tokens in the order of its scan; y = exp(log_decay), l is the place of a token in its chunk, b
+and c are chunks, `.` is a product over channels. Numbers are fp32, except that operands of a matrix
+product have the dtype of the input. A state is S (D x D) and z (D), weighted sums of k'^T v and of
+k', with k' = phi(k).
 
 Forward     P_c: weights y^(L-1-l),  R_c: weights y^l,  of the tokens of a chunk
             F_c = sum over b < c of y^(L(c-1-b)) P_b,  B_c = sum over b > c of y^(L(b-c-1)) R_b
@@ -14,19 +15,21 @@ Backward    w = r phi(q),  delta = do . o
             dphi(q) = r (do S^T - delta z),  dk' = v G^T + g,  dv = k' G
             dlog_decay = sum_ij |i-j| e_ij,  e_ij = y^|i-j| (w_i . k'_j) (do_i . v_j - delta_i)
 
-Where i and j are of one chunk, e is at hand with dk'. Otherwise |i-j| has three parts: between i
-and the edge of its chunk (summed with dphi(q)), the same for j (with dk'), and L for each chunk c
-between them (with the scan: y^(L+1) times F_c . GB_c and B_c . GF_c). All distances are positive:
-sums don't cancel one another, and no exponent is positive.
+Where i and j are in one chunk, e is computed with dk'. Otherwise |i-j| has three parts: the
+distance from i to the edge of its chunk (summed with dphi(q)), the same for j (with dk'), and L for
+each chunk c between them (with the scan: y^(L+1) times F_c . GB_c and B_c . GF_c). All distances
+are positive, so that sums do not cancel one another, and no exponent is positive.
 
-Traffic, in token tensors T. Forward 6: k, v for the states; q, k, v, o. Backward 10, as o is kept:
-q, o, do for the states; q, k, v, do, dq, dk, dv. The tiles of a chunk read each other's k, v, q, do
-again, from L2. One pass over all states is 4 (D + 1) / L of a token tensor in fp32, 8 in half
-precision, which `launch.decay_chunk` holds near T; the forward makes 4 (written, scanned in place,
-read), the backward 6.
+Traffic, in token tensors T. Forward 6: k and v for the states; q, k, v and o. Backward 10, since o
+is kept: q, o and do for the states; q, k, v, do, dq, dk and dv. The tiles of a chunk read each
+other's k, v, q and do again, from the L2 cache. To write or to read all states once moves
+2 (D + 1) / L of a token tensor in fp32, and 4 (D + 1) / L in half precision, which
+`launch.decay_chunk` holds near T. The forward pass does so 4 times (states are written, scanned in
+place, and read), the backward pass 6 times.
 
-Half precision neither overflows nor fades: the operand of a state is S / z, an average of v, or G
-over its largest element; rows of other operands that grow with N or the loss have theirs taken out.
+Half precision neither overflows nor loses small terms: the operand made of a state is S / z, an
+average of v, or G divided by its largest element; rows of other operands that grow with N or the
+loss are divided by their largest element.
 """
 
 import torch
@@ -61,7 +64,7 @@ from ..tiles import (
 
 @triton.jit
 def token(o_p, N, H, i_h, HEIGHT, WIDTH):
-    """Token at each position of a head's scan; N past its end."""
+    """The token at each position of a head's scan, and N beyond its end."""
     # The second half of the heads scans columns.
     o_n = tl.where(i_h < H - H // 2, o_p, o_p % HEIGHT * WIDTH + o_p // HEIGHT)
     return tl.where(o_p < N, o_n, N)
@@ -74,13 +77,13 @@ def weight(rate, distance):
 
 @triton.jit
 def slope_at(y, ELU: tl.constexpr):
-    """Derivative of phi where it is y."""
+    """Derivative of phi at the point where phi is y."""
     return slope(y - 1.0 if ELU else y, 1.0, y, ELU)
 
 
 @triton.jit
 def product(a, b, PRECISION: tl.constexpr):
-    """a b, the rows of a without their largest element while they are in half precision."""
+    """a b; in fp16, the rows of a are divided by their largest element meanwhile."""
     if b.dtype == tl.float16:
         b_max = tl.max(tl.abs(a), 1)[:, None]
         b_max = tl.where(b_max > 0, b_max, 1.0)
@@ -91,7 +94,7 @@ def product(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def add_tokens(b_s, b_z, b_k, b_v, b_one, PRECISION: tl.constexpr):
-    """A state with the tokens of a tile; b_one stands beside the values."""
+    """Add the tokens of a tile to a state; z adds up b_one in place of the values."""
     b_s += product(tl.trans(b_k), b_v, PRECISION)
     return b_s, b_z + tl.sum(b_k * b_one, 0)
 
@@ -133,8 +136,8 @@ def scan(
     p_state, p_decay, p_other, p_partial, C, H,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, L: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """F and B from P and R, in place. With those of the forward as p_other, GF and GB, and partial
-    sums of dlog_decay. A program takes one row of the states, one way."""
+    """F and B from P and R, in place. In the backward pass, with F and B as p_other: GF and GB, and
+    partial sums of dlog_decay. A program scans one row of the states in one direction."""
     i = tl.program_id(0)
     i_row, i_way, i_head = i % (D + 1), i // (D + 1) % 2, (i // (2 * (D + 1))).to(tl.int64)
     decay = tl.load(p_decay + i_head % H)
@@ -155,7 +158,7 @@ def scan(
         b_carry = b_carry * tl.exp(rate * BN) + tl.sum(b_leave * b_x, 0)
         tl.store(p, b_y, mask=m)
         if p_other is not None:
-            # What goes the other way at the same chunk.
+            # The state of the other direction at the same chunk.
             i_other = (i_state + 1 - i_way) * (D + 1) + i_row
             b_other = tl.load(p_other + i_other[:, None] * D + o_d[None, :], mask=m, other=0.0)
             b_sum += tl.sum(b_y * b_other, 0)
@@ -280,7 +283,7 @@ def key_across(
     b_decay = tl.zeros(o_l.shape, tl.float32)
     for way in tl.range(2, num_stages=1):
         b_s, b_g = load_state(p_dstate + way * (D + 1) * D, o_d, D)
-        # G has the scale of the loss: as an operand it is at most one.
+        # G has the scale of the loss; divided by its largest element it is at most one.
         scale = tl.max(tl.max(tl.abs(b_s), 0), 0)
         scale = tl.where(scale > 0, scale, 1.0)
         b_s = (b_s / scale).to(b_v.dtype)
@@ -406,7 +409,7 @@ def backward(
     grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     if grad.numel() == 0:
         return grad, torch.zeros_like(log_decay)
-    # autograd may hand over an expanded gradient.
+    # The gradient of a sum comes from autograd as an expanded tensor, with strides of zero.
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     do_b, do_n, do_h, _ = grad_out.stride()
@@ -437,7 +440,7 @@ def _options(qkv: Tensor, log_decay: Tensor, width: int, elu: bool) -> dict:
 
 
 def _new_states(qkv: Tensor) -> Tensor:
-    """Room for two states a chunk, (B, H, C, 2, D + 1, D), not yet written."""
+    """Uninitialised memory for two states of each chunk, (B, H, C, 2, D + 1, D) in fp32."""
     chunks = triton.cdiv(qkv.shape[1], decay_chunk(qkv.dtype, qkv.shape[-1]))
     return new_states(qkv, 2 * chunks).unflatten(2, (chunks, 2))
 

@@ -1,7 +1,7 @@
-"""The Triton kernels as PyTorch ops: what autograd, compile, export and the FLOP counter see.
+"""The Triton kernels as PyTorch ops, which autograd, compilers, exports and FLOP counters see.
 
-Autocast leaves the ops alone: the input's dtype is kept, and sums are fp32 in every dtype, as in
-the reference.
+Autocast does not change the ops: they keep the dtype of the input, and sums are fp32 in every
+dtype, as in the implementation in PyTorch.
 """
 
 import torch
@@ -27,7 +27,7 @@ def decay_forward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: two states
-    a chunk (B, H, C, 2, D + 1, D), and one over the denominator (B, H, N)."""
+    of each chunk (B, H, C, 2, D + 1, D), and the reciprocal of each denominator (B, H, N)."""
     require_triton(qkv)
     from . import kernel
 
@@ -51,8 +51,8 @@ def decay_backward(
     width: int,
     feature_map: str,
 ) -> tuple[Tensor, Tensor]:
-    """One gradient for the packed projection, for views of one buffer would alias each other, and
-    that of log_decay."""
+    """Gradients of the packed projection and of log_decay. That of the projection is one tensor,
+    for an op must not return views of a buffer."""
     require_triton(qkv)
     from . import kernel
 
@@ -102,14 +102,16 @@ def _products(qkv: Tensor) -> tuple[int, int]:
     return flops * dim, flops * min(tokens, decay_chunk(qkv.dtype, dim))
 
 
-# Two states are made, and both are read; tokens of a chunk: weights, and these with v.
+# Two states are made, and both are read. Among the tokens of a chunk: weights, and their product
+# with v.
 @register_flop_formula(torch.ops.saga_kernels.decay_forward, get_raw=True)
 def _forward_flops(qkv, *args, out_val=None, **kwargs) -> int:
     with_state, among_tokens = _products(qkv)
     return 4 * with_state + 2 * among_tokens
 
 
-# Two states are made; dq, dk and dv read two each; among tokens: e twice, weights, dq, dk and dv.
+# Two states are made, and dq, dk and dv read two each. Among the tokens of a chunk: e twice,
+# weights, dq, dk and dv.
 @register_flop_formula(torch.ops.saga_kernels.decay_backward, get_raw=True)
 def _backward_flops(grad, qkv, *args, out_val=None, **kwargs) -> int:
     with_state, among_tokens = _products(qkv)

@@ -31,12 +31,12 @@ def gated_linear_attention(
 
     Args:
         qkvab: (B, N, 5, H, D), float16, bfloat16, float32 or float64: query, key, value and the two
-            gate logits, packed as one projection writes them. Any strides.
+            gate logits, packed as one projection writes them, with any strides.
         feature_map: :math:`\phi`, `'elu'` for ELU(x) + 1 or `'relu'`.
         eps: Added to the denominator.
         mask: (B, N) bool. False tokens add nothing to S and z, and their output is zero.
-        impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`. The reference can
-            be differentiated twice, the Triton kernel once.
+        impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`. PyTorch's
+            implementation can be differentiated twice, the Triton kernel once.
 
     Returns:
         (B, N, H, D) in the dtype of the input; sums are taken in float32 or better.

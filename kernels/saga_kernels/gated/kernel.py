@@ -1,8 +1,8 @@
-"""Gated linear attention in Triton: two passes forward, two backward, no atomics.
+"""Gated linear attention in Triton: two passes over the tokens forward, two backward, no atomics.
 
-Legend: B batch, N tokens, P parts of the packed projection (q, k, v and the gate logits a, b), H
-heads, D head dim, es bytes per element. Everything is per head; `.` is a product over channels,
-`*` one per element; fp32 but for the operands of a matrix product, which have the input's dtype.
+Legend: B batch, N tokens, H heads, D head dim; q, k, v and the gate logits a, b are the parts of
+the packed projection. Formulas hold for one head; `.` is a product over channels, `*` one element
+by element. Numbers are fp32, except that operands of a matrix product have the dtype of the input.
 
 Forward     k' = phi(k) * sigmoid(a),  v' = v * sigmoid(b),  S = sum_i k'_i^T v'_i,  z = sum_i k'_i
             w = phi(q) * z / (phi(q) . z + eps),  A = S / z (row by row),  o = w A
@@ -11,12 +11,12 @@ Backward    t = do A^T,  delta = w . t = do . o
             G = sum_i w_i^T do_i,  g = -sum_i delta_i w_i,  dS = G / z,  dz = g / z
             dk' = v' dS^T + dz,  dv' = k' dS,  and through the gates to k, v, a, b
 
-A row of A is an average of v', and w lies in [0, 1]: no operand grows with N, so half precision
-neither overflows nor fades on large images, and o = phi(q) S / (phi(q) . z + eps) exactly. The
-output is not needed again in the backward.
+A row of A is an average of v', and w lies in [0, 1]. So no operand grows with N, and half precision
+neither overflows nor loses small terms on large images; o is still phi(q) S / (phi(q) . z + eps)
+exactly. The backward pass does not need the output.
 
-Each program takes `span` tokens of one head and leaves a partial state, S and z or G and g;
-partials are summed in a fixed order.
+Each program takes `span` tokens of one head and writes a partial state, S and z or G and g. Partial
+states are summed in a fixed order, so that results are repeatable bit by bit.
 """
 
 import torch
@@ -65,7 +65,7 @@ def kv_forward(
         b_k = phi(load(p_k + o, m), ELU)
         b_v = load(p_k + x_p + o, m)
         if GATED:
-            # Part by part: 2 * x_p may pass 2^31.
+            # x_p is added several times, because 2 * x_p may pass 2^31.
             b_k *= tl.sigmoid(load(p_k + x_p + x_p + o, m))
             b_v *= tl.sigmoid(load(p_k + x_p + x_p + x_p + o, m))
         b_k = tl.where(m, b_k, 0.0)
@@ -155,7 +155,7 @@ def kv_backward(
     b_s, b_g = load_state(p_dstate + i_state, o_d, D)
     b_ds = safe_div(b_s, b_z[:, None])
     b_dz = safe_div(b_g, b_z)[None, :]
-    # dS has the scale of the loss: as an operand it is at most one.
+    # dS has the scale of the loss; divided by its largest element it is at most one.
     scale = tl.max(tl.max(tl.abs(b_ds), 1), 0)
     scale = tl.where(scale > 0, scale, 1.0)
     b_ds = (b_ds / scale).to(T)
@@ -213,7 +213,7 @@ def backward(
     grad = torch.empty_like(packed, memory_format=torch.contiguous_format)
     if grad.numel() == 0:
         return grad
-    # autograd may hand over an expanded gradient.
+    # The gradient of a sum comes from autograd as an expanded tensor, with strides of zero.
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     state = state.contiguous()

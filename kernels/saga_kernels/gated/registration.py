@@ -1,7 +1,7 @@
-"""The Triton kernels as PyTorch ops: what autograd, compile, export and the FLOP counter see.
+"""The Triton kernels as PyTorch ops, which autograd, compilers, exports and FLOP counters see.
 
-Autocast leaves the ops alone: the input's dtype is kept, and sums are fp32 in every dtype, as in
-the reference.
+Autocast does not change the ops: they keep the dtype of the input, and sums are fp32 in every
+dtype, as in the implementation in PyTorch.
 """
 
 import torch
@@ -35,7 +35,7 @@ def gated_forward(
 def gated_backward(
     grad: Tensor, packed: Tensor, state: Tensor, mask: Tensor | None, feature_map: str, eps: float
 ) -> Tensor:
-    """One gradient for the packed projection: views of one buffer would alias each other."""
+    """Gradient of the packed projection: one tensor, since an op must not return views of one."""
     require_triton(packed)
     from . import kernel
 
@@ -75,7 +75,7 @@ gated_forward.register_autograd(_differentiate, setup_context=_save)
 gated_backward.register_autograd(_refuse)
 
 
-# Products of (N x D) and (D x D) matrices: S and o; t, G, dk and dv.
+# Products of (N x D) and (D x D) matrices. Forward: S and o. Backward: t, G, dk and dv.
 @register_flop_formula(torch.ops.saga_kernels.gated_forward)
 def _forward_flops(packed_shape, *args, out_shape=None, **kwargs) -> int:
     batch, tokens, _, heads, dim = packed_shape

@@ -36,15 +36,15 @@ def rank_augmented_linear_attention(
 
     Args:
         qkv: (B, N, 3, H, D), float16, bfloat16, float32 or float64: query, key and value, packed
-            as one projection writes them; D divisible by 4. Any strides.
+            as one projection writes them, with any strides; D divisible by 4.
         size: (height, width) of the image in tokens, row by row; height * width = N.
         frequencies: (D / 4,) radians per token, f above; no gradient. Angles are computed in
             float32, or float64 for a float64 input.
         eps: Added to the denominator.
         mask: (B, N) bool. False tokens add nothing to the mean, the softmax, S and z, and their
             output is zero.
-        impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`. The reference can
-            be differentiated twice, the Triton kernel once.
+        impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`. PyTorch's
+            implementation can be differentiated twice, the Triton kernel once.
 
     Returns:
         (B, N, H, D) in the dtype of the input; sums are taken in float32 or better.

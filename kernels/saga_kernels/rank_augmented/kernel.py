@@ -1,8 +1,9 @@
-"""Rank-augmented linear attention in Triton: three passes forward, three backward, no atomics.
+"""Rank-augmented linear attention in Triton: three passes over the tokens forward, three backward,
+no atomics.
 
-Legend: B batch, N tokens, H heads, D head dim. Everything is per head; `.` is a product over
-channels, `*` one per element; fp32 but for the operands of a matrix product, which have the input's
-dtype. x R turns each pair of channels of x by the angle of its token.
+Legend: B batch, N tokens, H heads, D head dim. Formulas hold for one head; `.` is a product over
+channels, `*` one element by element. Numbers are fp32, except that operands of a matrix product
+have the dtype of the input. x R turns each pair of channels of x by the angle of its token.
 
 Forward     g = mean_i phi(q_i) / sqrt(D),  k' = phi(k),  a = softmax_j(k'_j . g)
             S = sum_j a_j (k'_j R)^T v_j,  z = sum_j a_j k'_j,  r = 1 / (phi(q) . z + eps)
@@ -14,15 +15,16 @@ Backward    t = do A^T,  delta = w . t = do . o
             dk' = a * h + ds * g,  dv = a * (k' R) dS
             dphi(q) = r * (c * t R^-1 - delta * z) + dg / (N sqrt(D))
 
-c is z summed over each pair of channels. A pair has one c, so c and R commute; a row of A is at
-most the largest v. Weights a are kept relative to the largest a_j k'_j seen, and scaled such that
-their products with k' fill the range of half precision. So no operand grows with N or with k, and
-what half precision loses is far below the largest term. A row of w, or of a * k' R / c, becomes an
-operand with its sum taken out.
+c is z summed over each pair of channels. Both channels of a pair have the same c, so c and R
+commute; a row of A is at most the largest v. Weights a are kept relative to the largest a_j k'_j
+seen so far, and scaled such that their products with k' fill the range of half precision. So no
+operand grows with N or with k, and what half precision loses is far below the largest term. Rows of
+w, and of a * k' R / c, are divided by their sum before they become operands, and the product is
+multiplied by it.
 
-Each program takes `span` tokens of one head and leaves a partial result, and these are summed in a
-fixed order. Partial S and z are averages over their own tokens, next to the logarithm of the weight
-of these.
+Each program takes `span` tokens of one head and writes a partial result; these are combined in a
+fixed order, so that results are repeatable bit by bit. Partial S and z are averages over their own
+tokens, and beside them stands the logarithm of the sum of the weights of these tokens.
 """
 
 import math
@@ -56,21 +58,22 @@ from ..tiles import (
     tile,
 )
 
-# log of the least k' that weights are kept relative to, and of the largest of their products.
+# Logarithms of the smallest k' that weights are kept relative to, and of the largest product of a
+# weight with k': 2^14, which the rotation may increase to less than the 65504 of float16.
 FLOOR = tl.constexpr(-40 * math.log(2))
 ROOM = tl.constexpr(14 * math.log(2))
-# log of the weight of no tokens: finite, for the difference of two of them is one.
+# Logarithm of the weight of no tokens. It is finite, so that the difference of two of them is zero.
 NOTHING = tl.constexpr(-1e38)
 SMALLEST_NORMAL = tl.constexpr(2.0**-126)
-# Adding it to a float32 rounds that to an integer, in the lowest bits.
+# A float32 to which this is added is rounded to an integer, which stands in the lowest bits.
 ROUND = tl.constexpr(1.5 * 2**23)
 
 
 @triton.jit
 def turns(p_frequencies, D: tl.constexpr, BD: tl.constexpr):
-    """Half turns per token of each pair of channels, in two parts.
+    """Half turns per token of each pair of channels, as the sum of two parts.
 
-    The first has 12 bits: its product with a position up to 4096 is exact.
+    The first part has 12 bits, so that its product with a position up to 4096 is exact.
     """
     o_c = tl.arange(0, BD // 2)
     b_f = tl.load(p_frequencies + o_c % (D // 4), o_c < D // 2, other=0.0)
@@ -87,7 +90,7 @@ def rotation(o_n, WIDTH, b_first, b_second, D: tl.constexpr, BD: tl.constexpr):
     i_column = o_n - i_row * WIDTH
     m_row = (tl.arange(0, BD // 2) < D // 4)[None, :]
     b_p = tl.where(m_row, i_row[:, None], i_column[:, None]).to(tl.float32)
-    # Half turns, less the nearest integer; an odd one changes both signs.
+    # From the half turns the nearest integer is subtracted; if it is odd, both signs change.
     b_x, b_y = b_p * b_first, b_p * b_second
     b_i = (b_x + b_y) + ROUND
     m_sign = b_i.to(tl.int32, bitcast=True) << 31
@@ -109,7 +112,7 @@ def flipped(x, m_sign):
 
 @triton.jit
 def rotate(x, b_cos, b_sin, BN: tl.constexpr, BD: tl.constexpr):
-    """Turn pairs of neighbouring channels; with -b_sin, back."""
+    """Turn pairs of neighbouring channels; with -b_sin, turn them back."""
     b_even, b_odd = tl.split(tl.reshape(x, [BN, BD // 2, 2]))
     x = tl.join(b_even * b_cos - b_odd * b_sin, b_odd * b_cos + b_even * b_sin)
     return tl.reshape(x, [BN, BD])
@@ -122,8 +125,8 @@ def row_sum(x):
 
 @triton.jit
 def logits(b_k, b_g):
-    """k' . g less the sum of g, which the softmax does not see: features are near one, and small
-    logits are exact."""
+    """k' . g without the sum of g, which the softmax does not see. Features are near one, so that
+    these logits are small, and exact."""
     return row_sum((b_k - 1.0) * b_g)
 
 
@@ -160,7 +163,7 @@ def kv_forward(
     x_b, x_n, x_p, x_h, mask_b, mask_n,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Partial S and z, as averages, and the log of their weight, from k, v and g."""
+    """Partial S and z, as averages, and the logarithm of their weight, from k, v and g."""
     i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
@@ -169,7 +172,7 @@ def kv_forward(
     b_first, b_second = turns(p_frequencies, D, BD)
     b_s = tl.zeros([BD, BD], tl.float32)
     b_z = tl.zeros([BD], tl.float32)
-    # Largest log of a weight times a feature so far, and the sum of weights relative to it.
+    # Largest logarithm of a weight times a feature so far, and the sum of weights relative to it.
     top = FLOOR - tl.sum(tl.sum(b_g, 1), 0)
     weight = tl.zeros([], tl.float32)
     for n in range(begin, end, BN):
@@ -201,7 +204,7 @@ def merge(
     p_partial, p_weight, p_state, p_total, SPLITS,
     D: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """Averages over all tokens from those over parts; weights are logarithms."""
+    """Averages over all tokens, from averages over parts and the logarithms of their weights."""
     SIZE: tl.constexpr = (D + 1) * D
     chunks = tl.cdiv(SIZE, BE)
     i_state = (tl.program_id(0) // chunks).to(tl.int64)
@@ -310,7 +313,7 @@ def kv_backward(
     b_ds, b_dz = load_state(p_dstate + i_head * (D + 1) * D, o_d, D)
     mean = tl.sum(tl.sum(b_s * b_ds, 1) + b_z * b_dz, 0)
     b_c = load_scale(p_state, o_d, D)
-    # dS has the scale of the loss: as an operand it is at most one.
+    # dS has the scale of the loss; divided by its largest element it is at most one.
     b_ds *= b_c[:, None]
     scale = tl.max(tl.max(tl.abs(b_ds), 1), 0)
     scale = tl.where(scale > 0, scale, 1.0)
@@ -428,7 +431,7 @@ def backward(
     grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     if grad.numel() == 0:
         return grad
-    # autograd may hand over an expanded gradient.
+    # The gradient of a sum comes from autograd as an expanded tensor, with strides of zero.
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     do_b, do_n, do_h, _ = grad_out.stride()
@@ -457,7 +460,7 @@ def _image(qkv: Tensor, frequencies: Tensor, width: int) -> dict:
 
 
 def _share(qkv: Tensor, mask: Tensor | None) -> float | Tensor:
-    """What one query adds to g: 1 / (N sqrt(D)), with a mask (B, 1, 1)."""
+    """The weight of one query in g, 1 / (N sqrt(D)); with a mask a tensor (B, 1, 1)."""
     scale = qkv.shape[-1] ** -0.5
     if mask is None:
         return scale / qkv.shape[1]
@@ -465,7 +468,7 @@ def _share(qkv: Tensor, mask: Tensor | None) -> float | Tensor:
 
 
 def _merge(partial: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """One state, and its weight, from those of the splits."""
+    """One state and the logarithm of its weight, from those of all splits."""
     batch, heads, splits, _, dim = partial.shape
     if splits == 1:
         return partial[:, :, 0], weight[:, :, 0]

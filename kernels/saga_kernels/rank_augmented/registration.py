@@ -1,7 +1,7 @@
-"""The Triton kernels as PyTorch ops: what autograd, compile, export and the FLOP counter see.
+"""The Triton kernels as PyTorch ops, which autograd, compilers, exports and FLOP counters see.
 
-Autocast leaves the ops alone: the input's dtype is kept, and sums are fp32 in every dtype, as in
-the reference.
+Autocast does not change the ops: they keep the dtype of the input, and sums are fp32 in every
+dtype, as in the implementation in PyTorch.
 """
 
 import torch
@@ -21,7 +21,7 @@ def rank_augmented_forward(
     qkv: Tensor, frequencies: Tensor, mask: Tensor | None, width: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: the state
-    (B, H, D + 1, D), the mean query (B, H, D) and the weight of the state (B, H)."""
+    (B, H, D + 1, D), the mean query (B, H, D) and the logarithm of the sum of weights (B, H)."""
     require_triton(qkv)
     from . import kernel
 
@@ -45,7 +45,7 @@ def rank_augmented_backward(
     width: int,
     eps: float,
 ) -> Tensor:
-    """One gradient for the packed projection: views of one buffer would alias each other."""
+    """Gradient of the packed projection: one tensor, since an op must not return views of one."""
     require_triton(qkv)
     from . import kernel
 
@@ -85,7 +85,8 @@ rank_augmented_forward.register_autograd(_differentiate, setup_context=_save)
 rank_augmented_backward.register_autograd(_refuse)
 
 
-# Products of (N x D) and (D x D) matrices: S and o; t, dS, dk, dv and, for dq, t again.
+# Products of (N x D) and (D x D) matrices. Forward: S and o. Backward: t, dS, dk, dv, and t again
+# for dq.
 @register_flop_formula(torch.ops.saga_kernels.rank_augmented_forward)
 def _forward_flops(qkv_shape, *args, out_shape=None, **kwargs) -> int:
     batch, tokens, _, heads, dim = qkv_shape
