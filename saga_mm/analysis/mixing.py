@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saga_kernels import apply_rotary_2d
+from saga_kernels.defaults import EPS
 from saga_kernels.feature_maps import phi
 
 from ..attention import (
@@ -27,9 +28,6 @@ from ..attention import (
 )
 from ..attention.base import PackedAttention
 from ..layers import rotary_frequencies
-
-# the default of the ops for their denominators, which the modules use
-EPS = 1e-6
 
 
 @dataclass(frozen=True)
