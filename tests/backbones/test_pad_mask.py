@@ -85,7 +85,7 @@ def test_an_image_alone_needs_no_mask(case):
 
 
 class Dtypes(TorchDispatchMode):
-    """Records the dtypes of all tensors that any op returns."""
+    """Records the dtypes of all tensors with several axes, such as masks, that any op returns."""
 
     def __init__(self):
         super().__init__()
@@ -93,7 +93,8 @@ class Dtypes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        self.seen |= {x.dtype for x in tree_leaves(out) if isinstance(x, torch.Tensor)}
+        tensors = (x for x in tree_leaves(out) if isinstance(x, torch.Tensor))
+        self.seen |= {x.dtype for x in tensors if x.ndim > 1}
         return out
 
 
