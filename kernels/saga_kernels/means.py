@@ -23,7 +23,8 @@ def split_up(x: Tensor, axis: int, length: int, value: float = 0.0) -> Tensor:
     axis of length one for good.
     """
     size = x.shape[axis]
-    parts = -(-size // length) + int(torch.compiler.is_exporting())
+    # Not -(-size // length): the TorchScript exporter divides negative integers towards zero.
+    parts = (size + length - 1) // length + int(torch.compiler.is_exporting())
     fill = [0] * (2 * (x.ndim - 1 - axis)) + [0, parts * length - size]
     return F.pad(x, fill, value=value).unflatten(axis, (parts, length))
 
@@ -35,7 +36,7 @@ def mean_of_chunks(x: Tensor) -> Tensor:
 
 def tokens_of_groups(x: Tensor) -> int:
     """Number of tokens that `mean_of_chunks` of x (B, H, C, ...) is a mean of."""
-    groups = -(-x.shape[2] // GROUP) + int(torch.compiler.is_exporting())
+    groups = (x.shape[2] + GROUP - 1) // GROUP + int(torch.compiler.is_exporting())
     return groups * GROUP * LENGTH
 
 
