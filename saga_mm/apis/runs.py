@@ -81,6 +81,7 @@ def train(
         cfg.auto_scale_lr.enable = True
     _check_lengths(cfg)
     run = RunConfig(cfg)
+    run.launcher = launcher
     checkpoint = _checkpoint_to_resume(resume, cfg.work_dir)
     if checkpoint:
         run.resume = True
@@ -133,6 +134,7 @@ def test(
         raise ValueError(f'--out must end in .pkl or .pickle, got {out}')
     cfg = prepare(config, TESTING, options=options, work_dir=work_dir, launcher=launcher)
     run = RunConfig(cfg)
+    run.launcher = launcher
     run.load_from = str(checkpoint)
     run.resume = False
     if show or show_dir is not None:

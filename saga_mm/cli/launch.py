@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,11 +59,10 @@ def prepare(
     check_stack()
     use_safe_loading()
     cfg = load_config(str(config), options or {}, needed)
-    cfg.launcher = launcher
     for name, value in {'--work-dir': work_dir, 'load_from': cfg.get('load_from')}.items():
         refuse_empty(name, value)
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs', Path(config).stem))
-    check_processes(cfg)
+    check_processes(cfg, launcher)
     return cfg
 
 
@@ -76,9 +77,11 @@ def is_first_process(launcher: str) -> bool:
     return launcher == 'none' or os.environ.get(STARTED_BY[launcher][0]) == '0'
 
 
-def check_processes(cfg: Config) -> None:
+def check_processes(cfg: Config, launcher: str) -> None:
     """ValueError if a launcher or strategy can't work: not started by it, or without its GPU."""
-    if cfg.launcher == 'none':
+    if launcher not in ('none', *STARTED_BY):
+        raise ValueError(f'launcher must be one of none, {", ".join(STARTED_BY)}, got {launcher!r}')
+    if launcher == 'none':
         processes = int(os.environ.get('WORLD_SIZE', 1)) if 'RANK' in os.environ else 1
         if processes > 1:
             raise ValueError(
@@ -86,10 +89,10 @@ def check_processes(cfg: Config) -> None:
                 'each work alone and write into one folder: add --launcher pytorch'
             )
     else:
-        variable, program = STARTED_BY[cfg.launcher]
+        variable, program = STARTED_BY[launcher]
         if variable not in os.environ:
             raise ValueError(
-                f'--launcher {cfg.launcher} is for processes that {program} starts, and {variable} '
+                f'--launcher {launcher} is for processes that {program} starts, and {variable} '
                 'is not set: start them with tools/dist_train.sh or tools/slurm_train.sh, or leave '
                 '--launcher out'
             )
@@ -102,9 +105,9 @@ def check_processes(cfg: Config) -> None:
         )
     if get_device() != 'cpu':
         return
-    if cfg.launcher in ('slurm', 'mpi'):
+    if launcher in ('slurm', 'mpi'):
         raise ValueError(
-            f'--launcher {cfg.launcher} needs a GPU, and there is none: torchrun with --launcher '
+            f'--launcher {launcher} needs a GPU, and there is none: torchrun with --launcher '
             'pytorch starts processes without GPUs'
         )
     if strategy and name_of(strategy).rpartition('.')[2] != 'SingleDeviceStrategy':
@@ -120,10 +123,21 @@ def use_cpu_processes(cfg: Config) -> None:
     It asks for a CUDA device even with gloo; so the process group is made here.
     """
     torch.distributed.init_process_group('gloo')
+    atexit.register(_end_cpu_processes)
     options = cfg.get('model_wrapper_cfg') or {}
     unused = cfg.get('find_unused_parameters', False)
     kind = 'CPUDistributedDataParallel'
     cfg.model_wrapper_cfg = {'find_unused_parameters': unused, **options, 'type': kind}
+
+
+def _end_cpu_processes() -> None:
+    """End the threads of gloo before Python ends.
+
+    A thread that lets go of a tensor of Python later than that aborts the process. The group ends
+    its threads when nothing refers to it any more, as the model does until it is collected.
+    """
+    torch.distributed.destroy_process_group()
+    gc.collect()
 
 
 @MODEL_WRAPPERS.register_module()

@@ -87,7 +87,11 @@ class FiniteCheckHook(Hook):
         if getattr(optimizer, 'found_inf', None) is not None:
             return
         weights = [weight for group in optimizer.param_groups for weight in group['params']]
-        if _all_finite([weight.grad for weight in weights if weight.grad is not None]):
+        finite = _all_finite([weight.grad for weight in weights if weight.grad is not None])
+        if self.skip:
+            # processes that hold parts of the gradients leave out the same steps
+            all_reduce(finite, 'min')
+        if finite:
             return
         model = _unwrap(runner.model)
         names = _not_finite((name, weight.grad) for name, weight in model.named_parameters())
@@ -126,13 +130,11 @@ def _unwrap(model: nn.Module) -> nn.Module:
     return model.get_submodule('module') if is_model_wrapper(model) else model
 
 
-def _all_finite(gradients: list[Tensor]) -> bool:
-    """Whether no process has NaN or infinity in its gradients."""
+def _all_finite(gradients: list[Tensor]) -> Tensor:
+    """1 if there is no NaN and no infinity, else 0."""
     numbers = [_numbers(gradient) for gradient in gradients]
     largest = get_total_norm([values for values in numbers if values.numel()], norm_type=math.inf)
-    finite = torch.isfinite(largest).float()
-    all_reduce(finite, 'min')
-    return bool(finite)
+    return torch.isfinite(largest).float()
 
 
 def _not_finite(tensors: Iterable[tuple[str, object]]) -> list[str]:

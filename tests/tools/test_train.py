@@ -365,6 +365,7 @@ def test_saved_config_is_the_one_that_was_given(tool, tiny_seg, tmp_path):
     main([str(tiny_seg), *options])
     text = saved.read_text()
     assert 'CheckHook' not in text
+    assert 'launcher' not in text
     main([str(tiny_seg), '--resume', *options[:-1], 'train_cfg.max_iters=3'])
     assert saved.read_text() == text.replace('max_iters=2', 'max_iters=3')
     test([str(tiny_seg), str(work / 'iter_3.pth'), '--tta', *options])
