@@ -27,6 +27,12 @@ def chunk_length(x: Tensor, bytes_per_token: int) -> int | None:
     return length if length < x.shape[1] else None
 
 
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up, for a number of tokens or chunks that may be symbolic."""
+    # Not -(-a // b): the TorchScript exporter to ONNX rounds a negative quotient towards zero.
+    return (a + b - 1) // b
+
+
 def split_mask(mask: Tensor | None, length: int, number: int) -> Sequence[Tensor | None]:
     """A token mask (B, N), or None, for each of a number of chunks."""
     return [None] * number if mask is None else mask.split(length, 1)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .chunks import ceil_div
+
 # Programs per processor that a split over tokens aims at. Several run at a time, and enough follow
 # them that little of the GPU is idle while the last ones finish.
 PROGRAMS_PER_PROCESSOR = 8
@@ -184,12 +186,12 @@ def plan(
     block, num_warps = tile_config(op, kernel, dtype, dim)
     if op == 'decay':
         span = decay_chunk(dtype, dim) if kernel.startswith('state') else block
-        splits = _ceil_div(tokens, span)
+        splits = ceil_div(tokens, span)
         return Launch(block, span, splits, heads * splits, num_warps)
     splits = min(PROGRAMS_PER_PROCESSOR * processors // heads, tokens // _shortest(op, kernel, dim))
-    tiles = _ceil_div(tokens, block)
-    span = _ceil_div(tiles, max(1, splits)) * block
-    splits = _ceil_div(tokens, span)
+    tiles = ceil_div(tokens, block)
+    span = ceil_div(tiles, max(1, splits)) * block
+    splits = ceil_div(tokens, span)
     return Launch(block, span, splits, heads * splits, num_warps)
 
 
@@ -200,10 +202,6 @@ def _shortest(op: str, kernel: str, dim: int) -> int:
         return 256 if dim <= 32 else 512 if dim <= 64 else 640
     # Each program reads the state from the L2 cache.
     return 256
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def new_states(packed: Tensor, splits: int = 1) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .chunks import ceil_div
+
 # Tokens of a chunk, and chunks of a group. 2048 pixels at stride 4 are 256 groups.
 LENGTH = 128
 GROUP = 8
@@ -23,10 +25,11 @@ def split_up(x: Tensor, axis: int, length: int, value: float = 0.0) -> Tensor:
     axis of length one for good.
     """
     size = x.shape[axis]
-    # Not -(-size // length): the TorchScript exporter divides negative integers towards zero.
-    parts = (size + length - 1) // length + int(torch.compiler.is_exporting())
+    parts = ceil_div(size, length) + int(torch.compiler.is_exporting())
     fill = [0] * (2 * (x.ndim - 1 - axis)) + [0, parts * length - size]
-    return F.pad(x, fill, value=value).unflatten(axis, (parts, length))
+    # Not by unflatten: the TorchScript exporter to ONNX would fix the shape.
+    shape = *x.shape[:axis], parts, length, *x.shape[axis + 1 :]
+    return F.pad(x, fill, value=value).reshape(shape)
 
 
 def mean_of_chunks(x: Tensor) -> Tensor:
@@ -36,7 +39,7 @@ def mean_of_chunks(x: Tensor) -> Tensor:
 
 def tokens_of_groups(x: Tensor) -> int:
     """Number of tokens that `mean_of_chunks` of x (B, H, C, ...) is a mean of."""
-    groups = (x.shape[2] + GROUP - 1) // GROUP + int(torch.compiler.is_exporting())
+    groups = ceil_div(x.shape[2], GROUP) + int(torch.compiler.is_exporting())
     return groups * GROUP * LENGTH
 
 

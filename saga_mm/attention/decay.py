@@ -66,11 +66,10 @@ class DecayLinearAttention(PackedAttention):
             return op(packed, log_decay, size)
         # Padding between the tokens of an image would count as distance. So each head gets the
         # tokens in the order of its scan, those of the image first, as a map of one row.
-        rows, columns = scan_positions(mask.unflatten(1, size))
+        rows, columns = scan_positions(mask.reshape(mask.shape[0], *size))
         heads = (self.num_heads - self.num_heads // 2, self.num_heads // 2)
         # (B, N, heads, 1)
-        place = torch.cat([rows.expand(-1, -1, heads[0]), columns.expand(-1, -1, heads[1])], 2)
-        place = place.unsqueeze(3)
+        place = torch.cat([rows] * heads[0] + [columns] * heads[1], 2).unsqueeze(3)
         scan = torch.empty_like(packed).scatter(1, place.unsqueeze(2).expand_as(packed), packed)
         inside = torch.arange(mask.shape[1], device=mask.device) < mask.sum(1, keepdim=True)
         out = op(scan, log_decay, (1, mask.shape[1]), mask=inside)

@@ -53,8 +53,6 @@ def test_traces_hold_for_other_sizes(model):
             torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
-# That exporter knows no expm1, which decay attention uses: it raises an error there.
-@pytest.mark.parametrize('model', [name for name in MODELS if 'decay' not in name], indirect=True)
 @torch.no_grad()
 @pytest.mark.filterwarnings('ignore')
 def test_the_torchscript_exporter_writes_what_reads_the_image(model, tmp_path):

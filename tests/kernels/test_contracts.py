@@ -240,9 +240,11 @@ class Map(torch.nn.Module):
         self.attend = attend
 
     def forward(self, x, mask=None):
-        packed = x.flatten(1, 2).unflatten(-1, (-1, HEADS, DIM))
-        mask = None if mask is None else mask.flatten(1)
-        return self.attend(packed, x.shape[1:3], mask=mask).unflatten(1, x.shape[1:3])
+        batch, height, width, channels = x.shape
+        packed = x.reshape(batch, height * width, channels // (HEADS * DIM), HEADS, DIM)
+        mask = None if mask is None else mask.reshape(batch, height * width)
+        out = self.attend(packed, (height, width), mask=mask)
+        return out.reshape(batch, height, width, HEADS * DIM)
 
 
 def map_of(parts, height, width, masked, batch=1):
@@ -265,6 +267,24 @@ def test_a_trace_holds_for_other_sizes(op, masked, with_grad, chunk_budget):
     for batch, height, width in ((1, 3, 5), (2, 20, 30)):
         x = map_of(parts, height, width, masked, batch)
         torch.testing.assert_close(traced(*x), module(*x))
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_the_torchscript_exporter_to_onnx(op, masked, tmp_path):
+    pytest.importorskip('onnx')
+    onnxruntime = pytest.importorskip('onnxruntime')
+    parts, attend = op
+    module, file = Map(attend), tmp_path / 'op.onnx'
+    names = ['x', 'mask'][: 1 + masked]
+    axes = {name: {0: 'batch', 1: 'height', 2: 'width'} for name in names}
+    options = dict(dynamo=False, input_names=names, dynamic_axes=axes, opset_version=17)
+    torch.onnx.export(module, map_of(parts, 9, 10, masked), file, **options)
+    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    for batch, height, width in ((1, 9, 10), (1, 3, 5), (2, 20, 30)):
+        inputs = map_of(parts, height, width, masked, batch)
+        arrays = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        (out,) = session.run(None, arrays)
+        torch.testing.assert_close(torch.from_numpy(out), module(*inputs))
 
 
 # This runs without the fixtures of the tests, as in a user's process.

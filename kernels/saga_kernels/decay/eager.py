@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..chunks import ceil_div
 from ..feature_maps import FeatureMap, phi, with_lean_gradient
 from ..means import positive_or_one
 from ..precision import compute_dtype, outside_autocast
@@ -45,7 +46,10 @@ def attend(
     """`reference.attend` in O(N) time and memory."""
     height, width = size
     phi = with_lean_gradient(feature_map)
-    heads = packed.shape[3]
+    # A Python integer in a trace too, where shapes are tensors.
+    heads = len(log_decay.unbind())
+    if heads == 1:
+        return _scan(packed, log_decay, phi, eps, mask)
     halves = [heads - heads // 2, heads // 2]
     rows, columns = packed.split(halves, 3)
     row_decay, column_decay = log_decay.split(halves)
@@ -62,7 +66,9 @@ def attend(
 
 def _transpose(x: Tensor, height: int, width: int) -> Tensor:
     """Row-major tokens (B, N, ...) of a map, column-major."""
-    return x.unflatten(1, (height, width)).transpose(1, 2).flatten(1, 2)
+    # Not by unflatten: the TorchScript exporter to ONNX would fix the shape.
+    batch, tokens, *rest = x.shape
+    return x.reshape(batch, height, width, *rest).transpose(1, 2).reshape(batch, tokens, *rest)
 
 
 def _scan(
@@ -70,7 +76,7 @@ def _scan(
 ) -> Tensor:
     """Attention over tokens that stand in scan order: (B, N, 3, H, D) -> (B, N, H, D)."""
     batch, tokens, _, heads, dim = packed.shape
-    chunks = -(-tokens // CHUNK) + 1
+    chunks = ceil_div(tokens, CHUNK) + 1
     compute = compute_dtype(packed)
     # One unbind, so that the backward pass writes one packed gradient instead of adding up three.
     query, key, value = packed.unbind(2)
@@ -123,9 +129,12 @@ def _scan(
 
 
 def _share(step: Tensor, count: int) -> Tensor:
-    """One over the sum of the weights exp(step c) of c = 0, ..., count - 1: (H,), no gradient."""
-    step = step.detach()
-    return torch.where(step < -1e-6, step.expm1() / (step * count).expm1(), 1 / count)
+    """About one over the sum of exp(step * c) for c = 0, ..., count - 1: (H,), without a gradient.
+
+    The right order of magnitude is enough, since this cancels.
+    """
+    rate = -step.detach()
+    return torch.maximum(rate / (1 + rate), torch.ones_like(rate) / count)
 
 
 def _carry(states: Tensor, step: Tensor, share: Tensor, forward: bool) -> Tensor:
@@ -138,7 +147,7 @@ def _carry(states: Tensor, step: Tensor, share: Tensor, forward: bool) -> Tensor
         forward: Else from the other side, b > c.
     """
     batch, heads, count, width = states.shape
-    groups = -(-count // GROUP) + 1
+    groups = ceil_div(count, GROUP) + 1
     here = torch.arange(GROUP, device=states.device)
     to_last, to_first = _decay(step, GROUP - 1 - here), _decay(step, here)
     leave, arrive = (to_last, to_first) if forward else (to_first, to_last)

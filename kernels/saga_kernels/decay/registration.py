@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..chunks import ceil_div
 from ..dispatch import require_triton
 from ..launch import decay_chunk
 
@@ -63,7 +64,7 @@ def decay_backward(
 @decay_forward.register_fake
 def _forward_fake(qkv, log_decay, mask, width, feature_map, eps):
     batch, tokens, _, heads, dim = qkv.shape
-    chunks = -(-tokens // decay_chunk(qkv.dtype, dim))
+    chunks = ceil_div(tokens, decay_chunk(qkv.dtype, dim))
     shapes = (batch, heads, chunks, 2, dim + 1, dim), (batch, heads, tokens)
     sums = (qkv.new_empty(shape, dtype=torch.float32) for shape in shapes)
     return qkv.new_empty((batch, tokens, heads, dim)), *sums

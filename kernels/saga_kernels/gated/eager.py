@@ -1,10 +1,10 @@
 """Gated and plain linear attention as PyTorch runs it: on a CPU, and in exports."""
 
-import torch
 from torch import Tensor
 
 from ..chunks import chunk_length, split_mask
 from ..feature_maps import FeatureMap, with_lean_gradient
+from ..tracing import is_tracing_or_exporting
 from . import export, reference
 from .state import kv_state, read_state, sum_states
 
@@ -12,7 +12,7 @@ from .state import kv_state, read_state, sum_states
 def attend(packed: Tensor, feature_map: FeatureMap, eps: float, mask: Tensor | None) -> Tensor:
     """`reference.attend`, in chunks of tokens where these pay: there is then no temporary of the
     size of the input."""
-    if torch.compiler.is_exporting():
+    if is_tracing_or_exporting():
         return export.attend(packed, feature_map, eps, mask)
     batch, tokens, _, heads, dim = packed.shape
     phi = with_lean_gradient(feature_map)

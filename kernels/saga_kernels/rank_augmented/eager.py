@@ -12,6 +12,7 @@ from ..chunks import chunk_length, split_mask
 from ..feature_maps import phi, with_lean_gradient
 from ..precision import compute_dtype, outside_autocast
 from ..rotary import rotate_pairs, rotation_table
+from ..tracing import is_tracing_or_exporting
 from . import export, reference
 
 
@@ -21,7 +22,7 @@ def attend(
 ) -> Tensor:
     """`reference.attend`, in chunks of tokens where these pay: besides the table of the rotation,
     which images and heads share, there is then no temporary of the size of the input."""
-    if torch.compiler.is_exporting():
+    if is_tracing_or_exporting():
         return export.attend(qkv, size, frequencies, eps, mask)
     batch, _, _, heads, dim = qkv.shape
     length = chunk_length(qkv, batch * heads * dim * compute_dtype(qkv).itemsize)

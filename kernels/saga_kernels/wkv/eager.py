@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..chunks import chunk_length
+from ..chunks import ceil_div, chunk_length
 from ..precision import compute_dtype, outside_autocast
 
 # Elements per group, and how often they are grouped.
@@ -90,7 +90,7 @@ def _attend(
 
 def _grouped(x: Tensor, fill: float) -> Tensor:
     """(B, N, C) -> (B, G, L, C), the last groups filled up."""
-    groups = -(-x.shape[1] // GROUP) + 1
+    groups = ceil_div(x.shape[1], GROUP) + 1
     x = F.pad(x, (0, 0, 0, groups * GROUP - x.shape[1]), value=fill)
     return x.unflatten(1, (groups, GROUP))
 
