@@ -165,11 +165,20 @@ def check_decay(w: Tensor, tokens: Tensor) -> None:
     Values are looked at only where that costs nothing: on a CPU, by code that is not recorded.
     """
     check_channels('w', w, tokens)
-    if w.device.type != 'cpu' or is_tracing_or_compiling() or is_functorch_wrapped_tensor(w):
+    if is_tracing_or_compiling() or not has_values(w):
         return
-    # Tensors of other types, such as fake ones, need not have values.
-    if type(w) in (Tensor, torch.nn.Parameter) and bool((w < 0).any()):
+    if bool((w < 0).any()):
         raise ValueError(f'w must not be negative, got {w.min().item()}')
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether the values of a tensor can be looked at, and that costs next to nothing.
+
+    It would make a GPU wait. Tensors under a transform of `torch.func`, and those of other types,
+    such as fake ones, need not have values.
+    """
+    plain = type(x) in (Tensor, torch.nn.Parameter) and not is_functorch_wrapped_tensor(x)
+    return plain and x.device.type == 'cpu'
 
 
 def check_decay_per(decay_per: str) -> None:

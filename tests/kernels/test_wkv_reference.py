@@ -5,10 +5,23 @@ import itertools
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import BOUNDS, pairwise, rms_ratio
 from saga_kernels import bidirectional_wkv
-from saga_kernels.wkv import reference
+from saga_kernels.wkv import bounded, reference
+
+
+@pytest.fixture
+def general(monkeypatch):
+    """No keys are close enough to each other for the short way."""
+    monkeypatch.setattr(bounded, 'SPREAD', -1.0)
+
+
+@pytest.fixture(params=['bounded', 'general'])
+def way(request):
+    if request.param == 'general':
+        request.getfixturevalue('general')
 
 
 def explicit_sums(k, v, w, u, decay_per='image', mask=None):
@@ -46,7 +59,7 @@ CASES = pairwise(
 
 
 @pytest.mark.parametrize(('tokens', 'w', 'scale', 'decay_per', 'masked'), CASES)
-def test_equals_the_explicit_sums_in_float64(tokens, w, scale, decay_per, masked):
+def test_equals_the_explicit_sums_in_float64(way, tokens, w, scale, decay_per, masked):
     x = inputs(tokens, w=w, scale=scale)
     mask = torch.rand(2, tokens) > 0.4 if masked else None
     if masked:
@@ -70,7 +83,7 @@ def test_reference_equals_the_explicit_sums(masked):
     torch.testing.assert_close(out, truth, rtol=0, atol=1e-10)
 
 
-def test_states_pass_every_level():
+def test_states_pass_every_level(way):
     # More than GROUP^3 tokens: too many for all pairs, so token by token.
     k, v, w, u = inputs(9000, 1, batch=1)
     w = torch.full((1,), 1e-3, dtype=torch.float64)
@@ -86,7 +99,7 @@ def test_states_pass_every_level():
 
 
 @pytest.mark.parametrize('masked', [False, True])
-def test_gradients_by_finite_differences_and_twice(masked):
+def test_gradients_by_finite_differences_and_twice(way, masked):
     x = inputs(5, 2, batch=1)
     # At a decay of zero, a step would make it negative.
     x[2] = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True)
@@ -100,7 +113,7 @@ def test_gradients_by_finite_differences_and_twice(masked):
 
 
 @pytest.mark.parametrize('decay_per', ['image', 'token'])
-def test_padding_changes_nothing(decay_per):
+def test_padding_changes_nothing(way, decay_per):
     k, v, w, u = inputs(30, batch=1)
     mask = torch.rand(1, 70).argsort(1) < 30
     wide = [torch.full((1, 70, 3), torch.nan, dtype=torch.float64) for _ in range(2)]
@@ -120,7 +133,7 @@ def test_padding_changes_nothing(decay_per):
     torch.testing.assert_close(grads[2:], exact[2:])
 
 
-def test_all_tokens_masked_gives_zeros():
+def test_all_tokens_masked_gives_zeros(way):
     x = inputs(20)
     out = bidirectional_wkv(*x, mask=torch.zeros(2, 20, dtype=torch.bool))
     assert all((value == 0).all() for value in (out, *torch.autograd.grad(out.sum(), x)))
@@ -154,8 +167,8 @@ def test_a_million_tokens():
 
 
 @pytest.mark.parametrize('dtype', BOUNDS)
-def test_precision_against_float64(dtype):
-    x = inputs(1000, 32, batch=1, dtype=dtype, w=50.0)
+def test_precision_against_float64(way, dtype):
+    x = inputs(1000, 8, batch=1, dtype=dtype, w=50.0)
     out = bidirectional_wkv(*x)
     truth = explicit_sums(*x)
     grad_out = torch.randn(truth.shape).to(dtype)
@@ -169,13 +182,59 @@ def test_precision_against_float64(dtype):
         assert rms_ratio(value, expected) < factor * BOUNDS[dtype]
 
 
-def test_rounding_does_not_add_up_over_the_tokens():
+def test_rounding_does_not_add_up_over_the_tokens(way):
     # A decay that is small beside the exponents: each step of a running maximum is rounded.
     k, v, w, u = inputs(4000, 2, batch=1, dtype=torch.float32)
     k = (k + 1000).detach()
     w = torch.tensor([3.0, 7.0])
     truth = explicit_sums(k, v, w, u)
     assert rms_ratio(bidirectional_wkv(k, v, w, u), truth) < BOUNDS[torch.float32]
+
+
+class Names(TorchDispatchMode):
+    """Records the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('change', [None, 'key', 'bonus'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_keys_that_are_close_need_no_running_maximum(change, dtype):
+    k, v, w, u = (x.detach() for x in inputs(50, dtype=dtype))
+    mask = torch.rand(2, 50) > 0.4
+    mask[0, 7] = True
+    k[~mask] = torch.nan
+    k += 1000
+    if change == 'key':
+        k[0, 7, 2] -= 100
+    elif change == 'bonus':
+        u[1] = 30
+    with Names() as recorded:
+        bidirectional_wkv(k, v, w, u, decay_per='token', mask=mask)
+    assert ('maximum' in recorded.names) == (change is not None)
+
+
+def test_derivatives_at_the_edge_of_what_is_close():
+    k, v, w, u = inputs(60, dtype=torch.float32, w=1e4)
+    with torch.no_grad():
+        k[:, ::5] = bounded.SPREAD
+        k[:, 1::5] = 0
+        k.clamp_(0, bounded.SPREAD)
+        u[:] = torch.tensor([-1, 0, 1]) * bounded.BONUS
+    x = k, v, w, u
+    exact = [part.detach().double().requires_grad_() for part in x]
+    results = []
+    for parts, function in (x, bidirectional_wkv), (exact, explicit_sums):
+        grads = torch.autograd.grad(function(*parts).sin().sum(), parts, create_graph=True)
+        results.append((*grads, *torch.autograd.grad(grads[1].square().sum(), parts)))
+    for value, expected in zip(*results, strict=True):
+        torch.testing.assert_close(value.double(), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -186,7 +245,7 @@ def test_autocast_leaves_the_sums_in_float32(dtype):
     assert torch.equal(out, bidirectional_wkv(*x))
 
 
-def test_strided_input_equals_contiguous():
+def test_strided_input_equals_contiguous(way):
     _, _, w, u = inputs(1)
     k, v = torch.randn(2, 2, 3, 40, dtype=torch.float64)[..., ::2].mT
     out = bidirectional_wkv(k, v, w, u)
@@ -195,7 +254,7 @@ def test_strided_input_equals_contiguous():
 
 @pytest.mark.parametrize(('batch', 'tokens'), [(0, 10), (2, 0)])
 @pytest.mark.parametrize('masked', [False, True])
-def test_empty_input_gives_empty_output_and_zero_gradient(batch, tokens, masked):
+def test_empty_input_gives_empty_output_and_zero_gradient(way, batch, tokens, masked):
     x = inputs(tokens, batch=batch)
     mask = torch.ones(batch, tokens, dtype=torch.bool) if masked else None
     out = bidirectional_wkv(*x, mask=mask)
@@ -205,7 +264,7 @@ def test_empty_input_gives_empty_output_and_zero_gradient(batch, tokens, masked)
 
 
 @pytest.mark.parametrize('part', range(2))
-def test_nan_stays_visible(part):
+def test_nan_stays_visible(way, part):
     x = [value.detach() for value in inputs(40)]
     x[part][0, 3, 2] = torch.nan
     seen = bidirectional_wkv(*x).isnan()
@@ -214,7 +273,7 @@ def test_nan_stays_visible(part):
     assert torch.equal(seen, expected)
 
 
-def test_two_runs_are_bitwise_equal():
+def test_two_runs_are_bitwise_equal(way):
     x = inputs(300, dtype=torch.float32)
     mask = torch.rand(2, 300) > 0.5
     runs = []
@@ -235,7 +294,7 @@ def largest_and_peak(tokens):
     return max(sizes) / tokens, max(itertools.accumulate(sizes)) / tokens
 
 
-def test_memory_grows_with_the_tokens_and_no_temporary_is_larger_than_the_input():
+def test_memory_grows_with_the_tokens_and_no_temporary_is_larger_than_the_input(way):
     largest, peak = largest_and_peak(2**15)
     # The last group and one more are filled up.
     assert largest <= 1.01 * 32 * 4
@@ -243,7 +302,7 @@ def test_memory_grows_with_the_tokens_and_no_temporary_is_larger_than_the_input(
 
 
 @pytest.mark.parametrize('masked', [False, True])
-def test_blocks_of_channels_change_nothing(masked, chunk_budget):
+def test_blocks_of_channels_change_nothing(masked, chunk_budget, general):
     x = inputs(60, 40, dtype=torch.float32)
     mask = torch.rand(2, 60) > 0.4 if masked else None
     expected = bidirectional_wkv(*x, mask=mask)
@@ -256,7 +315,7 @@ def test_blocks_of_channels_change_nothing(masked, chunk_budget):
     torch.testing.assert_close(stacked, torch.stack([out, out]))
 
 
-def test_blocks_of_channels_take_less_memory(chunk_budget):
+def test_blocks_of_channels_take_less_memory(chunk_budget, general):
     chunk_budget(2**30)
     _, at_once = largest_and_peak(2**12)
     chunk_budget(2**6)

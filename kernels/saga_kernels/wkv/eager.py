@@ -15,7 +15,8 @@ the sums follow it exactly. No gradient passes through it, as it cancels.
 
 One group more than needed: torch.export fixes an axis of length one for good.
 
-Where autograd keeps nothing, a CPU works on blocks of channels.
+Where autograd keeps nothing, a CPU works on blocks of channels. Where it can see that the keys of
+each channel are close to each other, as they are in most models, there is a shorter way: `bounded`.
 
 Legend: B batch, N elements of a level, C channels, G groups, L = GROUP.
 """
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from ..chunks import ceil_div, chunk_length
 from ..precision import compute_dtype, outside_autocast
+from . import bounded
 
 # Elements per group, and how often they are grouped.
 GROUP = 16
@@ -50,28 +52,39 @@ class State(NamedTuple):
 def attend(k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None) -> Tensor:
     """`reference.attend` in O(N) time and memory."""
     compute = compute_dtype(k)
+    w, u = w.to(compute), u.to(compute)
+    if mask is None:
+        return _attend(k, v, w, u, None)
+    masked = ~mask[:, :, None]
+    # Masked tokens go behind the others, where they lie between none.
+    order = (~mask).to(torch.uint8).argsort(stable=True, dim=1)
+    k, v = (x.masked_fill(masked, 0).gather(1, order[:, :, None].expand(x.shape)) for x in (k, v))
+    out = _attend(k, v, w, u, mask.gather(1, order))
+    place = (mask.long().cumsum(1) - 1).clamp(min=0)
+    return out.gather(1, place[:, :, None].expand(out.shape)).masked_fill(masked, 0)
+
+
+def _attend(k: Tensor, v: Tensor, w: Tensor, u: Tensor, live: Tensor | None) -> Tensor:
+    """As `attend`, where masked tokens, if there are any, stand behind all others."""
+    top = bounded.top_if_bounded(k, u, live)
+    if top is not None:
+        return bounded.attend(k, v, w, u, live, top)
     # No channel depends on another: a CPU takes as many at a time as let two tensors of a step lie
     # in its cache.
-    width = chunk_length(k.mT, 2 * k.shape[0] * (k.shape[1] // GROUP) * compute.itemsize)
+    width = chunk_length(k.mT, 2 * k.shape[0] * (k.shape[1] // GROUP) * w.itemsize)
     if width is None or k.shape[2] <= CHANNELS:
-        return _attend(k, v, w, u, mask, compute)
+        return _attend_channels(k, v, w, u, live)
     parts = (x.split(max(width, CHANNELS), -1) for x in (k, v, w, u))
     blocks = zip(*parts, strict=True)
-    means = [_attend(k, v, w, u, mask, compute) for k, v, w, u in blocks]
-    return torch.cat(means, -1)
+    outs = [_attend_channels(k, v, w, u, live) for k, v, w, u in blocks]
+    return torch.cat(outs, -1)
 
 
-def _attend(
-    k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None, compute: torch.dtype
-) -> Tensor:
+def _attend_channels(k: Tensor, v: Tensor, w: Tensor, u: Tensor, live: Tensor | None) -> Tensor:
     dtype, tokens = v.dtype, k.shape[1]
-    k, v, w, u = (x.to(compute) for x in (k, v, w, u))
-    if mask is not None:
-        # Masked tokens go behind the others, where they lie between none.
-        order = (~mask).to(torch.uint8).argsort(stable=True, dim=1)[:, :, None].expand(k.shape)
-        k = k.masked_fill(~mask[:, :, None], EMPTY).gather(1, order)
-        v = v.masked_fill(~mask[:, :, None], 0).gather(1, order)
-        place = (mask.long().cumsum(1) - 1).clamp(min=0)[:, :, None].expand(k.shape)
+    k, v = k.to(w.dtype), v.to(w.dtype)
+    if live is not None:
+        k = k.masked_fill(~live[:, :, None], EMPTY)
     k, v = (_grouped(k, EMPTY), _grouped(v, 0))
     rate, bonus = w[:, None], u[:, None]
 
@@ -82,10 +95,7 @@ def _attend(
         _mean(x, y, key, value, bonus)
         for x, y, (key, value) in zip(before, after, elements, strict=True)
     ]
-    out = torch.stack(means, 2).flatten(1, 2)[:, :tokens].to(dtype)
-    if mask is None:
-        return out
-    return out.gather(1, place).masked_fill(~mask[:, :, None], 0)
+    return torch.stack(means, 2).flatten(1, 2)[:, :tokens].to(dtype)
 
 
 def _grouped(x: Tensor, fill: float) -> Tensor:
