@@ -93,10 +93,6 @@ def test_data_root_moves_every_path(config_path, load_config, monkeypatch):
     default = before.data_root
     monkeypatch.setenv('DATA_ROOT', '/elsewhere/set')
     after = load_config(config_path)
-    if before.train_dataloader.dataset.type.startswith('saga_mm.Scenes'):
-        # The project generates this data set.
-        assert after.data_root == default == 'data/scenes'
-        return
     assert default.startswith('data/')
     assert default not in after.pretty_text
     for split in ('train', 'val', 'test'):
@@ -118,22 +114,12 @@ SETS = [
 ]
 
 
-def use_data(cfg, root):
-    """Make a config use a folder; the scenes do not use DATA_ROOT."""
-    for split in ('train', 'val', 'test'):
-        cfg[f'{split}_dataloader'].dataset.data_root = str(root)
-    if 'ann_file' in cfg.val_evaluator:
-        cfg.val_evaluator.ann_file = f'{root}/instances_val.json'
-
-
 @pytest.mark.parametrize('config, name', SETS)
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_reads_its_layout(config, name, split, load_config, layouts, monkeypatch):
     root = layouts(name)
     monkeypatch.setenv('DATA_ROOT', str(root))
     cfg = load_config(config)
-    if name == 'scenes':
-        use_data(cfg, root)
     dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
     assert len(dataset) == 2
     item = dataset[0]
@@ -186,10 +172,12 @@ def test_nuclei_crops_leave_no_empty_box(load_config, layouts, monkeypatch):
         ('detection/mask_rcnn_saga_t_demo.py', 'scenes', 'max_epochs', 'coco/segm_mAP'),
     ],
 )
-def test_trains_and_validates(config, name, length, metric, load_config, layouts, tmp_path):
+def test_trains_and_validates(
+    config, name, length, metric, load_config, layouts, tmp_path, monkeypatch
+):
     """A short run of the config, whose schedule becomes shorter as well."""
+    monkeypatch.setenv('DATA_ROOT', str(layouts(name)))
     cfg = load_config(config)
-    use_data(cfg, layouts(name))
     cfg.train_cfg[length] = 2
     cfg.train_dataloader.batch_size = 2
     for split in ('train', 'val', 'test'):

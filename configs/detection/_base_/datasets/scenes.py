@@ -1,11 +1,13 @@
-"""The embedded scenes with masks, 192x256, made on first use under `data/scenes`; batch 4.
+"""The embedded scenes with masks, 192x256, batch 4.
+
+They are made on first use, in the folder `DATA_ROOT`, or in `data/scenes`.
 
 The main process loads the data (`num_workers=0`), because the images are small and a run can then
 be resumed exactly.
 """
 
 dataset_type = 'saga_mm.ScenesDetDataset'
-data_root = 'data/scenes'
+data_root = '{{$DATA_ROOT:data/scenes}}'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

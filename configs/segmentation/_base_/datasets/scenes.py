@@ -1,4 +1,6 @@
-"""The embedded scenes, 192x256, made on first use under `data/scenes`; batch 8.
+"""The embedded scenes, 192x256, batch 8.
+
+They are made on first use, in the folder `DATA_ROOT`, or in `data/scenes`.
 
 Images are reduced to about two thirds of their size, with 96x128 crops, so that a CPU processes
 more scenes in the same time.
@@ -8,7 +10,7 @@ be resumed exactly.
 """
 
 dataset_type = 'saga_mm.ScenesSegDataset'
-data_root = 'data/scenes'
+data_root = '{{$DATA_ROOT:data/scenes}}'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
