@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import report_pretrained
 from ..inference import run_block, run_embed
-from ..layers import downsample_mask, mask_padding
+from ..layers import downsample_mask, join_gradients, mask_padding
 
 # The value by which timm marks the last layer of layer-wise decay.
 NORMS = (r'^norms', (99999,))
@@ -257,11 +257,12 @@ class PyramidBackbone(BaseModule):
             earlier.append((x, mask))
             if i in self.out_indices:
                 outs.append(self._output(i, x, mask))
-        return tuple(outs)
+        return join_gradients(outs)
 
     def _output(self, i: int, x: Tensor, mask: Tensor | None) -> Tensor:
         """Output i, (B, C, H, W), from the map of stage i."""
-        return mask_padding(self.norms[str(i)](x), mask).permute(0, 3, 1, 2).contiguous()
+        out = mask_padding(self.norms[str(i)](x), mask).permute(0, 3, 1, 2)
+        return out.clone(memory_format=torch.contiguous_format)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Image (B, H, W, in_channels) and mask (B, H, W, 1) or None."""

@@ -6,6 +6,7 @@ from .drop_path import DropPath, drop_path_schedule
 from .ffn import FFN
 from .hsb import HSB
 from .init import init_linear
+from .join import join_gradients
 from .mask import downsample_mask, mask_padding
 from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
 from .rotary import rotary_frequencies
@@ -23,6 +24,7 @@ __all__ = [
     'downsample_mask',
     'drop_path_schedule',
     'init_linear',
+    'join_gradients',
     'mask_padding',
     'rotary_frequencies',
     'scale',

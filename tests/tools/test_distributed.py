@@ -194,6 +194,58 @@ def test_no_thread_outlives_python(torchrun, tmp_path):
     assert result.stdout.count('threads left: []') == 2
 
 
+UNUSED = """
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import saga_mm
+from saga_mm.registry import MODELS
+
+ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 2))
+
+dist.init_process_group('gloo')
+for name in saga_mm.backbones.__all__:
+    for used, size, options in (
+        ((1, 2, 3), 64, {}),
+        ((0, 1, 2, 3), 64, {}),
+        ((2,), 64, dict(with_cp=True)),
+        ((0,), 20, {}),
+        ((0, 3), 64, dict(frozen_stages=1)),
+    ):
+        torch.manual_seed(0)
+        alone = MODELS.get(name)(arch=ARCH, drop_path_rate=0, **options)
+        for module in alone.modules():
+            # batch statistics are those of a process
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.requires_grad_(False).fill_(1)
+                module.bias.requires_grad_(False).fill_(0)
+        model = DistributedDataParallel(alone)
+        images = torch.randn(2, 3, size, size)
+        grads = []
+        for module in (alone, model, model):
+            model.zero_grad()
+            outs = module(images)
+            # as a head may do
+            sum(outs[i].mul_(2).relu_().square().mean() for i in used).backward()
+            grads.append({n: p.grad for n, p in alone.named_parameters() if p.requires_grad})
+        assert not any(None in found.values() for found in grads)
+        for key, grad in grads[0].items():
+            for other in grads[1:]:
+                torch.testing.assert_close(other[key], grad, msg=key)
+        for i, norm in alone.norms.items():
+            trained = [p.grad.any() for p in norm.parameters() if p.requires_grad]
+            assert all(found == (int(i) in used) for found in trained), (name, i)
+"""
+
+
+def test_outputs_that_nobody_uses_have_gradients_of_zero(torchrun, tmp_path):
+    """Without which DistributedDataParallel would wait for the gradients of their norms."""
+    (tmp_path / 'unused.py').write_text(UNUSED)
+    result = torchrun(tmp_path / 'unused.py')
+    assert result.returncode == 0, result.stderr
+
+
 SHARDED = """
 import os
 
