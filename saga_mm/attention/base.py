@@ -3,7 +3,12 @@
 Legend: B batch, H height, W width, N = H * W tokens, C channels.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+
+from saga_kernels import is_tracing_or_compiling
 
 from ..layers import DepthwiseConv2d, init_linear, mask_padding
 
@@ -50,11 +55,46 @@ class PackedAttention(nn.Module):
         """Attention plus LePE: (B, H, W, parts * C), with q, k, v first, -> (B, H, W, C)."""
         batch, height, width, channels = projected.shape
         dim = self.num_heads * self.head_dim
+        if self.lepe is not None:
+            projected, value = with_channels(projected, 2 * dim, 3 * dim)
         packed = projected.reshape(
             batch, height * width, channels // dim, self.num_heads, self.head_dim
         )
         tokens = None if mask is None else mask.flatten(1)
         out = self.attend(packed, (height, width), tokens).reshape(batch, height, width, dim)
         if self.lepe is not None:
-            out = out + self.lepe(mask_padding(projected[..., 2 * dim : 3 * dim], mask))
+            out = out + self.lepe(mask_padding(value, mask))
         return out
+
+
+def with_channels(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """A tensor, and a view of its channels from `start` to `stop`: the last axis.
+
+    The gradient of a plain slice is a tensor as large as x, zero in all other channels, which
+    autograd then adds to the gradient of x. Here, only the channels of the slice are added.
+    """
+    if is_tracing_or_compiling():
+        return x, x[..., start:stop]
+    return _WithChannels.apply(x, start, stop)
+
+
+class _WithChannels(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), x[..., start:stop]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int], output: Any) -> None:
+        _, ctx.start, ctx.stop = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_channels: Tensor) -> tuple[Tensor, None, None]:
+        # A new tensor, because a hook may have kept `grad`.
+        total = grad[..., ctx.start : ctx.stop] + grad_channels
+        return grad.slice_scatter(total, -1, ctx.start, ctx.stop), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+        return tangent.view_as(tangent), tangent[..., ctx.start : ctx.stop]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from saga_kernels import gated_linear_attention, linear_attention
 from saga_mm.attention import GatedLinearAttention
+from saga_mm.attention.base import with_channels
 
 
 @pytest.mark.parametrize('gated', [True, False])
@@ -24,6 +25,32 @@ def test_channel_order_and_lepe(gated):
     lepe = F.conv2d(v, module.lepe.weight, module.lepe.bias, padding=1, groups=dim)
     truth = F.linear(mixed + lepe.permute(0, 2, 3, 1), module.proj.weight, module.proj.bias)
     torch.testing.assert_close(module(x), truth)
+
+
+@pytest.mark.parametrize('used', [(0,), (1,), (0, 1)])
+def test_with_channels_has_the_gradients_of_a_slice(used):
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+
+    def chosen(x):
+        both = with_channels(x, 2, 4)
+        return tuple(both[i].sin() for i in used)
+
+    truths = tuple((x, x[..., 2:4])[i].sin() for i in used)
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(y.sum() for y in chosen(x)), x),
+        torch.autograd.grad(sum(y.sum() for y in truths), x),
+    )
+    assert torch.autograd.gradcheck(chosen, x, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(chosen, x)
+
+
+def test_gradients_that_hooks_keep_do_not_change():
+    x = torch.randn(2, 3, 6, requires_grad=True)
+    whole, channels = with_channels(x * 1, 2, 4)
+    kept = []
+    whole.register_hook(kept.append)
+    (whole.sum() + channels.sum()).backward()
+    torch.testing.assert_close(kept[0], torch.ones(2, 3, 6))
 
 
 def test_without_lepe_tokens_are_a_set():
