@@ -19,6 +19,7 @@ KNOWN = {
     'saga_t': dict(type='saga_mm.SAGA'),
     'ravlt_t': dict(type='saga_mm.RAVLT'),
     'sola_vision_t': dict(type='saga_mm.SoLAVision'),
+    'sola_vision_t, gated': dict(type='saga_mm.SoLAVision', linear='gated'),
     'sola_vision_t, plain': dict(type='saga_mm.SoLAVision', linear='plain'),
     'sola_vision_t, decay': dict(type='saga_mm.SoLAVision', linear='decay'),
 }

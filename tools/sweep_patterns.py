@@ -81,7 +81,7 @@ def prepare(args: argparse.Namespace) -> Config:
     if min(args.size) < 1:
         raise ValueError(f'--size must be positive, got {args.size}')
     args.out_dir = args.out_dir or Path('work_dirs', f'sweep_{Path(args.config).stem}')
-    args.linear = args.linear or [cfg.model.backbone.get('linear', 'gated')]
+    args.linear = args.linear or [cfg.model.backbone.get('linear', 'wkv')]
     if args.train:
         if (
             resolve(cfg.train_cfg.get('type'), LOOPS, cfg.get('default_scope'))

@@ -4,5 +4,5 @@ _base_ = './mask_rcnn_saga_t.py'
 
 model = dict(
     backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='base', drop_path_rate=0.4),
-    neck=dict(in_channels=[96, 192, 384, 512]),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
 )

@@ -3,5 +3,6 @@
 _base_ = './mask_rcnn_saga_t.py'
 
 model = dict(
-    backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='small', drop_path_rate=0.2)
+    backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='small', drop_path_rate=0.2),
+    neck=dict(in_channels=[96, 192, 384, 768]),
 )

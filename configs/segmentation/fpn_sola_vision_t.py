@@ -3,5 +3,6 @@
 _base_ = './fpn_saga_t.py'
 
 model = dict(
-    backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='tiny', drop_path_rate=0.1)
+    backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='tiny', drop_path_rate=0.1),
+    neck=dict(in_channels=[96, 128, 192, 288]),
 )

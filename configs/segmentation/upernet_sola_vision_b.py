@@ -4,6 +4,6 @@ _base_ = './upernet_saga_t.py'
 
 model = dict(
     backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='base', drop_path_rate=0.4),
-    decode_head=dict(in_channels=[96, 192, 384, 512]),
-    auxiliary_head=dict(in_channels=384),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512),
 )

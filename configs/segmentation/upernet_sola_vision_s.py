@@ -3,5 +3,7 @@
 _base_ = './upernet_saga_t.py'
 
 model = dict(
-    backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='small', drop_path_rate=0.2)
+    backbone=dict(_delete_=True, type='saga_mm.SoLAVision', arch='small', drop_path_rate=0.2),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
 )

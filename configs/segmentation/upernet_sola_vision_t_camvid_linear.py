@@ -6,6 +6,8 @@ _base_ = './upernet_saga_t_camvid.py'
 
 model = dict(
     backbone=dict(
-        _delete_=True, type='saga_mm.SoLAVision', arch='tiny', layers='linear', drop_path_rate=0.0
-    )
+        _delete_=True, type='saga_mm.SoLAVision', arch='tiny', pattern='linear', drop_path_rate=0.0
+    ),
+    decode_head=dict(in_channels=[96, 128, 192, 288]),
+    auxiliary_head=dict(in_channels=192),
 )

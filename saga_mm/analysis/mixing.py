@@ -8,6 +8,7 @@ Legend: B batch, H height, W width, N = H * W tokens, C channels, D = C / heads.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ..attention import (
     GatedLinearAttention,
     RankAugmentedAttention,
     SoftmaxAttention,
+    WKVAttention,
 )
 from ..attention.base import PackedAttention
 from ..layers import rotary_frequencies
@@ -35,13 +37,13 @@ class Mixing:
     """The parts of what an attention layer computes, in float64.
 
     Attributes:
-        mechanism: 'plain', 'gated', 'rank_augmented', 'decay' or 'softmax'.
+        mechanism: 'plain', 'gated', 'rank_augmented', 'decay', 'wkv' or 'softmax'.
         states: KV states (B, heads, D, D). 'state' is the one that all queries read; the others
             are computed from the same q, k and v without a part of the mechanism. Empty for
-            softmax, which has no state, and for decay, which has one for each token.
+            softmax, which has no state, and for decay and WKV, which have one for each token.
         features: (B, N, C). 'output' is the output of attention before LePE and the output
             projection; 'gated output', if there is an output gate, is that times the gate.
-        values: (B, heads, N, D): v, times its gate if there is one.
+        values: (B, heads, N, D): v, times its gate if there is one. In WKV, each channel is a head.
         gates: The gates on k and v, (B, heads, N, D) each; empty if there are none.
         row: A function that returns the row of the attention matrix for the index of a token,
             (B, heads, N). The row times `values` is the output of the token. Its sum is 1, apart
@@ -91,12 +93,14 @@ def take_apart(module: PackedAttention, x: Tensor) -> Mixing:
     """Compute the parts of what an attention module does to maps (B, H, W, C)."""
     _, height, width, dim = x.shape
     size = height, width
-    weight, bias = module.in_proj.weight.double(), module.in_proj.bias.double()
+    module = copy.deepcopy(module).double()
     # (B, N, parts * C)
-    projected = F.linear(x.double(), weight, bias).flatten(1, 2)
+    projected = module.project(x.double(), None).flatten(1, 2)
     gate = None
     if isinstance(module, RankAugmentedAttention):
         projected, gate = projected.split((3 * dim, dim), dim=-1)
+    elif isinstance(module, WKVAttention):
+        gate = projected[..., :dim].sigmoid()
     packed = projected.unflatten(-1, (-1, module.num_heads, module.head_dim))
     mechanism, states, gates, values, row = MECHANISMS[type(module)](module, packed, size)
     features = {'output': module.attend(packed, size, None).flatten(2)}
@@ -164,6 +168,22 @@ def _decay(module: DecayLinearAttention, packed: Tensor, size: tuple[int, int]) 
     return 'decay', {}, {}, value, row
 
 
+def _wkv(module: WKVAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+    # (B, C, N) and (B, C, N, 1)
+    _, key, value = _per_head(packed)
+    key = key.squeeze(3)
+    tokens = key.shape[2]
+    scale = tokens if module.decay_per == 'image' else 1
+    decay, bonus = (x[:, None] / scale for x in (module.log_decay.exp(), module.bonus))
+    here = torch.arange(tokens, device=packed.device)
+
+    def row(token: int) -> Tensor:
+        distance = (here - token).abs()
+        return (key + torch.where(distance == 0, bonus, (1 - distance) * decay)).softmax(-1)
+
+    return 'wkv', {}, {}, value, row
+
+
 def _softmax(module: PackedAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
     q, k, v = _per_head(packed)
 
@@ -177,6 +197,7 @@ MECHANISMS: dict[type, Callable[..., tuple]] = {
     GatedLinearAttention: _gated,
     RankAugmentedAttention: _rank_augmented,
     DecayLinearAttention: _decay,
+    WKVAttention: _wkv,
     SoftmaxAttention: _softmax,
 }
 

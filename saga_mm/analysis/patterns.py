@@ -16,7 +16,7 @@ from mmengine.config import Config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..apis import train
-from ..backbones.sola_vision import LINEAR, PRESETS, SoLAVision, resolve_layers
+from ..backbones.sola_vision import LINEAR, TABLE_2, SoLAVision, resolve_pattern
 from ..checkpoint import make_folder, write_atomically
 from ..registry import MODELS
 from .cost import measure_cost
@@ -38,20 +38,21 @@ def make_rows(cfg: Config, patterns: Sequence[str], linear: Sequence[str]) -> li
 
     Args:
         cfg: Config of a model with a SoLA-Vision backbone.
-        patterns: Names of `PRESETS`, or patterns such as 'LL/LL/LLLLLS/LL'.
+        patterns: What `SoLAVision(pattern=...)` takes as a string, such as 'linear', 'LLSLLS' or
+            'LL/LL/LLLLLS/LL'; 'table2' stands for all of `TABLE_2`.
         linear: Names of `LINEAR`.
 
     Raises:
         ValueError: A pattern is not valid.
     """
     rows = []
-    for pattern, kind in dict.fromkeys(itertools.product(patterns, linear)):
-        layers = pattern if pattern in PRESETS else pattern.split('/')
+    listed = [one for name in patterns for one in (TABLE_2 if name == 'table2' else (name,))]
+    own = {k: v for k, v in cfg.model.backbone.to_dict().items() if k != 'layers'}
+    for pattern, kind in dict.fromkeys(itertools.product(listed, linear)):
         arch = cfg.model.backbone.get('arch', 'tiny')
-        resolved = resolve_layers(arch, layers, SoLAVision.arch_settings)[1]
-        backbone = {**cfg.model.backbone.to_dict(), 'layers': layers, 'linear': kind}
-        backbone['type'] = 'saga_mm.SoLAVision'
-        rows.append(dict(pattern=pattern, linear=kind, layers=resolved, backbone=backbone))
+        layers = resolve_pattern(arch, pattern, SoLAVision.arch_settings)[1]
+        backbone = {**own, 'type': 'saga_mm.SoLAVision', 'pattern': pattern, 'linear': kind}
+        rows.append(dict(pattern=pattern, linear=kind, layers=layers, backbone=backbone))
     return rows
 
 

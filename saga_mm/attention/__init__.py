@@ -4,10 +4,12 @@ from .decay import DecayLinearAttention
 from .gated import GatedLinearAttention
 from .rank_augmented import RankAugmentedAttention
 from .softmax import SoftmaxAttention
+from .wkv import WKVAttention
 
 __all__ = [
     'DecayLinearAttention',
     'GatedLinearAttention',
     'RankAugmentedAttention',
     'SoftmaxAttention',
+    'WKVAttention',
 ]

@@ -26,8 +26,14 @@ class PackedAttention(nn.Module):
         parts: Number of tensors of C channels that the projection computes: q, k, v, then the rest.
         lepe_kernel_size: Kernel size of the depthwise convolution, odd; 0 for no convolution.
 
+    Attributes:
+        returns_state: Return the hidden state as well, which is the result of `attend`, for a
+            `HiddenStateBridge`. False unless it is set.
+
     Source: LePE from arXiv 2107.00652.
     """
+
+    returns_state = False
 
     def __init__(self, dim: int, num_heads: int, *, parts: int, lepe_kernel_size: int) -> None:
         super().__init__()
@@ -47,12 +53,21 @@ class PackedAttention(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mix the tokens of a map (B, H, W, C) -> the same shape; mask as in `mask_padding`."""
-        return self.proj(self.mix(self.in_proj(x), mask))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Mix the tokens of a map (B, H, W, C) -> the same shape; mask as in `mask_padding`.
 
-    def mix(self, projected: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention plus LePE: (B, H, W, parts * C), with q, k, v first, -> (B, H, W, C)."""
+        With `returns_state`, the result is a pair of that map and the hidden state, (B, H, W, C).
+        """
+        out, state = self.mix(self.project(x, mask), mask)
+        out = self.proj(out)
+        return (out, state) if self.returns_state else out
+
+    def project(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """q, k, v, then the rest, of each token: (B, H, W, C) -> (B, H, W, parts * C)."""
+        return self.in_proj(x)
+
+    def mix(self, projected: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention plus LePE, and attention alone: (B, H, W, parts * C) -> (B, H, W, C) each."""
         batch, height, width, channels = projected.shape
         dim = self.num_heads * self.head_dim
         if self.lepe is not None:
@@ -61,10 +76,10 @@ class PackedAttention(nn.Module):
             batch, height * width, channels // dim, self.num_heads, self.head_dim
         )
         tokens = None if mask is None else mask.flatten(1)
-        out = self.attend(packed, (height, width), tokens).reshape(batch, height, width, dim)
-        if self.lepe is not None:
-            out = out + self.lepe(mask_padding(value, mask))
-        return out
+        state = self.attend(packed, (height, width), tokens).reshape(batch, height, width, dim)
+        if self.lepe is None:
+            return state, state
+        return state + self.lepe(mask_padding(value, mask)), state
 
 
 def with_channels(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:

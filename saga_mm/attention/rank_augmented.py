@@ -56,11 +56,15 @@ class RankAugmentedAttention(PackedAttention):
         self.eps = eps
         self.impl = impl
 
-    def mix(self, projected: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention plus LePE, times the gate: (B, H, W, 4 * C) -> (B, H, W, C)."""
+    def mix(self, projected: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention plus LePE, times the gate, and attention alone.
+
+        (B, H, W, 4 * C) -> (B, H, W, C) each.
+        """
         dim = self.num_heads * self.head_dim
         qkv, gate = projected.split((3 * dim, dim), dim=-1)
-        return super().mix(qkv, mask) * gate
+        out, state = super().mix(qkv, mask)
+        return out * gate, state
 
     def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
         """Mix the tokens of a map of `size` (H, W): (B, N, 3, heads, D) -> (B, N, heads, D)."""

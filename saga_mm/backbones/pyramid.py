@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -23,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import report_pretrained
 from ..inference import run_block, run_embed
-from ..layers import downsample_mask, join_gradients, mask_padding
+from ..layers import downsample_mask, join_gradients, mask_padding, unpack
 
 # The value by which timm marks the last layer of layer-wise decay.
 NORMS = (r'^norms', (99999,))
@@ -97,10 +98,11 @@ class Stage(nn.Module):
 
     Args:
         embed: Module that maps (B, H, W, C_in) and its mask to the grid and width of the stage.
-        blocks: Modules that map (B, H, W, C) and its mask to (B, H, W, C).
+        blocks: Modules that map (B, H, W, C) and its mask to (B, H, W, C), or to that and a hidden
+            state of the same grid.
         with_cp: Recompute the activations of each block in the backward pass (non-reentrant).
-        hsb: Module that adds features of earlier stages to the output of `embed`; see
-            `HSB.forward`.
+        bridges: By the index of a block: which hidden state its input gets, counted over all
+            states of the backbone in order, and the `HiddenStateBridge` that adds it.
     """
 
     def __init__(
@@ -109,37 +111,43 @@ class Stage(nn.Module):
         blocks: Sequence[nn.Module],
         *,
         with_cp: bool = False,
-        hsb: nn.Module | None = None,
+        bridges: Mapping[int, tuple[int, nn.Module]] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.embed = embed
+        self.bridges = nn.ModuleDict({str(i): bridge for i, (_, bridge) in bridges.items()})
+        self.sources = {i: source for i, (source, _) in bridges.items()}
         self.blocks = nn.ModuleList(blocks)
-        self.hsb = hsb
         self.with_cp = with_cp
 
     def forward(
         self,
         x: Tensor,
         masks: tuple[Tensor | None, Tensor | None] = (None, None),
-        earlier: Sequence[tuple[Tensor, Tensor | None]] = (),
-    ) -> Tensor:
-        """The map of this stage, (B, H', W', C).
+        states: Sequence[tuple[Tensor, Tensor | None]] = (),
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The map of this stage, (B, H', W', C), followed by the hidden states of its blocks if
+        there are any.
 
         Args:
             x: The image, or the map of the stage before, (B, H, W, C_in).
             masks: The masks of x and of the map of this stage, as in `mask_padding`, or twice None.
-            earlier: Maps of the stages before, each with its mask.
+            states: Hidden states of the stages before, each with its mask.
         """
         finer, mask = masks
         x = run_embed(self.embed, x, finer)
-        if self.hsb is not None:
-            x = self.hsb(x, earlier)
-        for block in self.blocks:
+        states, before = list(states), len(states)
+        for i, block in enumerate(self.blocks):
+            if i in self.sources:
+                x = self.bridges[str(i)](x, *states[self.sources[i]])
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(run_block, block, x, mask, use_reentrant=False)
+                out = checkpoint(run_block, block, x, mask, use_reentrant=False)
             else:
-                x = run_block(block, x, mask)
-        return x
+                out = run_block(block, x, mask)
+            x, *found = unpack(out)
+            states += [(state, mask) for state in found]
+        found = [state for state, _ in states[before:]]
+        return (x, *found) if found else x
 
 
 class PyramidBackbone(BaseModule):
@@ -250,11 +258,11 @@ class PyramidBackbone(BaseModule):
         """
         x, image_mask = self._split(x)
         mask, outs = image_mask, []
-        earlier: list[tuple[Tensor, Tensor | None]] = []
+        states: list[tuple[Tensor, Tensor | None]] = []
         for i, stage in enumerate(self.stages):
             finer, mask = mask, downsample_mask(image_mask, 4 * 2**i)
-            x = stage(x, (finer, mask), earlier)
-            earlier.append((x, mask))
+            x, *found = unpack(stage(x, (finer, mask), states))
+            states += [(state, mask) for state in found]
             if i in self.out_indices:
                 outs.append(self._output(i, x, mask))
         return join_gradients(outs)
@@ -282,9 +290,9 @@ class PyramidBackbone(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of the layer that a parameter belongs to, for layer-wise learning rate decay.
 
-        Layer 0 is the embedding of the first stage. Layer n is block n; the first block of a later
-        stage is in one layer with the embedding and the HSB of that stage. The norms of the
-        outputs, and all parameters outside of the backbone, belong to the last layer.
+        Layer 0 is the embedding of the first stage. Layer n is block n with the bridge into it; the
+        first block of a later stage is in one layer with the embedding of that stage. The norms of
+        the outputs, and all parameters outside of the backbone, belong to the last layer.
 
         Args:
             param_name (str): Name of the parameter.
@@ -298,7 +306,9 @@ class PyramidBackbone(BaseModule):
         Source: the convention of mmpretrain's `BaseBackbone.get_layer_depth`.
         """
         layers = sum(self.depths) + 2
-        found = re.match(r'stages\.(\d+)\.(?:blocks\.(\d+))?', param_name.removeprefix(prefix))
+        found = re.match(
+            r'stages\.(\d+)\.(?:(?:blocks|bridges)\.(\d+))?', param_name.removeprefix(prefix)
+        )
         if not param_name.startswith(prefix) or not found:
             return layers - 1, layers
         stage, block = int(found[1]), found[2]
@@ -317,8 +327,8 @@ class PyramidBackbone(BaseModule):
         return dict(
             stem=r'^stages\.0\.embed',
             blocks=[
-                (r'^stages\.(\d+)\.(?:embed|hsb)', (0,)),
-                (r'^stages\.(\d+)\.blocks\.(\d+)', None),
+                (r'^stages\.(\d+)\.embed', (0,)),
+                (r'^stages\.(\d+)\.(?:blocks|bridges)\.(\d+)', None),
                 NORMS,
             ],
         )

@@ -5,7 +5,7 @@ over chunks of rows that fit a cache, these maps never exist as a whole, which s
 time. The result is that of the plain module, because its layers are of three kinds:
 
 - norms, linear layers and activations process each token by itself;
-- a convolution reads a few more rows than it writes, its `halo`;
+- a convolution or a shift reads a few more rows than it writes, its `halo`;
 - linear attention sums over all tokens. It takes two sweeps over the chunks: the first sums up the
   state, and the second reads it for each token.
 
@@ -28,12 +28,14 @@ from ..attention import GatedLinearAttention
 from ..layers import (
     FFN,
     Block,
+    ChannelMix,
     Conv2d,
     ConvStem,
     DepthwiseConv2d,
     PatchEmbed,
     mask_padding,
     scale,
+    unpack,
 )
 
 # Bytes of the widest temporary of a chunk, which then fits the cache of a CPU. At 1280 x 1280,
@@ -47,23 +49,26 @@ GRAD_FACTOR = 2
 ROWS_PER_HALO = 16
 
 
-def run_block(block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+def run_block(
+    block: nn.Module, x: Tensor, mask: Tensor | None = None
+) -> Tensor | tuple[Tensor, ...]:
     """Compute `block(x, mask)`, over chunks of rows where that gives the same result and is faster.
 
     The block is called on the whole map on a GPU, while torch traces or compiles, if a hook is
-    registered on it or on a module in it, if it contains other modules than `Block` and `FFN` do
-    by default, as after quantisation, and if the map is small. If gradients are needed, only the
-    FFN runs over chunks. Autograd keeps the wide maps, so that this saves time but no memory.
+    registered on it or on a module in it, if it contains other modules than `Block`, `FFN` and
+    `ChannelMix` do by default, as after quantisation, and if the map is small. If gradients are
+    needed, only the FFN runs over chunks. Autograd keeps the wide maps, so that this saves time but
+    no memory.
 
     Args:
-        block: Maps (B, H, W, C) and its mask to (B, H, W, C).
+        block: Maps (B, H, W, C) and its mask to (B, H, W, C), or to that and a hidden state.
         x: (B, H, W, C).
         mask: As in `mask_padding`, or None.
     """
     if not can_chunk(block, x) or not is_plain(block):
         return block(x, mask)
-    halo = halo_of(block.ffn.dwconv)
-    chunks = row_chunks(x, block.ffn.fc1.out_features, halo)
+    width, halo = reach_of_ffn(block.ffn)
+    chunks = row_chunks(x, width, halo)
     if len(chunks) == 1:
         return block(x, mask)
     if not block.training and not torch.is_grad_enabled():
@@ -113,10 +118,16 @@ def is_watched(module: nn.Module) -> bool:
 
 def is_plain(block: nn.Module) -> TypeGuard[Block]:
     """Whether a block contains only modules that this file can run over chunks."""
-    if type(block) is not Block or type(block.ffn) is not FFN:
+    if type(block) is not Block:
         return False
-    linear = [block.ffn.fc1, block.ffn.fc2]
-    convs = [block.cpe, block.ffn.dwconv]
+    linear, convs = [], [block.cpe]
+    if type(block.ffn) is FFN:
+        linear += [block.ffn.fc1, block.ffn.fc2]
+        convs.append(block.ffn.dwconv)
+    elif type(block.ffn) is ChannelMix:
+        linear += [block.ffn.key, block.ffn.value, block.ffn.receptance]
+    else:
+        return False
     if type(block.attn) is GatedLinearAttention:
         linear += [block.attn.in_proj, block.attn.proj]
         convs.append(block.attn.lepe)
@@ -135,26 +146,34 @@ def is_plain_stem(embed: nn.Module) -> TypeGuard[ConvStem]:
     )
 
 
-def chunked_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
+def chunked_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor | tuple[Tensor, ...]:
     """The output of a plain block in inference, computed without its wide maps."""
-    if type(block.attn) is GatedLinearAttention and runs_eagerly(block.attn, x):
+    if is_linear(block.attn) and runs_eagerly(block.attn, x):
         return linear_attention_block(block, x, mask)
     x = positional_encoding(block, x, mask)
-    x = x + scale(block.attn(block.norm1(x), mask), block.gamma1)
-    return feed_forward(block, x, mask)
+    y, *state = unpack(block.attn(block.norm1(x), mask))
+    x = feed_forward(block, x + scale(y, block.gamma1), mask)
+    return (x, *state) if state else x
 
 
 def block_with_chunked_ffn(
     block: Block, x: Tensor, mask: Tensor | None, chunks: list[slice]
-) -> Tensor:
+) -> Tensor | tuple[Tensor, ...]:
     """The output of a plain block, with gradients: only `norm2` and `ffn` run over chunks."""
     if block.cpe is not None:
         x = x + block.cpe(mask_padding(x, mask))
-    x = x + block.drop_path1(scale(block.attn(block.norm1(x), mask), block.gamma1))
+    y, *state = unpack(block.attn(block.norm1(x), mask))
+    x = x + block.drop_path1(scale(y, block.gamma1))
     # One split in place of several slices, so that autograd writes a single gradient for x.
     parts = x.split(chunks[0].stop, dim=1)
     y = torch.cat([block.ffn(block.norm2(part)) for part in parts], dim=1)
-    return x + block.drop_path2(scale(y, block.gamma2))
+    x = x + block.drop_path2(scale(y, block.gamma2))
+    return (x, *state) if state else x
+
+
+def is_linear(attn: nn.Module) -> TypeGuard[GatedLinearAttention]:
+    """Whether attention runs in two sweeps: its hidden state would be one more whole map."""
+    return type(attn) is GatedLinearAttention and not attn.returns_state
 
 
 def runs_eagerly(attn: GatedLinearAttention, x: Tensor) -> bool:
@@ -178,7 +197,8 @@ def encoded_rows(block: Block, x: Tensor, mask: Tensor | None, rows: slice) -> T
 
 def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
     """The output of a plain block with linear attention, in two sweeps over the chunks."""
-    attn, ffn, heads = block.attn, block.ffn, (block.attn.num_heads, block.attn.head_dim)
+    attn, heads = block.attn, (block.attn.num_heads, block.attn.head_dim)
+    whole_ffn = reach_of_ffn(block.ffn)[1] > 0
     chunks = row_chunks(x, x.shape[-1], max(halo_of(block.cpe), halo_of(attn.lepe)))
     encoded, queries, values = (RowBuffer(x.shape[1]) for _ in range(3))
 
@@ -201,26 +221,26 @@ def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tens
         if attn.lepe is not None:
             y = y + conv_rows(attn.lepe, values.map, mask, rows)
         y = encoded.map[:, rows] + scale(attn.proj(y), block.gamma1)
-        # A chunk is passed to the FFN while it is in the cache. An FFN with a convolution reads the
+        # A chunk is passed to the FFN while it is in the cache. An FFN with a halo reads the
         # neighbouring chunks as well, so it runs when all of them are there.
-        return feed_forward(block, y, None) if ffn.dwconv is None else y
+        return y if whole_ffn else feed_forward(block, y, None)
 
     state = sum_states([add_to_state(rows) for rows in chunks])
     out = RowBuffer(x.shape[1], encoded.map)
     for rows in chunks:
         out.write(rows, read_from_state(rows))
-    return out.map if ffn.dwconv is None else feed_forward(block, out.map, mask)
+    return feed_forward(block, out.map, mask) if whole_ffn else out.map
 
 
 def feed_forward(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
-    """x plus the FFN of its norm. If the FFN has no convolution, the result overwrites x."""
+    """x plus the FFN of its norm. If the FFN has no halo, the result overwrites x."""
 
     def branch(x: Tensor, mask: Tensor | None) -> Tensor:
         return scale(block.ffn(block.norm2(x), mask), block.gamma2)
 
-    halo = halo_of(block.ffn.dwconv)
+    width, halo = reach_of_ffn(block.ffn)
     out = RowBuffer(x.shape[1], None if halo else x)
-    for rows in row_chunks(x, block.ffn.fc1.out_features, halo):
+    for rows in row_chunks(x, width, halo):
         out.write(rows, x[:, rows] + with_halo(branch, x, mask, rows, halo))
     return out.map
 
@@ -273,6 +293,13 @@ def conv_rows(conv: DepthwiseConv2d, x: Tensor, mask: Tensor | None, rows: slice
 def halo_of(conv: DepthwiseConv2d | None) -> int:
     """Rows that a depthwise convolution reads above and below each row that it writes."""
     return 0 if conv is None else conv.kernel_size[0] // 2
+
+
+def reach_of_ffn(ffn: FFN | ChannelMix) -> tuple[int, int]:
+    """Channels of the widest temporary of an FFN, and its halo."""
+    if isinstance(ffn, ChannelMix):
+        return ffn.key.out_features, 0 if ffn.shift is None else 1
+    return ffn.fc1.out_features, halo_of(ffn.dwconv)
 
 
 def token_mask(mask: Tensor | None, rows: slice) -> Tensor | None:

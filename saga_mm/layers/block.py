@@ -14,7 +14,8 @@ from .mask import mask_padding
 class Block(nn.Module):
     """Positional encoding, attention and FFN, each added to its input.
 
-    Maps (B, H, W, C) and an optional mask as in `mask_padding` to (B, H, W, C).
+    Maps (B, H, W, C) and an optional mask as in `mask_padding` to (B, H, W, C). If the attention
+    also returns its hidden state, the block returns both: its map and that state.
 
     Args:
         attention, ffn: Modules that map (B, H, W, C) and its mask to (B, H, W, C).
@@ -57,11 +58,18 @@ class Block(nn.Module):
             self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
             self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         if self.cpe is not None:
             x = x + self.cpe(mask_padding(x, mask))
-        x = x + self.drop_path1(scale(self.attn(self.norm1(x), mask), self.gamma1))
-        return x + self.drop_path2(scale(self.ffn(self.norm2(x), mask), self.gamma2))
+        y, *state = unpack(self.attn(self.norm1(x), mask))
+        x = x + self.drop_path1(scale(y, self.gamma1))
+        x = x + self.drop_path2(scale(self.ffn(self.norm2(x), mask), self.gamma2))
+        return (x, *state) if state else x
+
+
+def unpack(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The output of a module: its map and, if it also returns hidden states, these."""
+    return out if isinstance(out, tuple) else (out,)
 
 
 def scale(x: Tensor, gamma: Tensor | None) -> Tensor:

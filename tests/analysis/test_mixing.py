@@ -11,6 +11,7 @@ from saga_mm.attention import (
     GatedLinearAttention,
     RankAugmentedAttention,
     SoftmaxAttention,
+    WKVAttention,
 )
 from saga_mm.backbones import SAGA
 from saga_mm.layers import rotary_frequencies
@@ -24,6 +25,8 @@ MAKERS = {
     'rotary_softmax': lambda: RankAugmentedAttention(DIM, HEADS, mixer='softmax'),
     'decay': lambda: DecayLinearAttention(DIM, HEADS, decay_lengths=(1, 5)),
     'softmax': lambda: SoftmaxAttention(DIM, HEADS),
+    'wkv': lambda: WKVAttention(DIM, lepe_kernel_size=3),
+    'wkv, per token': lambda: WKVAttention(DIM, lepe_kernel_size=3, decay_per='token'),
 }
 
 
@@ -39,8 +42,10 @@ def forward(module, mixing, x):
     out = mixing.features.get('gated output', mixing.features['output']).reshape(x.shape)
     projected = module.in_proj(x)
     lepe = module.lepe(projected[..., 2 * DIM : 3 * DIM])
-    if 'gated output' in mixing.features:
+    if isinstance(module, RankAugmentedAttention) and 'gated output' in mixing.features:
         lepe = lepe * projected[..., 3 * DIM :]
+    if isinstance(module, WKVAttention):
+        lepe = lepe * projected[..., :DIM].sigmoid()
     return module.proj(out + lepe)
 
 
@@ -55,7 +60,7 @@ def test_rows_times_values_are_the_output(kind):
     torch.testing.assert_close(out, mixing.features['output'])
     if kind != 'rank_augmented':
         assert (matrix >= 0).all()
-        torch.testing.assert_close(matrix.sum(-1), torch.ones(2, HEADS, 35).double())
+        torch.testing.assert_close(matrix.sum(-1), torch.ones(matrix.shape[:3]).double())
 
 
 def test_rows_of_rank_augmented_attention_are_rotated_above_the_line_only():

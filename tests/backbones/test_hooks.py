@@ -9,12 +9,17 @@ from torch import nn
 
 import saga_mm
 from saga_mm.inference import chunked
+from saga_mm.layers import unpack
 from saga_mm.registry import MODELS
 
 ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
 OPTIONS = {
     'SAGA': [{}, dict(patch_embed='plain', pad_mask=True)],
-    'SoLAVision': [{}, dict(linear='decay', layers=('L', 'L', 'S', 'L'), pad_mask=True)],
+    'SoLAVision': [
+        {},
+        dict(linear='decay', layers=('L', 'L', 'S', 'L'), pad_mask=True, lepe_kernel_size=3),
+        dict(token_shift='q_shift', patch_embed='conv', cpe_kernel_size=3),
+    ],
     'RAVLT': [{}, dict(pad_mask=True)],
 }
 CASES = [(name, options) for name in saga_mm.backbones.__all__ for options in OPTIONS[name]]
@@ -55,7 +60,7 @@ def test_hooks_fire_once_with_whole_maps_that_stay(name, options, with_grad):
     for n, module in modules.items():
         module.register_forward_hook(
             lambda module, args, out, n=n: seen[n].append(
-                [(x, x.detach().clone()) for x in (out if isinstance(out, tuple) else (out,))]
+                [(x, x.detach().clone()) for x in unpack(out)]
             )
         )
         if with_grad:
@@ -71,9 +76,10 @@ def test_hooks_fire_once_with_whole_maps_that_stay(name, options, with_grad):
     assert {n for n, calls in seen.items() if len(calls) != 1} == set()
     for i, stage in enumerate(outs):
         height, width = stage.shape[2:]
-        for n, [[(out, _)]] in ((n, c) for n, c in seen.items() if n.startswith(f'stages.{i}.b')):
-            rows = out.shape[1:3] if out.shape[1] == height else out.shape[2:]
-            assert tuple(rows) == (height, width), n
+        for n, [calls] in ((n, c) for n, c in seen.items() if n.startswith(f'stages.{i}.b')):
+            for out, _ in calls:
+                rows = out.shape[1:3] if out.shape[1] == height else out.shape[2:]
+                assert tuple(rows) == (height, width), n
     if with_grad:
         sum(out.square().mean() for out in outs).backward()
         assert {n for n, calls in backward.items() if len(calls) != 1} == set()
@@ -91,10 +97,15 @@ def test_tensor_hooks_on_outputs_fire(name, options):
             continue
         expected.append(n)
         module.register_forward_hook(
-            lambda module, args, out, n=n: out.register_hook(lambda grad: fired.append(n)) and None
+            lambda module, args, out, n=n: hook_all(unpack(out), lambda grad: fired.append(n))
         )
     sum(out.square().mean() for out in model(make_images(model, 64, 96))).backward()
-    assert sorted(fired) == sorted(expected)
+    assert set(fired) == set(expected)
+
+
+def hook_all(tensors, hook):
+    for tensor in tensors:
+        tensor.register_hook(hook)
 
 
 class Wrapper(nn.Module):
@@ -117,7 +128,9 @@ def wrap_all(model, wanted):
 
 WRAPPED = {
     'leaves': lambda module: not any(module.children()),
-    'attention and FFN': lambda module: hasattr(module, 'fc1') or hasattr(module, 'in_proj'),
+    'attention and FFN': lambda module: any(
+        hasattr(module, name) for name in ('fc1', 'receptance', 'in_proj')
+    ),
     'blocks': lambda module: hasattr(module, 'cpe'),
     'stages': lambda module: hasattr(module, 'embed') and hasattr(module, 'blocks'),
 }
@@ -178,7 +191,9 @@ with torch.no_grad():
 mesh = init_device_mesh('cpu', (1,))
 for stage in model.stages:
     for block in stage.blocks:
-        fully_shard(block.attn.lepe, mesh=mesh)
+        fully_shard(block.attn.proj, mesh=mesh)
+        if block.cpe is not None:
+            fully_shard(block.cpe, mesh=mesh)
         fully_shard(block, mesh=mesh)
     fully_shard(stage, mesh=mesh)
 fully_shard(model, mesh=mesh)

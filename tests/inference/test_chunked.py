@@ -12,9 +12,10 @@ from saga_mm.attention import (
     GatedLinearAttention,
     RankAugmentedAttention,
     SoftmaxAttention,
+    WKVAttention,
 )
 from saga_mm.inference import chunked, run_block, run_embed
-from saga_mm.layers import FFN, Block, ConvStem
+from saga_mm.layers import FFN, Block, ChannelMix, ConvStem
 
 DIM, HEADS = 12, 3
 KINDS = {
@@ -25,6 +26,7 @@ KINDS = {
     'decay': lambda: DecayLinearAttention(DIM, HEADS),
     'softmax': lambda: SoftmaxAttention(DIM, HEADS),
     'rank-augmented': lambda: RankAugmentedAttention(DIM, HEADS),
+    'wkv': lambda: WKVAttention(DIM),
 }
 
 
@@ -49,11 +51,19 @@ def calls(monkeypatch):
     return names
 
 
-def make_block(attention=None, *, kernel_size=3, conv_kernel_size=0, layer_scale=None, drop_path=0):
+def make_block(
+    attention=None,
+    *,
+    kernel_size=3,
+    conv_kernel_size=0,
+    layer_scale=None,
+    drop_path=0,
+    ffn=None,
+):
     torch.manual_seed(0)
     block = Block(
         attention or GatedLinearAttention(DIM, HEADS),
-        FFN(DIM, 20, conv_kernel_size),
+        ffn or FFN(DIM, 20, conv_kernel_size),
         DIM,
         cpe_kernel_size=kernel_size,
         drop_path=drop_path,
@@ -90,6 +100,25 @@ def test_inference_equals_the_plain_block(kind, padded, options, height, budget,
             torch.testing.assert_close(run_block(block, x, mask), truth)
     assert torch.equal(x, given)
     assert bool(calls) == (height > 16 or (height == 16 and not options.get('conv_kernel_size')))
+
+
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('kind', ['gated', 'wkv'])
+@pytest.mark.parametrize('shifts', [False, True])
+def test_channel_mix_and_hidden_states_over_chunks(kind, padded, shifts, budget, calls):
+    attention = KINDS[kind]()
+    attention.returns_state = True
+    block = make_block(attention, ffn=ChannelMix(DIM, 20, token_shift=shifts)).double()
+    x, mask = torch.randn(2, 40, 7, DIM, dtype=torch.float64), make_mask(40, padded)
+    truth = block(x, mask)
+    budget(1)
+    with torch.no_grad():
+        for out, expected in zip(run_block(block, x, mask), truth, strict=True):
+            torch.testing.assert_close(out, expected)
+    assert calls == ['chunked_block']
+    for out, expected in zip(run_block(block, x, mask), truth, strict=True):
+        torch.testing.assert_close(out, expected)
+    assert calls == ['chunked_block', 'block_with_chunked_ffn'][: 1 if shifts else 2]
 
 
 @pytest.mark.parametrize('padded', [False, True])

@@ -16,13 +16,17 @@ from saga_mm.apis.export import TOLERANCE, largest_error
 DIMS = [8, 16, 24, 32]
 ARCH = dict(embed_dims=DIMS, num_heads=(2, 2, 3, 4), depths=(1, 1, 1, 1))
 SAGA = dict(type='saga_mm.SAGA', arch=ARCH, drop_path_rate=0.5)
-SOLA_VISION = dict(type='saga_mm.SoLAVision', arch=ARCH, layers=('L', 'L', 'S', 'L'))
+SOLA_VISION = dict(type='saga_mm.SoLAVision', arch=ARCH, pattern=('L', 'L', 'S', 'L'))
 DECAY = dict(SOLA_VISION, linear='decay')
+GATED = dict(SOLA_VISION, linear='gated')
 RAVLT = dict(type='saga_mm.RAVLT', arch=ARCH, linear_stages=1)
 # With more stages, the formulas of their sizes that torch.export handles get longer.
 BACKBONES = [
     pytest.param(dict(SAGA, out_indices=(0, 1), patch_embed='plain', with_cp=True), id='SAGA'),
-    pytest.param(dict(SOLA_VISION, out_indices=(0, 2)), id='SoLA-Vision: softmax, HSB'),
+    pytest.param(dict(GATED, out_indices=(0, 2)), id='SoLA-Vision: softmax, bridge'),
+    pytest.param(
+        dict(SOLA_VISION, out_indices=(0,)), id='SoLA-Vision: WKV', marks=pytest.mark.long
+    ),
     pytest.param(dict(DECAY, out_indices=(0,)), id='SoLA-Vision: decay'),
     pytest.param(dict(RAVLT, out_indices=(0, 1)), id='RAVLT'),
     *(

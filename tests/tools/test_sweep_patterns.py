@@ -17,6 +17,7 @@ model = dict(
         arch=dict(embed_dims=(8, 16, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2)),
         out_indices=(0, 1),
         impl='triton',
+        linear='gated',
     )
 )
 """
@@ -93,7 +94,7 @@ def test_a_cell_that_fails_keeps_the_rest_and_is_tried_again(sweep, config, tmp_
     assert started == [('count', 'gated_softmax'), ('time', 'gated_softmax')]
 
 
-@pytest.mark.filterwarnings('ignore:layers=')
+@pytest.mark.filterwarnings('ignore:pattern=')
 def test_counts():
     backbone = dict(
         type='saga_mm.SoLAVision',
@@ -101,18 +102,20 @@ def test_counts():
         out_indices=(0,),
         lepe_kernel_size=0,
         cpe_kernel_size=0,
+        linear='gated',
     )
     tokens, dim = 8 * 8, 8
     found = [
         count(
-            dict(backbone={**backbone, 'layers': [p, 'L', 'L', 'L']}, batch_size=1, size=[32, 32])
+            dict(backbone={**backbone, 'pattern': [p, 'L', 'L', 'L']}, batch_size=1, size=[32, 32])
         )
         for p in ('L', 'LL', 'S', 'SS')
     ]
     linear, softmax = (b['flops'] - a['flops'] for a, b in (found[:2], found[2:]))
-    # Projections and FFN (ratio 4), then S, o and the denominator, or scores and output.
-    assert linear == 2 * (tokens * (5 + 1 + 8) * dim**2 + 2 * tokens * dim * (dim + 0.5))
-    assert softmax == 2 * (tokens * (3 + 1 + 8) * dim**2 + 2 * tokens**2 * dim)
+    # Projections and FFN (K and V of ratio 4, R), then S, o and the denominator, or scores and
+    # output.
+    assert linear == 2 * (tokens * (5 + 1 + 9) * dim**2 + 2 * tokens * dim * (dim + 0.5))
+    assert softmax == 2 * (tokens * (3 + 1 + 9) * dim**2 + 2 * tokens**2 * dim)
     parameters = [b['parameters'] - a['parameters'] for a, b in (found[:2], found[2:])]
     assert parameters[0] - parameters[1] == 2 * dim * (dim + 1)
 
@@ -120,9 +123,9 @@ def test_counts():
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--patterns', 'L/L/L'], 'layers must be 4 strings of L and S'),
-        (['--patterns', 'every_4th'], 'layers must be 4 strings of L and S'),
-        (['--patterns', 'L/L/LX/S'], "got ['L', 'L', 'LX', 'S']"),
+        (['--patterns', 'L/L/L'], 'pattern must be 4 strings of L and S'),
+        (['--patterns', 'every_4th'], 'pattern must be 4 strings of L and S'),
+        (['--patterns', 'L/L/LX/S'], "got 'L/L/LX/S'"),
         (['--rounds', '0'], '--rounds must be at least 1, got 0'),
         (['--train', '0'], 'train must be at least 1, got 0'),
         (['--size', '0', '32'], 'size must be positive, got [0, 32]'),
