@@ -6,17 +6,20 @@ import shutil
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-MIM_SOURCES = ('configs', 'tools', 'model-index.yml')
+MIM_SOURCES = ('configs', 'docs', 'tools', 'model-index.yml')
 
 
 class BuildWithMim(build_py):
-    """Adds `saga_mm/.mim`, the folder in which OpenMIM looks for configs, tools and model index.
+    """Adds `saga_mm/.mim`: configs, tools, model index and documentation.
 
-    A wheel gets copies, which are made in the build folder. An editable install gets relative links
-    in the source tree.
+    OpenMIM looks for it in the folder of the package, and finds that by the package's name. The MIM
+    of OneDL takes the first folder among the sorted files of a distribution, `../../../bin` where
+    there is a command. So a wheel has a second copy, without documentation, in a folder whose name
+    comes before that. An editable install has relative links in the source tree instead.
     """
 
     mim = os.path.join('saga_mm', '.mim')
+    first_mim = os.path.join('+saga_mm', '.mim')
 
     def run(self):
         if self.editable_mode:
@@ -24,13 +27,15 @@ class BuildWithMim(build_py):
             self._link_mim()
             return
         # An earlier build may have left files there that are no longer in the source.
-        for package in ('saga_mm', 'saga_kernels'):
+        for package in ('saga_mm', 'saga_kernels', '+saga_mm'):
             shutil.rmtree(os.path.join(self.build_lib, package), ignore_errors=True)
         super().run()
         for source in self._mim_files():
-            target = os.path.join(self.build_lib, self.mim, source)
-            self.mkpath(os.path.dirname(target))
-            self.copy_file(source, target)
+            is_text = source.endswith('.md') or source.startswith('docs')
+            for folder in (self.mim,) if is_text else (self.mim, self.first_mim):
+                target = os.path.join(self.build_lib, folder, source)
+                self.mkpath(os.path.dirname(target))
+                self.copy_file(source, target)
 
     def get_source_files(self):
         """Return the files of a source distribution, including those of `.mim`."""

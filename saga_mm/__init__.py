@@ -1,18 +1,54 @@
 """Linear-attention vision backbones for OpenMMLab.
 
-Importing the package registers everything it ships. `use_safe_loading` makes mmengine read
-checkpoints without running anything in them.
+Importing the package registers everything it ships. What a config calls `saga_mm.NAME` has the same
+name in Python, and subpackages are imported when they are used. `use_safe_loading` makes mmengine
+read checkpoints without running anything in them.
 """
 
-from . import backbones, datasets, engine, preprocessors
-from .checkpoint import use_safe_loading
+from importlib import import_module
+from pkgutil import iter_modules
+
+try:
+    from . import backbones, datasets, engine, preprocessors
+    from .backbones import RAVLT, SAGA, SoLAVision
+    from .checkpoint import use_safe_loading
+    from .registry import REGISTRIES
+    from .shipped import configs_dir
+except ModuleNotFoundError as error:
+    package = (error.name or '').partition('.')[0]
+    if package not in ('mmcv', 'mmengine'):
+        raise
+    raise ModuleNotFoundError(
+        f'saga_mm needs mmengine and mmcv, and there is no {package}: install one of its extras, '
+        "`pip install --no-build-isolation 'saga_mm[onedl]'` or 'saga_mm[openmmlab]', after "
+        "`pip install torch 'setuptools<81' wheel ninja psutil`, with which mmcv compiles its ops",
+        name=error.name,
+    ) from None
 
 __version__ = '0.1.0'
 __all__ = [
+    'RAVLT',
+    'SAGA',
+    'SoLAVision',
     '__version__',
     'backbones',
+    'configs_dir',
     'datasets',
     'engine',
     'preprocessors',
     'use_safe_loading',
 ]
+
+
+def __getattr__(name: str) -> object:
+    for registry in REGISTRIES:
+        if name in registry.module_dict:
+            return registry.module_dict[name]
+    if name in (module.name for module in iter_modules(__path__)):
+        return import_module(f'{__name__}.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    registered = (name for registry in REGISTRIES for name in registry.module_dict)
+    return sorted({*globals(), *registered, *(module.name for module in iter_modules(__path__))})

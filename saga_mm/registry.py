@@ -17,6 +17,8 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import Registry
 
+from .shipped import configs_dir
+
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
@@ -33,6 +35,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope='saga_mm',
     locations=['saga_mm.engine'],
 )
+REGISTRIES = (MODELS, DATASETS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS)
 
 
 def _find_configs_by_package() -> None:
@@ -47,16 +50,17 @@ def _find_configs_by_package() -> None:
         except PackageNotFoundError:
             if find_spec(module):
                 MODULE2PACKAGE[module] = module
-    # The name of a module, because the distribution `saga_mm` holds two packages, of which mmengine
-    # would use the first.
+    # The name of a module, because mmengine would take the first package of the distribution.
     MODULE2PACKAGE['saga_mm'] = __name__
     # what a package's config names is looked up in its registries, but ours name classes of mmdet
     # and mmseg, as a config of one's own does
     find = Config._get_cfg_path
 
     def find_without_scope(cfg_path: str, filename: str) -> tuple[str, str | None]:
-        path, scope = find(cfg_path, filename)
-        return path, None if scope == 'saga_mm' else scope
+        package, separator, name = cfg_path.partition('::')
+        if separator and package == 'saga_mm':
+            return f'{configs_dir()}/{name}', None
+        return find(cfg_path, filename)
 
     Config._get_cfg_path = staticmethod(find_without_scope)
 

@@ -9,7 +9,7 @@ module detects that in advance. It imports only the standard library, so that
 from __future__ import annotations
 
 import sys
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, distributions, version
 
 IMPORT_NAMES = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
 
@@ -42,6 +42,21 @@ def check_stack() -> None:
         f'two distributions provide the same import name ({clashes}) and have overwritten each '
         f'other. Use a new environment, or run `pip uninstall -y {remove}` and install one of them '
         'again'
+    )
+
+
+def describe_missing_ops() -> str:
+    """What to do about an mmcv without `mmcv._ext`, its compiled ops, in one line."""
+    found = sorted(providers()['mmcv']) or ['mmcv']
+    # mmcv-lite is mmcv without ops, under another name
+    wanted = found[0].replace('mmcv-lite', 'mmcv')
+    remove = '' if found == [wanted] else f'`pip uninstall -y {" ".join(found)}`, then '
+    pin = f'=={version(wanted)}' if found == [wanted] else ''
+    return (
+        f'{" and ".join(found)} has no compiled ops (mmcv._ext), which detectors need: pip builds '
+        f'them only where it sees torch. Run {remove}`pip install torch "setuptools<81" wheel '
+        'ninja psutil`, then `pip install --no-build-isolation --no-deps --no-cache-dir '
+        f'--force-reinstall {wanted}{pin}`'
     )
 
 

@@ -120,8 +120,8 @@ def test_attention_layers_and_inference_import_torch_and_kernels_only(package):
 
 # From bottom to top: each room may import only those before it.
 ROOMS = [
-    *('stack', 'registry', 'datasets', 'preprocessors', 'layers', 'attention', 'inference'),
-    *('checkpoint', 'backbones', 'engine', 'cli', 'apis', 'analysis'),
+    *('shipped', 'stack', 'registry', 'datasets', 'preprocessors', 'layers', 'attention'),
+    *('inference', 'checkpoint', 'backbones', 'engine', 'cli', 'apis', 'analysis', '__main__'),
 ]
 
 

@@ -18,7 +18,8 @@ from saga_mm import stack
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE_FILES = ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'model-index.yml')
-SOURCE_FOLDERS = ('kernels', 'saga_mm', 'configs', 'tools')
+SHIPPED = ('configs', 'docs', 'tools')
+SOURCE_FOLDERS = ('kernels', 'saga_mm', *SHIPPED)
 
 needs_setup = pytest.mark.skipif(
     not Path(sys.prefix, '.setup-stamp').exists(),
@@ -112,6 +113,46 @@ def test_installed_copies_import(kind, source, python, tmp_path):
     mim = saga_mm.parent / '.mim'
     assert (mim / 'configs/segmentation/upernet_saga_t.py').is_file()
     assert not mim.is_symlink() and not (mim / 'configs').is_symlink()
+    commands_work(python, tmp_path, mim / 'configs')
+
+
+def commands_work(python, folder, configs):
+    """Try the package in a folder without any of its files."""
+    where = 'import saga_mm; print(saga_mm.configs_dir())'
+    assert succeed(python, '-W', 'ignore', '-c', where, cwd=folder).strip() == str(configs)
+    (folder / 'mine.py').write_text("_base_ = 'saga_mm::segmentation/upernet_saga_t.py'\n")
+    table = succeed(python, '-m', 'saga_mm', 'flops', 'mine.py', '--size', 64, 64, cwd=folder)
+    assert '| backbone | ' in table
+    command = (python.with_name('saga_mm'), 'flops', 'saga_mm::segmentation/upernet_saga_t.py')
+    assert succeed(*command, '--size', 64, 64, cwd=folder) == table
+
+
+SMALL_RUN = ('train_cfg.max_iters=2', 'train_cfg.val_interval=5', 'train_dataloader.batch_size=2')
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('mim', ['onedl-mim', 'openmim'])
+def test_mim_finds_trains_and_runs(mim, source, python, tmp_path):
+    settings = {name: value for name, value in os.environ.items() if name.startswith('PIP_')}
+    environ = {**clean_environ(DATA_ROOT=str(tmp_path / 'scenes')), **settings}
+    if 'PIP_NO_INDEX' not in settings:
+        del environ['PIP_NO_INDEX']
+    if run(python, '-m', 'pip', 'install', mim, env=environ).returncode:
+        pytest.skip(f'pip can not install {mim} here')
+    pip_install(python, build_wheel(source, tmp_path / 'dist'))
+    make = ('make_scenes', tmp_path / 'scenes', '--train', 4, '--val', 2)
+    succeed(python, '-m', 'saga_mm', *make, env=environ, cwd=tmp_path)
+
+    def call(*command):
+        return succeed(python.with_name('mim'), *command, env=environ, cwd=tmp_path)
+
+    assert 'sola_vision' in call('search', 'saga_mm')
+    options = ('--gpus', 0, '--cfg-options', *SMALL_RUN)
+    call('train', 'saga_mm', 'upernet_saga_t_demo.py', '--work-dir', 'work', *options)
+    weights = ('--checkpoint', 'work/iter_2.pth')
+    assert 'mIoU: ' in call('test', 'saga_mm', 'upernet_saga_t_demo.py', *weights, '--gpus', 0)
+    (tmp_path / 'mine.py').write_text("_base_ = 'saga_mm::segmentation/upernet_saga_t.py'\n")
+    assert '| backbone | ' in call('run', 'saga_mm', 'get_flops', 'mine.py', '--size', 64, 64)
 
 
 def test_editable_install_imports_the_source(source, python, tmp_path):
@@ -121,7 +162,8 @@ def test_editable_install_imports_the_source(source, python, tmp_path):
         source / 'kernels/saga_kernels/__init__.py',
         source / 'saga_mm/__init__.py',
     )
-    for name in ('configs', 'tools', 'model-index.yml'):
+    commands_work(python, tmp_path, source / 'configs')
+    for name in ('configs', 'docs', 'tools', 'model-index.yml'):
         link = source / 'saga_mm/.mim' / name
         assert link.is_symlink()
         assert link.resolve() == source / name
@@ -139,9 +181,11 @@ def test_wheel_holds_both_packages_and_what_openmim_looks_for(source, tmp_path):
 
     expected = {f'saga_mm/{name}' for name in files_in(source / 'saga_mm')}
     expected |= {f'saga_kernels/{name}' for name in files_in(source / 'kernels/saga_kernels')}
-    for folder in ('configs', 'tools'):
-        expected |= {f'saga_mm/.mim/{folder}/{name}' for name in files_in(source / folder)}
-    expected.add('saga_mm/.mim/model-index.yml')
+    mim = {f'{folder}/{name}' for folder in SHIPPED for name in files_in(source / folder)}
+    expected |= {f'saga_mm/.mim/{name}' for name in mim | {'model-index.yml'}}
+    # for OneDL's MIM, which takes the first folder of the sorted files, commands among them
+    used = {name for name in mim if not name.startswith('docs/') and not name.endswith('.md')}
+    expected |= {f'+saga_mm/.mim/{name}' for name in used | {'model-index.yml'}}
     assert {name for name in packed if '.dist-info/' not in name} == expected
     assert any(name.endswith('licenses/LICENSE') for name in packed)
 
@@ -315,6 +359,8 @@ def test_missing_compiler(source, python, tmp_path, installed_stack):
     environ = dict(STACK=installed_stack, VENV=str(python.parents[1]), TORCH_SPEC='keep', CXX='')
     error = error_of(setup_in(source, PATH=str(programs), **environ))
     assert "there is no C++ compiler 'c++'" in error
+    # without it, the `pip` of an activated environment would be that of another Python
+    assert f'sys.executable: {python}' in succeed(python.with_name('pip'), 'debug')
 
 
 # Takes the place of mmcv's build: the first one is killed when one of two objects exists.

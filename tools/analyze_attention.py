@@ -25,7 +25,7 @@ from torch import nn
 from saga_mm.analysis import plots
 from saga_mm.analysis.attention_map import attention_maps
 from saga_mm.analysis.field import SHARES, radii, stack_radii, stage_fields
-from saga_mm.analysis.files import write_json, write_text
+from saga_mm.analysis.files import check_drawing, write_json, write_text
 from saga_mm.analysis.rank import layer_ranks
 from saga_mm.analysis.subjects import Subject, load_subject
 from saga_mm.analysis.tables import gate_table, make_rows, rank_table, table
@@ -310,6 +310,7 @@ def write(path: Path, found: object, text: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_drawing()
     args.device = select_device(args.device)
     make_folder(args.out_dir)
     args.command(args)

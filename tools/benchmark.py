@@ -20,7 +20,7 @@ import torch
 
 from saga_mm.analysis.benchmark import KNOWN, make_cells, measure, plot, summarize, table
 from saga_mm.analysis.cells import run_cells
-from saga_mm.analysis.files import write_text
+from saga_mm.analysis.files import check_drawing, write_text
 from saga_mm.analysis.measure import DTYPES
 from saga_mm.apis import select_device
 from saga_mm.checkpoint import make_folder
@@ -95,6 +95,7 @@ def describe_machine(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_drawing()
     check(args)
     make_folder(args.out)
     cells = make_cells(

@@ -22,6 +22,7 @@ import torch
 
 from saga_mm.analysis.files import write_text
 from saga_mm.analysis.op_benchmark import OPS, benchmark, markdown
+from saga_mm.apis import select_device
 from saga_mm.checkpoint import make_folder
 from saga_mm.cli import add_options, run_tool
 
@@ -51,6 +52,7 @@ def shape_of(text: str) -> tuple[int, int, int]:
 
 
 def run(args: argparse.Namespace) -> None:
+    select_device(args.device)
     dtype = args.dtype or ('bfloat16' if args.device == 'cuda' else 'float32')
     make_folder(args.out_dir)
     report = benchmark(args.op, args.device, dtype, args.tokens, args.shapes, args.seconds)

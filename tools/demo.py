@@ -16,16 +16,18 @@ from pathlib import Path
 from mmengine.registry import DATASETS
 from mmengine.runner import find_latest_checkpoint
 
+from saga_mm import configs_dir
+from saga_mm.analysis.files import check_drawing
 from saga_mm.analysis.scenes import draw_scenes
 from saga_mm.apis import load_model, select_device, test, train
 from saga_mm.cli import add_options, load_config, run_tool
 
-CONFIG = Path(__file__).parents[1] / 'configs/segmentation/upernet_saga_t_demo.py'
+CONFIG = Path(configs_dir(), 'segmentation/upernet_saga_t_demo.py')
 NEXT = """\
 next:
-  {python} tools/infer.py {images} --config {config} --checkpoint {checkpoint} --out-dir out
-  {python} tools/train.py configs/detection/mask_rcnn_saga_t_demo.py
-  {python} tools/train.py configs/segmentation/upernet_saga_t.py  # with ADE20K"""
+  {python} -m saga_mm infer {images} --config {config} --checkpoint {checkpoint} --out-dir out
+  {python} -m saga_mm train {configs}/detection/mask_rcnn_saga_t_demo.py
+  {python} -m saga_mm train {configs}/segmentation/upernet_saga_t.py  # with ADE20K"""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,6 +47,7 @@ def shorten(path: str | Path) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_drawing()
     start = time.monotonic()
     options = dict(args.cfg_options)
     if args.max_iters is not None:
@@ -75,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
         python=sys.executable,
         images=dataset.data_prefix['img_path'],
         config=CONFIG,
+        configs=configs_dir(),
         checkpoint=checkpoint,
     )
     print(NEXT.format(**{name: shorten(path) for name, path in names.items()}))

@@ -76,7 +76,8 @@ make_venv() {
 }
 
 # A pip that is killed leaves packages without their list of files, or with files missing, and then
-# regards them as installed. Removing their metadata makes pip install them again.
+# regards them as installed. Removing their metadata makes pip install them again. The command `pip`,
+# without which an activated environment would use another Python's, is not made by ensurepip.
 repair() {
   "$py" - <<'PY'
 import csv, shutil, sys, sysconfig
@@ -94,6 +95,10 @@ for info in site.glob('*.dist-info'):
     print(f'setup: {info.name.removesuffix(".dist-info")} is incomplete: installing it again', flush=True)
     shutil.rmtree(info)
     Path(sys.prefix, '.setup-stamp').unlink(missing_ok=True)
+pip = Path(sysconfig.get_path('scripts'), 'pip')
+if not pip.exists():
+    pip.write_text('#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n')
+    pip.chmod(0o755)
 PY
   "$py" -m pip --version >/dev/null 2>&1 || "$py" -m ensurepip --upgrade >/dev/null ||
     fail "$venv has no pip, and ensurepip failed (on Debian: install python3-venv)"

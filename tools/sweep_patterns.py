@@ -25,7 +25,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop
 
 from saga_mm.analysis.cells import run_cells
-from saga_mm.analysis.files import write_text
+from saga_mm.analysis.files import check_drawing, write_text
 from saga_mm.analysis.measure import DTYPES
 from saga_mm.analysis.patterns import draw, fill, make_cells, make_rows, measure, table
 from saga_mm.apis import select_device
@@ -103,6 +103,7 @@ def describe(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_drawing()
     cfg = prepare(args)
     rows = make_rows(cfg, args.patterns, args.linear)
     make_folder(args.out_dir)

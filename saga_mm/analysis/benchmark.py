@@ -12,7 +12,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ import saga_mm  # noqa: F401
 from ..apis import build_model
 from ..cli import keep_freed_memory, load_config
 from .cost import FORMULAS
-from .files import write_figure
+from .files import make_figure, write_figure
 from .measure import DTYPES, added_memory, timed
 
 PVT_T = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
@@ -214,7 +213,7 @@ def plot(rows: list[dict], path: Path) -> None:
         'peak memory, MiB': lambda row: row['bytes'] / 2**20,
         'ns per token': per_token,
     }
-    figure = Figure(figsize=(13, 3.6 * len(groups)), layout='constrained')
+    figure = make_figure(13, 3.6 * len(groups))
     axes = figure.subplots(len(groups), 3, squeeze=False)
     models = list(dict.fromkeys(row['model'] for row in rows))
     for line, (mode, dtype) in zip(axes, groups, strict=True):

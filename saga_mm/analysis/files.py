@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -20,6 +24,19 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Write a value as JSON, with tensors as lists."""
     write_text(path, json.dumps(value, default=Tensor.tolist))
+
+
+def check_drawing() -> None:
+    """ValueError without matplotlib, which is imported where a figure is made."""
+    if find_spec('matplotlib') is None:
+        raise ValueError('the pictures need matplotlib: pip install matplotlib')
+
+
+def make_figure(width: float, height: float) -> Figure:
+    """An empty figure, with its size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout='constrained')
 
 
 def write_figure(path: str | Path, figure: Figure, dpi: int) -> None:

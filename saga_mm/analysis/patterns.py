@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from mmengine.config import Config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -20,7 +19,7 @@ from ..backbones.sola_vision import LINEAR, TABLE_2, SoLAVision, resolve_pattern
 from ..checkpoint import make_folder, write_atomically
 from ..registry import MODELS
 from .cost import measure_cost
-from .files import write_figure
+from .files import make_figure, write_figure
 from .measure import DTYPES, added_memory, timed
 
 # For each column with numbers: the size of the unit, the number of digits, the suffix.
@@ -186,7 +185,7 @@ def draw(rows: Sequence[dict], path: Path) -> None:
     """Draw accuracy against cost or, without trainings, time against FLOPs."""
     trained = any('mIoU' in row for row in rows)
     pairs = [('ms', 'mIoU'), ('peak MiB', 'mIoU')] if trained else [('flops', 'ms')]
-    figure = Figure(figsize=(6 * len(pairs), 4.5), layout='constrained')
+    figure = make_figure(6 * len(pairs), 4.5)
     for axes, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
         for row in rows:
             if not row.keys() >= set(pair):

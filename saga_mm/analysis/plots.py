@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ..checkpoint import write_atomically
 from .field import SHARES
+from .files import make_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Results = dict[str, dict[str, dict]]
 DPI = 90
@@ -49,7 +53,7 @@ def matrix_kinds(found: Results, states: bool) -> list[tuple[str, str]]:
 def rank_curves(found: Results, path: Path) -> None:
     """Draw singular values against their index, as medians over the layers of each stage."""
     stages = sorted({layer.split('.')[0] for layers in found.values() for layer in layers})
-    figure = Figure(figsize=(3.6 * len(stages), 6.4), layout='constrained')
+    figure = make_figure(3.6 * len(stages), 6.4)
     grid = figure.subplots(2, len(stages), squeeze=False, sharey=True)
     for row, states in zip(grid, (True, False), strict=True):
         for axes, stage in zip(row, stages, strict=True):
@@ -72,7 +76,7 @@ def rank_curves(found: Results, path: Path) -> None:
 def rank_layers(found: Results, path: Path) -> None:
     """Draw the effective rank of each layer."""
     places = in_order(found)
-    figure = Figure(figsize=(11, 4.4), layout='constrained')
+    figure = make_figure(11, 4.4)
     grid = figure.subplots(1, 2)
     for axes, states in zip(grid, (True, False), strict=True):
         for name, kind in matrix_kinds(found, states):
@@ -115,7 +119,7 @@ def _legend(figure: Figure, grid: np.ndarray) -> None:
 def stage_fields(found: Results, path: Path) -> None:
     """Draw the square root of the mass of each patch, as masses differ by orders of magnitude."""
     stages = in_order(found)
-    figure = Figure(figsize=(3.2 * len(stages), 2.7 * len(found)), layout='constrained')
+    figure = make_figure(3.2 * len(stages), 2.7 * len(found))
     grid = figure.subplots(len(found), len(stages), squeeze=False)
     for row, (name, fields) in zip(grid, found.items(), strict=True):
         for axes, stage in zip(row, stages, strict=True):
@@ -130,7 +134,7 @@ def stage_fields(found: Results, path: Path) -> None:
 
 def field_by_depth(found: dict[str, list[list[float]]], path: Path) -> None:
     """Draw the radii of stacks of layers against their depth."""
-    figure = Figure(figsize=(5 * len(SHARES), 4), layout='constrained')
+    figure = make_figure(5 * len(SHARES), 4)
     for i, (axes, share) in enumerate(zip(figure.subplots(1, len(SHARES)), SHARES, strict=True)):
         for kind, radii in found.items():
             style = '--' if kind == 'uniform' else 'o-'
@@ -156,7 +160,7 @@ def attention_maps(
     """
     height, width = image.shape[:2]
     columns = max(len(layers) for layers in found.values())
-    figure = Figure(figsize=(3.2 * columns, 2.4 * len(found)), layout='constrained')
+    figure = make_figure(3.2 * columns, 2.4 * len(found))
     grid = figure.subplots(len(found), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

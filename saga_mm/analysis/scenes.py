@@ -7,24 +7,24 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.model import BaseModel
 
-from .files import write_figure
+from .files import make_figure, write_figure
 
 ROWS = 3
 
 
 def draw_scenes(model: BaseModel, dataset: BaseDataset, title: str, path: Path) -> None:
     """Draw six scenes, evenly spread over `dataset`: image, truth, prediction, and a legend."""
+    from matplotlib.patches import Patch
+
     classes, palette = dataset.metainfo['classes'], dataset.metainfo['palette']
     # the label 255, which is ignored, is white
     colors = np.full((256, 3), 255, np.uint8)
     colors[: len(palette)] = palette
 
-    figure = Figure(figsize=(14, 6), layout='constrained')
+    figure = make_figure(14, 6)
     figure.suptitle(title)
     halves = figure.subfigures(1, 2, squeeze=False)[0]
     axes = np.concatenate([half.subplots(ROWS, 3) for half in halves])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel, revert_sync_batchnorm
@@ -37,6 +40,7 @@ def build_model(cfg: Config) -> BaseModel:
     """
     kind = resolve(cfg.model.get('type'), MODELS, cfg.get('default_scope'))
     if kind is None:
+        _import_models(cfg)
         raise ValueError(
             f'model.type must be a registered model, got {cfg.model.get("type")!r}, default_scope '
             f'{cfg.get("default_scope")!r}: name the module that registers it in custom_imports'
@@ -62,6 +66,14 @@ def backbone_of(model: nn.Module, config: str) -> PyramidBackbone:
             f'{type(backbone).__name__}'
         )
     return backbone
+
+
+def _import_models(cfg: Config) -> None:
+    """Import the models of a config's toolbox, whose errors the registry keeps to itself."""
+    prefix, dot, _ = str(cfg.model.get('type')).partition('.')
+    scope = prefix if dot else cfg.get('default_scope')
+    if scope in ('mmdet', 'mmseg') and find_spec(scope):
+        import_module(f'{scope}.models')
 
 
 def _scope_of(kind: type) -> str:

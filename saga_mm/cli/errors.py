@@ -13,7 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement
 
 from ..engine.classes import describe_empty
-from ..stack import StackError
+from ..stack import StackError, describe_missing_ops
 
 # mistakes of the user; anything else may be a fault of the program
 EXPECTED = (OSError, StackError, ValueError)
@@ -64,6 +64,8 @@ class command_line:
 
 def describe(error: Exception) -> str:
     """An error in one line, with the file that it came from if it came from data."""
+    if isinstance(error, ImportError) and error.name == 'mmcv._ext':
+        return describe_missing_ops()
     file, empty, told = _look_into(error.__traceback__)
     if empty is not None:
         return describe_empty(empty)

@@ -93,8 +93,8 @@ def check_processes(cfg: Config, launcher: str) -> None:
         if variable not in os.environ:
             raise ValueError(
                 f'--launcher {launcher} is for processes that {program} starts, and {variable} '
-                'is not set: start them with tools/dist_train.sh or tools/slurm_train.sh, or leave '
-                '--launcher out'
+                'is not set: for one process leave --launcher out, and start several by '
+                '`torchrun --nproc-per-node N -m saga_mm train CONFIG --launcher pytorch`'
             )
     strategy = (cfg.get('strategy') or {}).get('type')
     runner = resolve(cfg.get('runner_type'), RUNNERS, cfg.get('default_scope')) or Runner
@@ -113,7 +113,7 @@ def check_processes(cfg: Config, launcher: str) -> None:
     if strategy and name_of(strategy).rpartition('.')[2] != 'SingleDeviceStrategy':
         raise ValueError(
             f'strategy {name_of(strategy)} of mmengine needs a GPU, and there is none: leave it '
-            "out, or see docs/distributed.md for sharding by torch's fully_shard"
+            "out, or shard the model by torch's fully_shard, which works on CPUs"
         )
 
 

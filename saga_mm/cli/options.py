@@ -90,7 +90,8 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
     """Read a config, and change it as `--cfg-options` says.
 
     Args:
-        path (str | Path): The file.
+        path (str | Path): The file, or such as `saga_mm::segmentation/upernet_saga_t.py` for one
+            that comes with a package.
         options (Mapping[str, object]): Values by dotted keys, as `ConfigOptions` makes them.
         needed (Sequence[str]): Entries that the config must have.
 
@@ -100,7 +101,7 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
             missing; or an option changes an entry that is never read.
     """
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(_find(str(path)))
     except SyntaxError as error:
         where = f'{_file_behind(error, path)} is no Python'
         raise ValueError(f'{where}: {error.msg} (line {error.lineno})') from error
@@ -122,6 +123,10 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
     if not isinstance(cfg.get('model', {}), Mapping):
         raise ValueError(f'model in {path} must be a dict, got {cfg.model!r}')
     return cfg
+
+
+def _find(path: str) -> str:
+    return Config._get_cfg_path(path, '')[0] if '::' in path else path
 
 
 def _file_behind(error: Exception, path: str | Path) -> str | Path:

@@ -206,5 +206,5 @@ def _advice(cfg: Config, key: str, dataset: dict, missing: str) -> str:
         option = 'the environment variable DATA_ROOT'
     return (
         f'no data for {name_of(dataset.get("type"))}: {missing}. {where}: put the data set there, '
-        f'or name its folder by {option}. The demo needs no data: make demo'
+        f'or name its folder by {option}. The demo needs no data: python -m saga_mm demo'
     )

@@ -61,7 +61,7 @@ def test_layout_is_told(tmp_path):
         f'no data for BaseSegDataset: the folder {root} is missing. {root} must hold '
         'images/train/*.png, labels/train/*.png, images/val/*.png, labels/val/*.png: put the data '
         'set there, or name its folder by --cfg-options '
-        'train_dataloader.dataset.data_root=FOLDER. The demo needs no data: make demo'
+        'train_dataloader.dataset.data_root=FOLDER. The demo needs no data: python -m saga_mm demo'
     )
     text = message(config(detection(root, 'train'), detection(root, 'val')))
     assert 'must hold images/train, train.json, images/val, val.json:' in text

@@ -22,9 +22,13 @@ TRAIN, VAL = 8, 2
 COMMON = ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
 EPOCHS = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=5']
 ITERATIONS = ['train_cfg.max_iters=2', 'train_cfg.val_interval=5']
-LAYOUTS = {
-    'CocoDataset': ('coco', 'data/coco', EPOCHS),
-    'ADE20KDataset': ('ade20k', 'data/ade/ADEChallengeData2016', ITERATIONS),
+PIPELINE = 'train_dataloader.dataset.pipeline'
+SMALL_BOXES = [f'{PIPELINE}.2.scale=(128,96)']
+SMALL_CROPS = [f'{PIPELINE}.3.crop_size=(96,96)', 'model.data_preprocessor.size=(96,96)']
+# for each data set: the layout of scenes that replaces it, its folder, and options
+REPLACED = {
+    'CocoDataset': ('coco', 'data/coco', EPOCHS + SMALL_BOXES),
+    'ADE20KDataset': ('ade20k', 'data/ade/ADEChallengeData2016', ITERATIONS + SMALL_CROPS),
     'saga_mm.ScenesSegDataset': ('scenes', 'data/scenes', ITERATIONS),
 }
 
@@ -54,9 +58,8 @@ def dataset_of(cfg):
 
 @pytest.fixture
 def train_in_two_processes(tmp_path):
-    def train(config, *options):
-        kind = dataset_of(Config.fromfile(config)).type
-        layout, folder, length = LAYOUTS[kind]
+    def train(config):
+        layout, folder, options = REPLACED[dataset_of(Config.fromfile(config)).type]
         make_scenes(tmp_path / folder, layout, TRAIN, VAL, (96, 128))
         environ = {
             **os.environ,
@@ -68,7 +71,7 @@ def train_in_two_processes(tmp_path):
         }
         command = [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', 'work']
         result = subprocess.run(
-            [*command, '--cfg-options', *COMMON, *length, *options],
+            [*command, '--cfg-options', *COMMON, *options],
             cwd=tmp_path,
             env=environ,
             capture_output=True,
@@ -84,8 +87,7 @@ def train_in_two_processes(tmp_path):
 @pytest.mark.parametrize('text', written_configs().values(), ids=written_configs())
 def test_written_configs_train(text, train_in_two_processes, tmp_path):
     (tmp_path / 'config.py').write_text(text)
-    small = 'train_dataloader.dataset.pipeline.2.scale=(128,96)'
-    checkpoint = train_in_two_processes(tmp_path / 'config.py', small)
+    checkpoint = train_in_two_processes(tmp_path / 'config.py')
     assert checkpoint['meta']['iter'] == TRAIN // 4
 
 

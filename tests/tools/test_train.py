@@ -269,7 +269,7 @@ def test_missing_data_is_explained(tool, monkeypatch, tmp_path):
     assert 'the folder data/ade/ADEChallengeData2016 is missing' in message
     for folder in ('images/training/*.jpg', 'annotations/validation/*.png'):
         assert folder in message
-    assert message.endswith('The demo needs no data: make demo')
+    assert message.endswith('The demo needs no data: python -m saga_mm demo')
     assert not list(tmp_path.iterdir())
 
 
