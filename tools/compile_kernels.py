@@ -32,6 +32,8 @@ from saga_kernels.launch import (
     KERNELS,
     MERGED,
     NUM_STAGES,
+    WKV_CHANNELS,
+    WKV_STEPS,
     decay_chunk,
     padded_dim,
     product_precision,
@@ -49,7 +51,8 @@ KEY = ('op', 'dtype', 'D', 'kernel', 'block', 'warps')
 CASES = [(op, kernel) for op, kernels in KERNELS.items() for kernel in kernels]
 FP32_POINTERS = (
     'p_partial', 'p_state', 'p_dstate', 'p_frequencies', 'p_query', 'p_dquery', 'p_weight',
-    'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta',
+    'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta', 'p_w', 'p_u', 'p_enter', 'p_denter',
+    'p_count',
 )  # fmt: skip
 
 HEADER = """# Registers and shared memory of the kernels
@@ -78,6 +81,8 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
         GATED=gated, PARTS=5 if gated else 3, ELU=elu,
         PRECISION=product_precision(dim, nvidia=target.startswith('sm')),
     )  # fmt: skip
+    if op == 'wkv':
+        constants |= dict(BC=WKV_CHANNELS[phase], G=block // WKV_STEPS, L=WKV_STEPS)
     if not masked:
         constants['p_mask'] = None
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
@@ -90,7 +95,7 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
             signature[name] = '*' + special.get(name, dtype)
         else:
             signature[name] = 'fp32' if name == 'eps' else 'i32'
-    aligned = ('p_', 'x_', 'do_') if dim % 16 == 0 else ('p_',)
+    aligned = ('p_', 'x_', 'do_', 'k_', 'v_', 'C') if dim % 16 == 0 else ('p_',)
     attributes = {
         (index,): [['tt.divisibility', 16]]
         for index, name in enumerate(function.arg_names)

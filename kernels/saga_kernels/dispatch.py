@@ -65,15 +65,14 @@ def resolve_impl(impl: str, op: str, why_not_triton: str | None) -> str:
     return choice
 
 
-def why_not_triton(packed: Tensor, *others: Tensor) -> str | None:
-    """Why no Triton kernel can take a packed projection (B, N, parts, H, D), or None.
+def why_not_triton(x: Tensor, *others: Tensor) -> str | None:
+    """Why no Triton kernel can take an input, or None.
 
     Args:
-        packed: The projection.
+        x: A packed projection (B, N, parts, H, D), or tokens without heads (B, N, C).
         others: Further inputs that can be differentiated.
     """
-    device = packed.device
-    dim = packed.shape[-1]
+    device = x.device
     if not _HAS_TRITON:
         return 'triton is not installed'
     if device.type == 'cpu':
@@ -86,13 +85,13 @@ def why_not_triton(packed: Tensor, *others: Tensor) -> str | None:
         return 'there is no GPU'
     elif torch.version.hip is None and torch.cuda.get_device_properties(device).major < 8:
         return 'it needs a GPU of compute capability 8.0 or above'
-    if packed.dtype not in TRITON_DTYPES:
-        return f'it takes float16, bfloat16 and float32, not {packed.dtype}'
-    if not 8 <= dim <= 128:
-        return f'it takes head dims 8 to 128, not {dim}'
-    if packed.stride(-1) != 1:
+    if x.dtype not in TRITON_DTYPES:
+        return f'it takes float16, bfloat16 and float32, not {x.dtype}'
+    if x.ndim == 5 and not 8 <= x.shape[-1] <= 128:
+        return f'it takes head dims 8 to 128, not {x.shape[-1]}'
+    if x.stride(-1) != 1:
         return 'the last axis of the input is not contiguous'
-    if any(_has_other_derivatives(x) for x in (packed, *others)):
+    if any(_has_other_derivatives(y) for y in (x, *others)):
         return 'it has a backward pass alone, not the derivatives of forward mode or torch.func'
     return None
 
@@ -111,9 +110,9 @@ def _has_other_derivatives(x: Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None
 
 
-def require_triton(packed: Tensor) -> None:
+def require_triton(x: Tensor) -> None:
     """Raise a RuntimeError that says why no Triton kernel can take this input, if none can."""
-    why = why_not_triton(packed)
+    why = why_not_triton(x)
     if why:
         raise RuntimeError(f"impl='triton' can't run: {why}")
 

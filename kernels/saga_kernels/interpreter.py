@@ -1,20 +1,23 @@
-"""bfloat16 in Triton's interpreter, which runs kernels on CPU tensors to debug and to test them."""
+"""Triton's interpreter, which runs kernels on CPU tensors to debug and to test them, repaired."""
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, ScanOps, TensorHandle
 
 
 @contextlib.contextmanager
-def bfloat16_of_a_gpu() -> Iterator[None]:
-    """Kernels that run meanwhile get a GPU's bfloat16.
+def repaired() -> Iterator[None]:
+    """Kernels that run meanwhile get a GPU's bfloat16, and scans that take seconds, not minutes.
 
     Triton (3.9) keeps bfloat16 as integers of 16 bits, which it multiplies as such in `tl.dot`, and
-    truncates where a GPU rounds to the nearest, ties to even.
+    truncates where a GPU rounds to the nearest, ties to even. It calls the function of
+    `tl.associative_scan` for each element.
     """
     create_dot, cast_impl = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
@@ -31,8 +34,27 @@ def bfloat16_of_a_gpu() -> Iterator[None]:
         rounded = torch.as_tensor(source.data.copy()).to(torch.bfloat16)
         return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
 
-    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = dot, cast
-    try:
+    patches = dict(create_dot=dot, cast_impl=cast)
+    with (
+        mock.patch.multiple(InterpreterBuilder, **patches),
+        mock.patch.object(ScanOps, 'generic_scan', _scan),
+    ):
         yield
-    finally:
-        InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+
+
+def _scan(self: ScanOps, inputs: tuple[tl.tensor, ...]) -> list[tl.tensor]:
+    """An inclusive scan that doubles what each element covers in every step, as a GPU does."""
+    types = [x.dtype for x in inputs]
+    scanned = [np.moveaxis(x.handle.data, self.axis, 0) for x in inputs]
+    step = 1
+    while step < len(scanned[0]):
+        pairs = (*(np.roll(x, step, 0) for x in scanned), *scanned)
+        joined = self.combine_fn.fn(*map(self.to_tensor, pairs, 2 * types))
+        scanned = [
+            np.concatenate([x[:step], y.handle.data[step:]])
+            for x, y in zip(scanned, joined, strict=True)
+        ]
+        step *= 2
+    return [
+        self.to_tensor(np.moveaxis(x, 0, self.axis), y) for x, y in zip(scanned, types, strict=True)
+    ]

@@ -7,6 +7,7 @@ program takes, so a new resolution compiles nothing.
 
 import contextlib
 import functools
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,18 @@ from .chunks import ceil_div
 # Programs per processor that a split over tokens aims at. Several run at a time, and enough follow
 # them that little of the GPU is idle while the last ones finish.
 PROGRAMS_PER_PROCESSOR = 8
+
+# Tokens of `wkv` that share a state, those of them that a thread goes through one by one, and
+# channels of a program. A thread of `token_backward` would spill registers with more than one.
+WKV_CHUNK = 256
+WKV_STEPS = 8
+WKV_CHANNELS = dict(state_forward=16, scan=4, out_forward=16, state_backward=16, token_backward=8)
+
+
+def _always(tile: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
+    """The same tile and warps for every size of element and head dim."""
+    return dict.fromkeys(itertools.product((2, 4), (32, 64, 128)), tile)
+
 
 # Tokens per tile and warps of every kernel, by bytes per element and edge of the matrix tile. The
 # kernels of an op stand in the order in which they run.
@@ -96,6 +109,15 @@ TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
             (2, 32): (32, 4), (2, 64): (32, 4), (2, 128): (32, 8),
             (4, 32): (16, 4), (4, 64): (16, 4), (4, 128): (16, 8),
         },
+    },
+    # A tile is a chunk of tokens with some channels, whatever their number is.
+    'wkv': {
+        'state_forward': _always((WKV_CHUNK, 8)),
+        # Chunks per tile.
+        'scan': _always((256, 4)),
+        'out_forward': _always((WKV_CHUNK, 8)),
+        'state_backward': _always((WKV_CHUNK, 8)),
+        'token_backward': _always((WKV_CHUNK, 8)),
     },
 }  # fmt: skip
 KERNELS = {op: tuple(tiles) for op, tiles in TILES.items()}
@@ -178,8 +200,8 @@ def plan(
         op: Name of the op, a key of `KERNELS`.
         kernel: Name of one of its kernels.
         dtype: Dtype of the packed projection: float16, bfloat16 or float32.
-        dim: Head dim D.
-        heads: Images times heads, B * H.
+        dim: Head dim D; no matter for `wkv`.
+        heads: Images times heads, B * H; for `wkv`, times blocks of channels.
         tokens: N, at least 1.
         processors: Streaming multiprocessors (compute units) of the GPU.
     """
@@ -188,6 +210,9 @@ def plan(
         span = decay_chunk(dtype, dim) if kernel.startswith('state') else block
         splits = ceil_div(tokens, span)
         return Launch(block, span, splits, heads * splits, num_warps)
+    if op == 'wkv':
+        splits = ceil_div(tokens, block)
+        return Launch(block, block, splits, heads * splits, num_warps)
     splits = min(PROGRAMS_PER_PROCESSOR * processors // heads, tokens // _shortest(op, kernel, dim))
     tiles = ceil_div(tokens, block)
     span = ceil_div(tiles, max(1, splits)) * block
@@ -219,9 +244,9 @@ def on_device(x: Tensor) -> contextlib.AbstractContextManager:
     """Context in which kernels are launched on the GPU of a tensor, or interpreted on a CPU."""
     if x.device.type == 'cuda':
         return torch.cuda.device(x.device)
-    from .interpreter import bfloat16_of_a_gpu
+    from .interpreter import repaired
 
-    return bfloat16_of_a_gpu()
+    return repaired()
 
 
 def launch_of(op: str, kernel: str, packed: Tensor) -> Launch:

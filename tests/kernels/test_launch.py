@@ -5,7 +5,15 @@ import itertools
 import pytest
 import torch
 
-from saga_kernels.launch import KERNELS, decay_chunk, plan, tile_config
+from saga_kernels.chunks import ceil_div
+from saga_kernels.launch import (
+    KERNELS,
+    WKV_CHANNELS,
+    WKV_CHUNK,
+    decay_chunk,
+    plan,
+    tile_config,
+)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 DIMS = (8, 17, 24, 32, 48, 64, 80, 128)
@@ -26,7 +34,7 @@ def test_programs_cover_every_token_once(op, phase):
         assert launch.span % launch.block == 0
         assert (launch.splits - 1) * launch.span < tokens <= launch.splits * launch.span
         assert launch.programs == heads * launch.splits
-        # `decay` has too many tiles only for more tokens than fit into any GPU.
+        # Some have too many tiles only for more tokens than fit into any GPU.
         if heads * tokens * dim <= 2**36:
             assert launch.programs < 2**31
 
@@ -45,8 +53,8 @@ def test_one_image_of_1280_pixels_fills_an_h200():
 
 def test_many_heads_need_no_split():
     for op, phase in CASES:
-        # Tokens of `decay` are always split, into chunks and tiles.
-        if op != 'decay':
+        # Tokens of these are always split, into chunks and tiles.
+        if op not in ('decay', 'wkv'):
             assert plan(op, phase, torch.bfloat16, 64, 2048, 3136, H200).splits == 1
 
 
@@ -106,6 +114,26 @@ def test_the_states_of_chunks_cost_less_than_the_tokens(dim):
         backward = 10 * tensor + 6 * states + 4 * row
         assert forward <= 1.75 * 6 * tensor
         assert backward <= 1.65 * 10 * tensor
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_wkv_states_and_token_tensors(dtype):
+    chunks = plan('wkv', 'state_forward', dtype, 1, 6, 102400, H200).splits
+    # Per channel: two states of three numbers.
+    states = fp32_bytes(6 * chunks) / (102400 * dtype.itemsize)
+    # Written, read by the scan, written and read again; in the backward pass also those of the
+    # forward pass, twice.
+    assert 5 + 4 * states <= 5.2
+    assert 8 + 6 * states <= 8.3
+
+
+@pytest.mark.parametrize('kernel', KERNELS['wkv'])
+def test_wkv_fills_a_gpu_with_one_image(kernel):
+    blocks = ceil_div(96, WKV_CHANNELS[kernel])
+    if kernel != 'scan':
+        launch = plan('wkv', kernel, torch.bfloat16, 1, blocks, 102400, H200)
+        assert launch.block == WKV_CHUNK
+        assert launch.programs >= 8 * H200
 
 
 def test_tiles_of_decay_divide_its_chunks():

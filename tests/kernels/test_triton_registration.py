@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from saga_kernels import (
+    bidirectional_wkv,
     decay_linear_attention,
     gated_linear_attention,
     linear_attention,
@@ -41,6 +42,16 @@ def check_decay(qkv, mask, width, feature_map, eps):
     torch.library.opcheck(ops.decay_backward.default, backward)
 
 
+def check_wkv(packed, mask):
+    k, v = packed[:, :, :2].flatten(3).unbind(2)
+    w, u = torch.rand(2, 1, k.shape[2], device=k.device)
+    out, *sums = ops.wkv_forward(k, v, w, u, mask)
+    leaves = [x.clone().requires_grad_() for x in (k, v, w, u)]
+    torch.library.opcheck(ops.wkv_forward.default, (*leaves, mask))
+    backward = (torch.randn_like(out), k, v, w, u, *sums, mask)
+    torch.library.opcheck(ops.wkv_backward.default, backward)
+
+
 @pytest.mark.parametrize(
     ('check', 'parts', 'options'),
     [
@@ -48,6 +59,7 @@ def check_decay(qkv, mask, width, feature_map, eps):
         (check_gated, 5, ('elu', 1e-6)),
         (check_rank_augmented, 3, (4, 1e-6)),
         (check_decay, 3, (4, 'elu', 1e-6)),
+        (check_wkv, 3, ()),
     ],
 )
 @pytest.mark.parametrize('masked', [False, True])
@@ -64,6 +76,7 @@ def test_opcheck(check, parts, options, masked, triton_device):
         (check_gated, 5, ('relu', 1e-3)),
         (check_rank_augmented, 3, (2, 1e-3)),
         (check_decay, 3, (2, 'relu', 1e-3)),
+        (check_wkv, 3, ()),
     ],
 )
 def test_opcheck_of_a_strided_view(check, parts, options, triton_device):
@@ -82,9 +95,14 @@ class Block(torch.nn.Module):
         self.register_buffer('frequencies', torch.tensor([1.0, 0.1]))
         if op is decay_linear_attention:
             self.log_decay = torch.nn.Parameter(torch.tensor([-0.1, -1.0]))
+        elif op is bidirectional_wkv:
+            self.w, self.u = (torch.nn.Parameter(torch.rand(16)) for _ in range(2))
 
     def forward(self, x):
         packed = self.inputs(x).flatten(1, 2).unflatten(-1, (self.parts, 2, 8))
+        if self.op is bidirectional_wkv:
+            out = self.op(*packed.flatten(3).unbind(2), self.w, self.u, impl=self.impl)
+            return x + self.outputs(out).view(x.shape)
         image = ()
         if self.op is rank_augmented_linear_attention:
             image = x.shape[1:3], self.frequencies
@@ -97,6 +115,7 @@ OPS = {
     'gated_forward': (gated_linear_attention, 5),
     'rank_augmented_forward': (rank_augmented_linear_attention, 3),
     'decay_forward': (decay_linear_attention, 3),
+    'wkv_forward': (bidirectional_wkv, 2),
 }
 
 
@@ -154,3 +173,5 @@ def test_the_op_itself_refuses_a_cpu():
         ops.rank_augmented_forward(torch.zeros(1, 4, 3, 1, 8), torch.ones(2), None, 2, 1e-6)
     with refused:
         ops.decay_forward(torch.zeros(1, 4, 3, 1, 8), torch.zeros(1), None, 2, 'elu', 1e-6)
+    with refused:
+        ops.wkv_forward(*torch.zeros(2, 1, 4, 8), *torch.zeros(2, 1, 8), None)

@@ -98,3 +98,19 @@ def test_decay_reads_the_tokens_of_a_chunk_again_for_each_tile_only(count):
     # q, o and do for the states; q, k, v and do; and these of the chunk, from L2.
     assert stores == 3
     assert 7 + 4 <= loads <= 7 + 4 * tiles('token_backward')
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_wkv_reads_each_tensor_twice_and_writes_it_once(masked, count):
+    from saga_kernels.wkv import kernel
+
+    k, v, grad = torch.randn(3, 1, 300, 20).half()
+    w, u = torch.rand(2, 1, 20)
+    mask = torch.ones(1, 300, dtype=torch.bool) if masked else None
+    size = k.numel()
+    (_, *sums), traffic = count(lambda: kernel.forward(k, v, w, u, mask), size)
+    # k and v for the states; k, v and o.
+    assert traffic == (4, 1)
+    _, traffic = count(lambda: kernel.backward(grad, k, v, w, u, *sums, mask), size)
+    # k, v and do for the states; these, dk and dv.
+    assert traffic == (6, 2)

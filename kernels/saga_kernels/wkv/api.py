@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..dispatch import Impl, resolve_impl
+from ..dispatch import Impl, resolve_impl, why_not_triton
 from ..validation import check_channels, check_decay, check_decay_per, check_mask, check_tokens
 from .eager import attend
+from .registration import wkv_forward
 
 DecayPer = Literal['image', 'token']
 
@@ -44,15 +45,15 @@ def bidirectional_wkv(
             on. `'token'` does not: it reaches equally many tokens in every image.
         mask: (B, N) bool. False tokens add nothing and do not count as distance, nor to N, so that
             padding changes nothing; their output is zero.
-        impl: `'auto'` or `'reference'`, which are the same here: there is no Triton kernel for this
-            operator. It can be differentiated twice.
+        impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`. PyTorch's
+            implementation can be differentiated twice, the Triton kernel once.
 
     Returns:
         (B, N, C) in the dtype of `v`; sums are taken in float32 or better.
 
     Raises:
         ValueError: Wrong shape, dtype, device, decay, `decay_per`, mask or `impl`.
-        RuntimeError: `impl='triton'`.
+        RuntimeError: `impl='triton'` where that kernel can't run.
 
     Source: arXiv 2403.02308 (Vision-RWKV).
     """
@@ -62,8 +63,11 @@ def bidirectional_wkv(
     check_channels('u', u, k)
     check_decay_per(decay_per)
     check_mask(mask, k)
-    resolve_impl(impl, 'bidirectional_wkv', 'this operator has no Triton kernel')
+    why = why_not_triton(k, w, u) or why_not_triton(v)
+    impl = resolve_impl(impl, 'bidirectional_wkv', why)
     decay, bonus = (_per_token(x, k, mask, decay_per) for x in (w, u))
+    if impl == 'triton':
+        return wkv_forward(k, v, decay, bonus, mask)[0]
     return attend(k, v, decay, bonus, mask)
 
 

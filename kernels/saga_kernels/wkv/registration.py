@@ -1,0 +1,103 @@
+"""The Triton kernels as PyTorch ops, which autograd, compilers, exports and FLOP counters see.
+
+Autocast does not change the ops: they keep the dtype of the input, and sums are fp32 in every
+dtype, as in the implementation in PyTorch.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ..chunks import ceil_div
+from ..dispatch import require_triton
+from ..launch import WKV_CHUNK
+
+
+@torch.library.custom_op(
+    'saga_kernels::wkv_forward',
+    mutates_args=(),
+    schema='(Tensor k, Tensor v, Tensor w, Tensor u, Tensor? mask) -> (Tensor, Tensor, Tensor)',
+)
+def wkv_forward(
+    k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (B, N, C) of k, v (B, N, C) with a decay and bonus per token, w, u (B or 1, C); and
+    what its gradient needs, in fp32: the states where each chunk begins and ends (B, chunks, 2, 3,
+    C), and the number of tokens of each chunk that count (B, chunks)."""
+    require_triton(k)
+    require_triton(v)
+    from . import kernel
+
+    return kernel.forward(k, v, w, u, mask)
+
+
+@torch.library.custom_op(
+    'saga_kernels::wkv_backward',
+    mutates_args=(),
+    schema='(Tensor grad, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, Tensor count,'
+    ' Tensor? mask) -> (Tensor, Tensor, Tensor, Tensor)',
+)
+def wkv_backward(
+    grad: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Tensor,
+    u: Tensor,
+    state: Tensor,
+    count: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of k, v, w and u."""
+    require_triton(k)
+    require_triton(v)
+    from . import kernel
+
+    return kernel.backward(grad, k, v, w, u, state, count, mask)
+
+
+@wkv_forward.register_fake
+def _forward_fake(k, v, w, u, mask):
+    batch, tokens, channels = k.shape
+    chunks = ceil_div(tokens, WKV_CHUNK)
+    shapes = (batch, chunks, 2, 3, channels), (batch, chunks)
+    sums = (k.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return torch.empty_like(v, memory_format=torch.contiguous_format), *sums
+
+
+@wkv_backward.register_fake
+def _backward_fake(grad, k, v, w, u, state, count, mask):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v, w, u))
+
+
+def _save(ctx, inputs, output):
+    *tensors, mask = inputs
+    _, *sums = output
+    ctx.save_for_backward(*tensors, *sums, mask)
+    ctx.mark_non_differentiable(*sums)
+
+
+def _differentiate(ctx, grad, *_):
+    return *wkv_backward(grad, *ctx.saved_tensors), None
+
+
+def _refuse(ctx, *grads):
+    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")
+
+
+wkv_forward.register_autograd(_differentiate, setup_context=_save)
+wkv_backward.register_autograd(_refuse)
+
+
+# One multiplication and addition per token and channel for each of two sums in two directions, and
+# for the token's own part of each sum.
+@register_flop_formula(torch.ops.saga_kernels.wkv_forward)
+def _forward_flops(k_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * (2 * 2 + 2) * math.prod(k_shape)
+
+
+# The same, and two products in each direction for the gradient of w.
+@register_flop_formula(torch.ops.saga_kernels.wkv_backward)
+def _backward_flops(grad_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * (2 * 2 + 2 + 2 * 2) * math.prod(grad_shape)
