@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, ScanOps, TensorHandle
@@ -45,16 +44,16 @@ def repaired() -> Iterator[None]:
 def _scan(self: ScanOps, inputs: tuple[tl.tensor, ...]) -> list[tl.tensor]:
     """An inclusive scan that doubles what each element covers in every step, as a GPU does."""
     types = [x.dtype for x in inputs]
-    scanned = [np.moveaxis(x.handle.data, self.axis, 0) for x in inputs]
+    scanned = [x.handle.data.swapaxes(0, self.axis) for x in inputs]
     step = 1
     while step < len(scanned[0]):
-        pairs = (*(np.roll(x, step, 0) for x in scanned), *scanned)
-        joined = self.combine_fn.fn(*map(self.to_tensor, pairs, 2 * types))
-        scanned = [
-            np.concatenate([x[:step], y.handle.data[step:]])
-            for x, y in zip(scanned, joined, strict=True)
-        ]
+        shifted = [x[range(-step, len(x) - step)] for x in scanned]
+        joined = self.combine_fn.fn(*map(self.to_tensor, shifted + scanned, 2 * types))
+        scanned = [x.copy() for x in scanned]
+        for x, y in zip(scanned, joined, strict=True):
+            x[step:] = y.handle.data[step:]
         step *= 2
     return [
-        self.to_tensor(np.moveaxis(x, 0, self.axis), y) for x, y in zip(scanned, types, strict=True)
+        self.to_tensor(x.swapaxes(0, self.axis), dtype)
+        for x, dtype in zip(scanned, types, strict=True)
     ]
