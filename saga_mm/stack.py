@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import Distribution, distributions, version
 
-IMPORT_NAMES = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
+IMPORT_NAMES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 
 
 class StackError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Count FLOPs, parameters and activations of the parts of a detector or segmentor.
+"""Count FLOPs, parameters and activations of the parts of a detector, segmentor or classifier.
 
     python tools/get_flops.py configs/segmentation/upernet_saga_t.py --size 512 2048
 

@@ -1,4 +1,4 @@
-"""Predict with a detector or segmentor on images; draw and print the predictions.
+"""Predict with a detector, segmentor or classifier on images; draw and print the predictions.
 
 python tools/infer.py photo.jpg folder/ 'more/*.png' --config CONFIG --checkpoint FILE --out-dir out
 

@@ -1,4 +1,4 @@
-"""Evaluate a detector or segmentor; tools/dist_test.sh does it on several GPUs."""
+"""Evaluate a detector, segmentor or classifier; tools/dist_test.sh does it on several GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train a detector or segmentor; tools/dist_train.sh does it on several GPUs."""
+"""Train a detector, segmentor or classifier; tools/dist_train.sh does it on several GPUs."""
 
 from __future__ import annotations
 

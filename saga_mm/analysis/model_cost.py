@@ -1,4 +1,4 @@
-"""Measures what inference of a whole detector or segmentor on one image costs.
+"""Measures what inference of a whole detector, segmentor or classifier on one image costs.
 
 The model predicts as it does for users, except for steps that depend on values and have no weights,
 such as choosing boxes and merging masks. They are replaced by stand-ins, so that the model can be
@@ -49,12 +49,13 @@ def model_cost(model: BaseModel, size: tuple[int, int], channels: int = 3) -> di
     counted.
 
     Args:
-        model: A detector of mmdet or a segmentor of mmseg, in eval mode on the CPU.
+        model: A detector of mmdet, a segmentor of mmseg or a classifier of mmpretrain, in eval mode
+            on the CPU.
         size: Height and width of the image, in pixels.
         channels: Number of channels of the image, including a mask of the padding. Defaults to 3.
 
     Raises:
-        ValueError: The model is neither, or it can't be run on an image of this size.
+        ValueError: The model is none of these, or it can't be run on an image of this size.
     """
     toolbox_of(model)
     shape = (1, channels, *size)
@@ -135,8 +136,11 @@ def predict(model: BaseModel, image: Tensor) -> object:
         scale_factor=(1.0, 1.0),
         img_path='',
     )
-    if toolbox_of(model) == 'mmseg':
+    toolbox = toolbox_of(model)
+    if toolbox == 'mmseg':
         return model.encode_decode(image, [info])
+    if toolbox == 'mmpretrain':
+        return model(image, mode='tensor')
     from mmdet.structures import DetDataSample
 
     sample = DetDataSample(metainfo=info)

@@ -1,4 +1,4 @@
-"""Predicts with detectors and segmentors on image files, and draws what they find."""
+"""Predicts with detectors, segmentors and classifiers on image files, and draws what they find."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ from .pipeline import ImagePipeline, to_8_bit
 # Names of classes are drawn into images of up to so many pixels: mmseg builds a Python list of all
 # pixels to find a place for them.
 LARGEST_WITH_NAMES = 2**22
+# The base class of the models of each toolbox.
+BASE_CLASSES = dict(mmdet='BaseDetector', mmseg='BaseSegmentor', mmpretrain='BaseClassifier')
+# Number of classes that are named for an image by a classifier.
+BEST = 3
 
 
 class Prediction(NamedTuple):
     """The prediction for an image.
 
     Attributes:
-        sample: The data sample of mmdet or mmseg, on the CPU.
+        sample: The data sample of mmdet, mmseg or mmpretrain, on the CPU.
         text: A summary in one line.
         picture: The prediction drawn over the image: (H, W, 3), uint8, BGR.
     """
@@ -42,21 +46,25 @@ class Predictor:
     `to_8_bit`).
 
     Args:
-        model (BaseModel): A detector of mmdet or a segmentor of mmseg, from `load_model`.
+        model (BaseModel): A detector of mmdet, a segmentor of mmseg or a classifier of mmpretrain,
+            from `load_model`.
         score_thr (float): Show objects that score more than this. For detectors only. Defaults to
             0.3.
 
     Raises:
-        ValueError: The model is neither a detector nor a segmentor.
+        ValueError: The model is none of these.
     """
 
     def __init__(self, model: BaseModel, score_thr: float = 0.3) -> None:
         self.model = model
         self.pipeline = ImagePipeline(model.cfg)
-        if toolbox_of(model) == 'mmdet':
+        toolbox = toolbox_of(model)
+        if toolbox == 'mmdet':
             self.draw = _detection_drawer(model.dataset_meta, score_thr)
-        else:
+        elif toolbox == 'mmseg':
             self.draw = _segmentation_drawer(model.dataset_meta)
+        else:
+            self.draw = _classification_drawer(model.dataset_meta)
 
     def __call__(self, path: str | Path) -> Prediction:
         """Predict on an image file.
@@ -75,14 +83,19 @@ Drawer = Callable[[np.ndarray, BaseDataElement], tuple[str, np.ndarray]]
 
 
 def toolbox_of(model: nn.Module) -> str:
-    """'mmdet' for a detector, 'mmseg' for a segmentor; ValueError for anything else."""
-    for toolbox, name in (('mmdet', 'BaseDetector'), ('mmseg', 'BaseSegmentor')):
+    """'mmdet' for a detector, 'mmseg' for a segmentor, 'mmpretrain' for a classifier.
+
+    Raises:
+        ValueError: The model is none of these.
+    """
+    for toolbox, name in BASE_CLASSES.items():
         # the toolbox that the model comes from has been imported
         models = sys.modules.get(f'{toolbox}.models')
         if models is not None and isinstance(model, getattr(models, name)):
             return toolbox
     raise ValueError(
-        f'the model must be a detector of mmdet or a segmentor of mmseg, got {type(model).__name__}'
+        'the model must be a detector of mmdet, a segmentor of mmseg or a classifier of '
+        f'mmpretrain, got {type(model).__name__}'
     )
 
 
@@ -150,6 +163,22 @@ def _segmentation_drawer(meta: Mapping) -> Drawer:
             with_labels=names,
         )
         return ', '.join(_shares(labels, classes)), visualizer.get_image()[..., ::-1]
+
+    return draw
+
+
+def _classification_drawer(meta: Mapping) -> Drawer:
+    """Make a function that names the classes with the best scores; the picture is left as it is."""
+
+    def draw(picture: np.ndarray, sample: BaseDataElement) -> tuple[str, np.ndarray]:
+        if 'pred_score' not in sample:
+            raise ValueError(
+                f'the model must predict scores (pred_score), got {", ".join(sample.keys())}'
+            )
+        scores, labels = sample.pred_score.topk(min(BEST, len(sample.pred_score)))
+        classes, _ = complete_classes(meta, labels)
+        pairs = zip(labels.tolist(), scores.tolist(), strict=True)
+        return ', '.join(f'{classes[label]} {score:.2f}' for label, score in pairs), picture
 
     return draw
 

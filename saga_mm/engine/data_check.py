@@ -31,7 +31,7 @@ from .labels import (
 
 # of a data set, to look at before a training
 SAMPLES = 8
-TOOLBOXES = ('mmcv', 'mmdet', 'mmengine', 'mmseg')
+TOOLBOXES = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg')
 # what reading broken data may raise: the run itself will name it
 UNREADABLE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 

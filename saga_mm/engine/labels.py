@@ -46,7 +46,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def limits_of_objects(model: nn.Module) -> list[Limit]:
-    """What the heads of a detector take as labels of objects.
+    """What the heads of a detector take as labels of objects, or that of a classifier for images.
 
     None where labels are words, or count for nothing, as in a region proposal network.
     """
@@ -54,6 +54,7 @@ def limits_of_objects(model: nn.Module) -> list[Limit]:
         return []
     heads = [*_heads(model, 'bbox_head'), *_heads(model, 'mask_head')]
     heads += [*_heads(model, 'panoptic_head'), *_heads(_roi_head(model), 'bbox_head')]
+    heads += _heads(model, 'head')
     numbers = ((name, _number(head, 'num_classes')) for name, head in heads)
     return [Limit(name, number) for name, number in numbers if number is not None]
 
@@ -82,7 +83,9 @@ def limits_of_maps(model: nn.Module) -> list[Limit]:
 
 
 def labels_of_objects(sample: BaseDataElement) -> Tensor | None:
-    """Labels of the objects in a sample of mmdet, shape (objects,)."""
+    """Labels of the objects in a sample of mmdet, or of an image of mmpretrain, shape (labels,)."""
+    if 'gt_label' in sample:
+        return sample.get('gt_label')
     objects = sample.get('gt_instances')
     return objects.get('labels') if isinstance(objects, BaseDataElement) else None
 

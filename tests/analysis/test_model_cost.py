@@ -174,5 +174,5 @@ def test_sizes_that_a_model_does_not_take(segmentor):
 
 
 def test_other_models_are_refused():
-    with pytest.raises(ValueError, match='detector of mmdet or a segmentor of mmseg, got Conv2d'):
+    with pytest.raises(ValueError, match='a classifier of mmpretrain, got Conv2d'):
         model_cost(torch.nn.Conv2d(3, 3, 1), (64, 64))

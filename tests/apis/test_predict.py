@@ -190,7 +190,7 @@ def test_missing_names_and_colours_are_made_up():
 def test_models_that_are_neither_detectors_nor_segmentors():
     model = torch.nn.Linear(1, 1)
     model.cfg = Config(dict())
-    with pytest.raises(ValueError, match='a detector of mmdet or a segmentor of mmseg, got Linear'):
+    with pytest.raises(ValueError, match='a classifier of mmpretrain, got Linear'):
         Predictor(model)
 
 

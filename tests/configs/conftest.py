@@ -19,12 +19,15 @@ CONFIG_DIR = Path(__file__).parents[2] / 'configs'
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize tests by config.
 
-    `config_path` is each config in the repository. `tiny_config_path` is each config that does not
-    differ from another only in its size or in a longer schedule.
+    `any_config_path` is each config in the repository. `config_path` is each one of a detector or
+    segmentor, and `tiny_config_path` each of them that does not differ from another only in its
+    size or in a longer schedule. Classifiers need mmpretrain, see tests/tools/test_classifiers.py.
     """
-    paths = sorted(CONFIG_DIR.glob('*/*.py'))
+    every = sorted(CONFIG_DIR.glob('*/*.py'))
+    paths = [path for path in every if path.parent.name != 'classification']
     tiny = [path for path in paths if not re.search('_([smbl]|3x)(_|$)', path.stem)]
-    for name, values in dict(config_path=paths, tiny_config_path=tiny).items():
+    names = dict(any_config_path=every, config_path=paths, tiny_config_path=tiny)
+    for name, values in names.items():
         if name in metafunc.fixturenames:
             ids = [f'{path.parent.name}/{path.stem}' for path in values]
             metafunc.parametrize(name, values, ids=ids)
@@ -46,7 +49,8 @@ def load_config():
 
     def load(path: str | Path) -> Config:
         cfg = Config.fromfile(CONFIG_DIR / path)
-        init_default_scope(cfg.default_scope)
+        if cfg.default_scope != 'mmpretrain':
+            init_default_scope(cfg.default_scope)
         return cfg
 
     return load

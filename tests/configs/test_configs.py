@@ -44,7 +44,13 @@ PROMISED = {
     *(f'detection/retinanet_ravlt_{size}.py' for size in 'tsb'),
     *(f'segmentation/{head}_ravlt_{size}.py' for head in ('fpn', 'upernet') for size in 'tsbl'),
     *(f'segmentation/upernet_ravlt_t_{name}.py' for name in ('camvid', 'demo', 'nuclei')),
+    *(
+        f'classification/classifier_{method}_{name}.py'
+        for method in ('saga', 'ravlt')
+        for name in ('s', 't', 't_tiny_imagenet50')
+    ),
 }
+SCOPES = dict(classification='mmpretrain', detection='mmdet', segmentation='mmseg')
 
 
 def test_promised_configs_exist(config_dir):
@@ -69,20 +75,18 @@ def inheritance_depth(path):
     return max((1 + inheritance_depth(base) for base in bases_of(path)), default=0)
 
 
-def test_bases_are_relative_and_at_most_three_deep(config_path):
-    assert inheritance_depth(config_path) <= 3
+def test_bases_are_relative_and_at_most_three_deep(any_config_path):
+    assert inheritance_depth(any_config_path) <= 3
 
 
-def test_is_complete(config_path, load_config):
-    cfg = load_config(config_path)
+def test_is_complete(any_config_path, load_config):
+    cfg = load_config(any_config_path)
     assert cfg.custom_imports == dict(imports=['saga_mm'], allow_failed_imports=False)
     assert cfg.model.backbone.type.startswith('saga_mm.')
-    assert (
-        cfg.default_scope == dict(detection='mmdet', segmentation='mmseg')[config_path.parent.name]
-    )
+    assert cfg.default_scope == SCOPES[any_config_path.parent.name]
     if 'tta_model' in cfg:
         assert 'tta_pipeline' in cfg
-    assert cfg.default_scope == 'mmdet' or 'tta_model' in cfg
+    assert cfg.default_scope != 'mmseg' or 'tta_model' in cfg
 
 
 def docstring_with_schedule(path):
@@ -94,9 +98,9 @@ def docstring_with_schedule(path):
     return text
 
 
-def test_docstring_tells_batch_size_and_schedule(config_path, load_config):
-    cfg = load_config(config_path)
-    text = docstring_with_schedule(config_path)
+def test_docstring_tells_batch_size_and_schedule(any_config_path, load_config):
+    cfg = load_config(any_config_path)
+    text = docstring_with_schedule(any_config_path)
     batch, devices = re.search(r'batch (\d+) x (\d+)', text).groups()
     assert int(batch) == cfg.train_dataloader.batch_size
     assert int(batch) * int(devices) == cfg.auto_scale_lr.base_batch_size
@@ -106,12 +110,16 @@ def test_docstring_tells_batch_size_and_schedule(config_path, load_config):
     assert int(length) * (1000 if kilo else 1) == cfg.train_cfg[key]
 
 
-def test_heads_have_the_widths_of_the_backbone(config_path, load_config):
-    cfg = load_config(config_path)
+def test_heads_have_the_widths_of_the_backbone(any_config_path, load_config):
+    cfg = load_config(any_config_path)
     backbone = ROOT_MODELS.get(cfg.model.backbone.type)
     arch = backbone.arch_settings[cfg.model.backbone.arch]
     indices = cfg.model.backbone.get('out_indices', (0, 1, 2, 3))
     widths = [arch.embed_dims[i] for i in indices]
+    if cfg.default_scope == 'mmpretrain':
+        assert [cfg.model.head.in_channels] == widths
+        assert cfg.model.head.num_classes == cfg.model.data_preprocessor.num_classes
+        return
     reader = cfg.model.get('neck') or cfg.model.decode_head
     assert reader.in_channels == widths
     if 'auxiliary_head' in cfg.model:

@@ -1,0 +1,127 @@
+"""Classifiers of mmpretrain: training, testing, prediction, FLOPs, and what starts from them.
+
+mmpretrain is no part of the environment of the tests. It is installed once into a folder of its
+own, with a torchvision of which only the transforms are used.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from saga_mm.backbones import SAGA
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / '.cache' / 'pretrain'
+PACKAGES = ('onedl-mmpretrain==1.3.6', 'model-index', 'einops', 'mat4py', 'markdown', 'ordered-set')
+CONFIG = 'configs/classification/classifier_saga_t_tiny_imagenet50.py'
+CLASSES = ('dark', 'grey', 'bright')
+OPTIONS = [
+    'train_cfg.max_epochs=2',
+    'train_cfg.val_interval=2',
+    'train_dataloader.batch_size=6',
+    'train_dataloader.num_workers=0',
+    'val_dataloader.num_workers=0',
+    'test_dataloader.num_workers=0',
+    'model.data_preprocessor.num_classes=3',
+    'model.head.num_classes=3',
+    'model.head.topk=(1,)',
+    'val_evaluator.topk=(1,)',
+    'test_evaluator.topk=(1,)',
+]
+
+
+@pytest.fixture(scope='session')
+def environment():
+    """Environment variables with which mmpretrain can be imported."""
+    version = torch.__version__.partition('+')[0].split('.')
+    torchvision = f'torchvision==0.{int(version[1]) + 15}.*'
+    if not SITE.exists():
+        # Several processes may run tests: the folder gets its name when it is complete.
+        SITE.parent.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=SITE.parent))
+        command = [sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', folder]
+        subprocess.run([*command, *PACKAGES, torchvision], check=True)
+        with contextlib.suppress(OSError):
+            folder.rename(SITE)
+        shutil.rmtree(folder, ignore_errors=True)
+    folders = (ROOT / 'tests' / 'torchvision_without_ops', SITE)
+    path = os.pathsep.join([*map(str, folders), os.environ.get('PYTHONPATH', '')])
+    return {**os.environ, 'PYTHONPATH': path}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Images of three classes, which differ in brightness."""
+    root = tmp_path_factory.mktemp('images')
+    generator = np.random.default_rng(0)
+    for split, number in (('train', 8), ('val', 2)):
+        for i, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for j in range(number):
+                image = generator.integers(80 * i, 80 * i + 60, (64, 64, 3), dtype=np.uint8)
+                cv2.imwrite(str(folder / f'{j}.png'), image)
+    return root
+
+
+@pytest.fixture(scope='module')
+def run(environment, data):
+    def run(name, *arguments, options=OPTIONS):
+        command = [sys.executable, f'tools/{name}.py', *map(str, arguments)]
+        return subprocess.run(
+            [*command, '--cfg-options', *options],
+            cwd=ROOT,
+            env={**environment, 'DATA_ROOT': str(data)},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_from_images_to_the_backbone_of_a_detector_or_segmentor(run, data, tmp_path):
+    done = run('train', CONFIG, '--work-dir', tmp_path)
+    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / 'epoch_2.pth'
+
+    done = run('test', CONFIG, checkpoint, '--work-dir', tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'accuracy/top1' in done.stdout + done.stderr
+
+    image = data / 'val' / 'bright' / '0.png'
+    where = ('--config', CONFIG, '--checkpoint', checkpoint, '--out-dir', tmp_path)
+    done = run('infer', image, *where)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout.splitlines()[-1] for name in CLASSES)
+
+    trained = torch.load(checkpoint, weights_only=False)['state_dict']
+    backbone = SAGA(
+        init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint), prefix='backbone.')
+    )
+    backbone.init_weights()
+    # A classifier has no norms of the first three maps.
+    new = ('norms.0.', 'norms.1.', 'norms.2.')
+    for name, value in backbone.state_dict().items():
+        assert name.startswith(new) or torch.equal(value, trained[f'backbone.{name}']), name
+
+
+def test_flops_are_counted(run):
+    done = run('get_flops', CONFIG, '--size', 64, 64)
+    assert done.returncode == 0, done.stderr
+    assert '| head |' in done.stdout
+
+
+def test_labels_are_held_against_the_head(run, tmp_path):
+    options = [*OPTIONS, 'model.head.num_classes=2']
+    done = run('train', CONFIG, '--work-dir', tmp_path, options=options)
+    assert done.returncode != 0
+    assert 'labels must be from 0 to 1 for the head, got 2' in done.stderr
