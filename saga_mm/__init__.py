@@ -6,11 +6,11 @@ read checkpoints without running anything in them.
 """
 
 from importlib import import_module
-from pkgutil import iter_modules
 
 try:
     from . import backbones, datasets, engine, preprocessors
     from .backbones import RAVLT, SAGA, SoLAVision
+    from .backbones.create import create_backbone, list_backbones
     from .checkpoint import use_safe_loading
     from .registry import REGISTRIES
     from .shipped import configs_dir
@@ -33,22 +33,25 @@ __all__ = [
     '__version__',
     'backbones',
     'configs_dir',
+    'create_backbone',
     'datasets',
     'engine',
+    'list_backbones',
     'preprocessors',
     'use_safe_loading',
 ]
+_IMPORTED_WHEN_USED = ('analysis', 'apis', 'cli')
 
 
 def __getattr__(name: str) -> object:
     for registry in REGISTRIES:
         if name in registry.module_dict:
             return registry.module_dict[name]
-    if name in (module.name for module in iter_modules(__path__)):
+    if name in _IMPORTED_WHEN_USED:
         return import_module(f'{__name__}.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:
     registered = (name for registry in REGISTRIES for name in registry.module_dict)
-    return sorted({*globals(), *registered, *(module.name for module in iter_modules(__path__))})
+    return sorted({*globals(), *registered, *_IMPORTED_WHEN_USED})

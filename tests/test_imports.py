@@ -121,7 +121,17 @@ def test_attention_layers_and_inference_import_torch_and_kernels_only(package):
 # From bottom to top: each room may import only those before it.
 ROOMS = [
     *('shipped', 'stack', 'registry', 'datasets', 'preprocessors', 'layers', 'attention'),
-    *('inference', 'checkpoint', 'backbones', 'engine', 'cli', 'apis', 'analysis', '__main__'),
+    *(
+        'inference',
+        'checkpoint',
+        'backbones',
+        'engine',
+        'cli',
+        'apis',
+        'analysis',
+        'timm',
+        '__main__',
+    ),
 ]
 
 
