@@ -1,14 +1,18 @@
 """Compare patterns of softmax layers in SoLA-Vision: cost and, with --train, accuracy.
 
     python tools/sweep_patterns.py CONFIG --patterns linear every_3rd LL/LL/LLLLLS/LL
-    python tools/sweep_patterns.py CONFIG --linear gated plain decay --train 150
+    python tools/sweep_patterns.py CONFIG --linear wkv gated plain decay --train 150
+    python tools/sweep_patterns.py CONFIG --patterns table2 --train 450 --seeds 0 1 2
 
-A pattern is a preset of the argument `layers`, or four strings of L and S, separated by slashes.
+A pattern is one of `saga_mm.SoLAVision`: a preset, such as linear; a pattern of stage 3, such as
+LLSLLS; or four patterns, separated by slashes. table2 stands for all patterns of stage 3 that the
+paper of SoLA-Vision compares in its Table 2.
+
 Parameters, FLOPs (two per multiply-add, including attention), time and memory are those of a
 forward pass of the backbone. The mIoU is that of the whole model after training. Each measurement
 runs in a process of its own; if it fails, the row of its pattern shows the error. Times are medians
-over rounds, in which the patterns take turns. Memory is the peak that the work adds to the loaded
-model and the input.
+over rounds, in which the patterns take turns. The mIoU is the median over seeds, followed by their
+range. Memory is the peak that the work adds to the loaded model and the input.
 
 The tool writes patterns.md, patterns.png and cells.jsonl to the output folder. The last holds the
 finished measurements, which a second run with the same settings does not repeat.
@@ -46,13 +50,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs='+',
         default=list(PRESETS),
         metavar='PATTERN',
-        help=f'{", ".join(PRESETS)}, or such as LL/LL/LLLLLS/LL. Defaults to all presets',
+        help=f'{", ".join(PRESETS)}, table2, or such as LLSLLS or LL/LL/LLLLLS/LL. '
+        'Defaults to all presets',
     )
     parser.add_argument(
         '--linear', nargs='+', choices=list(LINEAR), help="Defaults to the config's own"
     )
     parser.add_argument(
         '--train', type=int, metavar='ITERS', help='also train, for this number of iterations'
+    )
+    parser.add_argument(
+        '--seeds', type=int, nargs='+', default=[0], help='of the trainings. Defaults to 0'
     )
     parser.add_argument('--out-dir', type=Path, help='Defaults to work_dirs/sweep_<config>')
     parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to a GPU if there is one')
@@ -98,7 +106,11 @@ def describe(args: argparse.Namespace) -> str:
     return (
         f'{args.batch_size} x 3 x {height} x {width}, {args.dtype}, {place}, torch '
         f'{torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds'
-        + (f'; mIoU after {args.train} iterations' if args.train else '')
+        + (
+            f'; mIoU after {args.train} iterations with seeds {" ".join(map(str, args.seeds))}'
+            if args.train
+            else ''
+        )
     )
 
 
@@ -108,7 +120,9 @@ def run(args: argparse.Namespace) -> None:
     rows = make_rows(cfg, args.patterns, args.linear)
     make_folder(args.out_dir)
     forward = dict(size=args.size, batch_size=args.batch_size, dtype=args.dtype)
-    cells = make_cells(rows, cfg, args.out_dir, args.rounds, args.train, args.device, **forward)
+    cells = make_cells(
+        rows, cfg, args.out_dir, args.rounds, args.train, args.seeds, args.device, **forward
+    )
     fill(rows, run_cells(cells, measure, args.out_dir / 'cells.jsonl'))
     text = '\n'.join([describe(args), '', *table(rows)])
     write_text(args.out_dir / 'patterns.md', text)

@@ -61,6 +61,7 @@ def make_cells(
     folder: Path,
     rounds: int,
     iterations: int | None,
+    seeds: Sequence[int],
     device: str,
     **forward: object,
 ) -> list[dict]:
@@ -72,6 +73,7 @@ def make_cells(
         folder: Output folder. Each training has a folder in it.
         rounds: Number of timings of each row.
         iterations: Length of the trainings; None for no training.
+        seeds: Seed of each training of a row.
         device: Name of the device, such as 'cpu'.
         **forward: Settings of forward passes: size, batch_size, dtype.
     """
@@ -83,12 +85,11 @@ def make_cells(
         place = dict(device=device, threads=threads, round=turn)
         common = dict(name=name_of(row), backbone=row['backbone'], **forward)
         cells.append(dict(part='time', **common, **place))
-    for row in rows:
-        if iterations is None:
-            break
-        inner = folder / name_of(row)
+    # A seed is complete before the next one starts.
+    for seed, row in itertools.product(seeds if iterations else (), rows):
+        inner = folder / name_of(row) / f'seed_{seed}'
         make_folder(inner)
-        text = write_training(cfg, row['backbone'], iterations, inner / 'config.py')
+        text = write_training(cfg, row['backbone'], iterations, seed, inner / 'config.py')
         digest = hashlib.sha256(text.encode()).hexdigest()
         place = dict(folder=str(inner), device=device, threads=threads)
         cells.append(dict(part='train', name=name_of(row), config=digest, **place))
@@ -99,11 +100,14 @@ def name_of(row: dict) -> str:
     return f'{row["linear"]}_{row["pattern"].replace("/", "-")}'
 
 
-def write_training(cfg: Config, backbone: dict, iterations: int, path: Path) -> str:
+def write_training(
+    cfg: Config, backbone: dict, iterations: int | None, seed: int, path: Path
+) -> str:
     """Write the config of a training; return it as text."""
     cfg = Config(cfg.to_dict())
     cfg.model.backbone = backbone
     cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
+    cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
     text = cfg.pretty_text
     write_atomically(path, text.encode())
     return text
@@ -152,7 +156,8 @@ def evaluate(cell: dict) -> dict:
 
 
 def fill(rows: list[dict], results: list[dict]) -> None:
-    """Add to each row the medians of its results over rounds, and its first error."""
+    """Add to each row the medians of its results over rounds or seeds, their ranges, and its first
+    error."""
     for row in rows:
         row.update(error='')
         found: dict[str, list[float]] = {}
@@ -164,6 +169,7 @@ def fill(rows: list[dict], results: list[dict]) -> None:
             for name in COLUMNS.keys() & result.keys():
                 found.setdefault(name, []).append(result[name])
         row.update({name: statistics.median(values) for name, values in found.items()})
+        row['ranges'] = {name: (min(values), max(values)) for name, values in found.items()}
 
 
 def table(rows: Sequence[dict]) -> Iterator[str]:
@@ -177,6 +183,9 @@ def table(rows: Sequence[dict]) -> Iterator[str]:
             f'{row[name] / unit:.{digits}f}{suffix}' if name in row else '-'
             for name, (unit, digits, suffix) in columns.items()
         ]
+        low, high = row['ranges'].get('mIoU', (0, 0))
+        if low < high:
+            cells[-1] += f' ({low:.2f} to {high:.2f})'
         cells = [row['pattern'], row['linear'], ' '.join(row['layers']), *cells, row['error']]
         yield f'| {" | ".join(cells)} |'
 
@@ -191,7 +200,10 @@ def draw(rows: Sequence[dict], path: Path) -> None:
             if not row.keys() >= set(pair):
                 continue
             point = [row[name] / COLUMNS[name][0] for name in pair]
-            axes.plot(*point, 'o', color=f'C{list(LINEAR).index(row["linear"])}')
+            color = f'C{list(LINEAR).index(row["linear"])}'
+            axes.plot(*point, 'o', color=color)
+            if pair[1] == 'mIoU':
+                axes.vlines(point[0], *row['ranges']['mIoU'], color=color)
             label = f'{row["pattern"]}, {row["linear"]}'
             axes.annotate(
                 label, point, xytext=(4, 4), textcoords='offset points', fontsize='x-small'

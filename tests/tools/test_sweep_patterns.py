@@ -3,10 +3,11 @@
 import cv2
 import pytest
 import torch
+from mmengine.config import Config
 
 from saga_mm.analysis import cells
-from saga_mm.analysis.patterns import count
-from saga_mm.backbones.sola_vision import PRESETS
+from saga_mm.analysis.patterns import count, fill, make_cells, make_rows, table
+from saga_mm.backbones.sola_vision import PRESETS, TABLE_2
 
 BACKBONE = """
 _base_ = './{base}'
@@ -149,6 +150,29 @@ def test_missing_config(sweep, tmp_path, capsys):
     with pytest.raises(SystemExit):
         sweep.main([])
     assert 'required: config' in capsys.readouterr().err
+
+
+def test_table_2_and_seeds(config, tmp_path):
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.update(layers='linear', arch='tiny')
+    rows = make_rows(cfg, ['table2', 'LLSLLS', 'linear'], ['wkv'])
+    assert [row['pattern'] for row in rows] == [*TABLE_2, 'linear']
+    assert all(
+        row['layers'] == ('LL', 'LL', p, 'LL') for row, p in zip(rows, TABLE_2, strict=False)
+    )
+    assert all('layers' not in row['backbone'] for row in rows)
+    cells = make_cells(rows[:2], cfg, tmp_path, 1, 5, (3, 4), 'cpu')
+    cells = [cell for cell in cells if cell['part'] == 'train']
+    assert [cell['name'] for cell in cells] == ['wkv_LLLLLL', 'wkv_SLLLLL'] * 2
+    written = [Config.fromfile(f'{cell["folder"]}/config.py') for cell in cells]
+    assert [one.randomness.seed for one in written] == [3, 3, 4, 4]
+    assert len({cell['config'] for cell in cells}) == 4
+
+
+def test_the_median_and_the_range_over_seeds():
+    rows = [dict(pattern='LLSLLS', linear='wkv', layers=('L',) * 4)]
+    fill(rows, [dict(name='wkv_LLSLLS', mIoU=value) for value in (20.5, 21.25, 19.0)])
+    assert '20.50 (19.00 to 21.25)' in [*table(rows)][-1]
 
 
 def test_presets_are_the_default(sweep):
