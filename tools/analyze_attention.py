@@ -24,17 +24,29 @@ from torch import nn
 
 from saga_mm.analysis import plots
 from saga_mm.analysis.attention_map import attention_maps
-from saga_mm.analysis.field import SHARES, radii, stack_radii, stage_fields
+from saga_mm.analysis.field import (
+    SHARES,
+    law_radii,
+    layer_decays,
+    radii,
+    stack_radii,
+    stage_fields,
+)
 from saga_mm.analysis.files import check_drawing, write_json, write_text
 from saga_mm.analysis.rank import layer_ranks
 from saga_mm.analysis.subjects import Subject, load_subject
 from saga_mm.analysis.tables import gate_table, make_rows, rank_table, table
 from saga_mm.apis import find_images, name_outputs, select_device, to_8_bit
-from saga_mm.attention import DecayLinearAttention, GatedLinearAttention, SoftmaxAttention
+from saga_mm.attention import (
+    DecayLinearAttention,
+    GatedLinearAttention,
+    SoftmaxAttention,
+    WKVAttention,
+)
 from saga_mm.checkpoint import make_folder, printable
 from saga_mm.cli import add_options, run_tool
 
-KINDS = ('decay', 'gated', 'plain', 'softmax')
+KINDS = ('wkv', 'decay', 'gated', 'plain', 'softmax')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -114,7 +126,8 @@ def add_stack_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         default=(4.0, 64.0),
         metavar=('SHORTEST', 'LONGEST'),
-        help='range over the heads of decay layers, in tokens along the scan. Defaults to 4 64',
+        help='range over the heads of decay layers and the channels of WKV layers, in tokens along '
+        'the scan. Defaults to 4 64',
     )
 
 
@@ -194,9 +207,14 @@ def run_field(args: argparse.Namespace) -> None:
     radius if all positions have the same mass. Source: arXiv 1701.04128.
 
     With --models: from the map of each stage to the image, in pixels, through convolutions and
-    residuals. Without: through 1 to DEPTH untrained layers on random maps, in tokens. Such a layer
-    is a norm and attention, without LePE and without a residual, so that only the mixing of tokens
-    counts.
+    residuals. For WKV and decay layers, there is also a table of the distances, in tokens of the
+    scan, at which their weights fall to 1 / e: the shortest, the median and the longest over
+    channels or heads.
+
+    Without: through 1 to DEPTH untrained layers on random maps, in tokens. Such a layer is a norm
+    and attention, without LePE and without a residual, so that only the mixing of tokens counts. If
+    there are WKV layers, all with one decay length, "law" is the radius if the positions that they
+    see spread along the scan like a sum of independent steps.
     """
     if args.models:
         field_by_stage(args)
@@ -216,18 +234,35 @@ def field_by_stage(args: argparse.Namespace) -> None:
     text = f'{describe(images)}; uniform: {uniform}. {shares("pixels")}'
     write(args.out_dir / 'field', found, f'{text}\n\n{table("stage", found, rows)}')
     plots.stage_fields(found, args.out_dir / 'field.png')
+    decays = {
+        name: layer_decays(one.model.backbone, one.prepare(images[name][0]))
+        for name, one in models.items()
+    }
+    decays = {name: layers for name, layers in decays.items() if layers}
+    if decays:
+        rows = make_rows(decays, lambda layer: cell(layer['lengths']))
+        text = 'Tokens of the scan at which weights fall to 1 / e: shortest / median / longest.'
+        write(args.out_dir / 'decay', decays, f'{text}\n\n{table("layer", decays, rows)}')
+        plots.layer_decays(decays, args.out_dir / 'decay.png')
 
 
 def field_by_depth(args: argparse.Namespace) -> None:
     for name in ('depth', 'tokens', 'inputs'):
         if getattr(args, name) < 1:
             raise ValueError(f'--{name} must be at least 1, got {getattr(args, name)}')
+    shortest, longest = args.decay_lengths
+    if not 0 < shortest <= longest:
+        raise ValueError(
+            f'--decay-lengths must be positive and in order, got {shortest:g} {longest:g}'
+        )
     found = {}
     for kind in dict.fromkeys(args.kinds):
         torch.manual_seed(0)
         x = torch.randn(args.inputs, args.tokens, args.tokens, args.dim, device=args.device)
         found[kind] = stack_radii((make_layer(kind, args) for _ in range(args.depth)), x)
     found['uniform'] = [radii(torch.ones(args.tokens, args.tokens))] * args.depth
+    if 'wkv' in args.kinds and shortest == longest:
+        found['law'] = [law_radii(shortest, i + 1) for i in range(args.depth)]
     rows = {
         str(i + 1): [cell(by_depth[i]) for by_depth in found.values()] for i in range(args.depth)
     }
@@ -242,11 +277,16 @@ def field_by_depth(args: argparse.Namespace) -> None:
 
 def make_layer(kind: str, args: argparse.Namespace) -> nn.Module:
     """A norm and attention on maps (B, H, W, C)."""
+    shortest, longest = args.decay_lengths
     makers: dict[str, Callable[..., nn.Module]] = dict(
         decay=partial(DecayLinearAttention, decay_lengths=tuple(args.decay_lengths)),
         gated=GatedLinearAttention,
         plain=partial(GatedLinearAttention, gated=False),
         softmax=SoftmaxAttention,
+        # it has no heads
+        wkv=lambda dim, heads, **options: WKVAttention(
+            dim, decay_per='token', decays=(1 / longest, 1 / shortest), **options
+        ),
     )
     norm = nn.LayerNorm(args.dim)
     return nn.Sequential(norm, makers[kind](args.dim, args.heads, lepe_kernel_size=0))

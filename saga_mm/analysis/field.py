@@ -5,16 +5,22 @@ Legend: B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import DecayLinearAttention, WKVAttention
 from ..backbones.pyramid import PyramidBackbone
+from .mixing import attention_layers, label, record_inputs
 
 # Shares of the mass for which radii are reported.
 SHARES = (0.5, 0.9)
+# Quantiles over channels or heads for which decay lengths are reported.
+QUANTILES = (0.0, 0.5, 1.0)
 
 
 def gradient_mass(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -102,3 +108,57 @@ def stack_radii(layers: Iterable[nn.Module], x: Tensor) -> list[list[float]]:
         stack.append(layer.to(x.device))
         found.append(radii(gradient_mass(stack, x)))
     return found
+
+
+def law_radii(length: float, depth: int) -> list[float]:
+    """The radii of a stack of WKV layers by the law that reach grows with the square root of depth.
+
+    By the central limit theorem, the distance along the scan that a stack bridges is close to a
+    normal distribution whose variance is the sum of those of its layers. The weight of a layer is 1
+    for the token itself and e^(-(distance - 1) / length) for others: a variance of about
+    2 * length^2, as in the paper, if the length is many tokens.
+
+    Args:
+        length: In tokens.
+        depth: Number of layers.
+
+    Source: the analysis in arXiv 2601.11164 (SoLA-Vision), for the weights of arXiv 2403.02308.
+    """
+    q = math.exp(-1 / length)
+    # sums over both sides of distance^2 times weight, and of the weights
+    variance = 2 * (1 + q) / (1 - q) ** 3 / (1 + 2 / (1 - q))
+    deviation = math.sqrt(depth * variance)
+    return [deviation * statistics.NormalDist().inv_cdf((1 + share) / 2) for share in SHARES]
+
+
+def layer_decays(backbone: PyramidBackbone, image: Tensor) -> dict[str, dict]:
+    """How far the layers whose weights decay with the distance reach, from their parameters.
+
+    Args:
+        backbone: In eval mode.
+        image: (B, C, H, W), which tells the size of each map.
+
+    Returns:
+        By the `label` of a layer: `size`, the (H, W) of its map, and `lengths`, the `QUANTILES`,
+        over channels or heads, of the distance along the scan at which a weight falls to 1 / e, in
+        tokens. Empty if no layer has a decay.
+    """
+    layers, found = attention_layers(backbone), {}
+    for name, x in record_inputs(backbone, image).items():
+        lengths = decay_lengths(layers[name], tokens=x[0, ..., 0].numel())
+        if lengths is not None:
+            order = torch.tensor(QUANTILES, dtype=lengths.dtype, device=lengths.device)
+            found[label(name)] = dict(
+                size=list(x.shape[1:3]), lengths=lengths.quantile(order).tolist()
+            )
+    return found
+
+
+def decay_lengths(layer: nn.Module, tokens: int) -> Tensor | None:
+    """The distance at which a weight falls to 1 / e, in tokens, by channel or head, or None."""
+    if isinstance(layer, WKVAttention):
+        scale = tokens if layer.decay_per == 'image' else 1
+        return scale * (-layer.log_decay.detach().double()).exp()
+    if isinstance(layer, DecayLinearAttention):
+        return -1 / F.logsigmoid(layer.decay_logit.detach().double())
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,12 +133,30 @@ def stage_fields(found: Results, path: Path) -> None:
     _save(figure, path)
 
 
+def layer_decays(found: Results, path: Path) -> None:
+    """Draw the range and the median of the decay lengths of each layer, as shares of its map."""
+    figure = make_figure(8, 4)
+    axes = figure.subplots()
+    layers = in_order(found)
+    for i, (name, decays) in enumerate(found.items()):
+        for layer, one in decays.items():
+            place = layers.index(layer) + 0.8 * (i + 0.5) / len(found) - 0.4
+            low, median, high = (length / math.prod(one['size']) for length in one['lengths'])
+            axes.vlines(place, low, high, color=f'C{i}')
+            axes.plot(place, median, 'o', color=f'C{i}')
+        axes.plot([], 'o-', color=f'C{i}', label=name)
+    axes.set(xlabel='layer', ylabel='tokens to 1 / e, over all tokens of the map', yscale='log')
+    axes.set_xticks(range(len(layers)), layers)
+    axes.legend()
+    _save(figure, path)
+
+
 def field_by_depth(found: dict[str, list[list[float]]], path: Path) -> None:
     """Draw the radii of stacks of layers against their depth."""
     figure = make_figure(5 * len(SHARES), 4)
     for i, (axes, share) in enumerate(zip(figure.subplots(1, len(SHARES)), SHARES, strict=True)):
         for kind, radii in found.items():
-            style = '--' if kind == 'uniform' else 'o-'
+            style = {'uniform': '--', 'law': ':'}.get(kind, 'o-')
             axes.plot(range(1, len(radii) + 1), [row[i] for row in radii], style, label=kind)
         axes.set(xlabel='layers', ylabel='tokens', title=f'radius that holds {share:.0%}')
         axes.set_ylim(bottom=0)

@@ -36,14 +36,16 @@ class WKVAttention(PackedAttention):
         decay_per: `'image'`: the decay is relative to the number of tokens of the image, so that a
             channel reaches the same share of an image of any size, as in Vision-RWKV. `'token'`: it
             reaches the same number of tokens.
+        decays: Smallest and largest initial decay. The initial decays of the channels divide this
+            range in equal ratios. Defaults to `DECAYS` of `decay_per`.
         token_shift: Read the mixtures of `QShift` in place of x.
         lepe_kernel_size: Kernel size of a depthwise convolution of v that is added to WKV, odd; 0
             for no convolution.
         impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`.
 
-    Source: arXiv 2403.02308 (Vision-RWKV). Chosen by the project: initial decays that divide the
-    range of `DECAYS` in equal ratios over the channels; a bonus that starts at zero; projections
-    with a bias, which start like all linear layers here and not at zero.
+    Source: arXiv 2403.02308 (Vision-RWKV). Chosen by the project: equal ratios of the initial
+    decays; a bonus that starts at zero; projections with a bias, which start like all linear layers
+    here and not at zero.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class WKVAttention(PackedAttention):
         dim: int,
         *,
         decay_per: DecayPer = 'image',
+        decays: tuple[float, float] | None = None,
         token_shift: bool = False,
         lepe_kernel_size: int = 0,
         impl: Impl = 'auto',
@@ -64,7 +67,9 @@ class WKVAttention(PackedAttention):
         if token_shift:
             self.shift = QShift(dim, 3)
             self.in_proj = init_linear(SplitLinear(dim, 3 * dim))
-        low, high = DECAYS[decay_per]
+        low, high = decays or DECAYS[decay_per]
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f'decays must be positive and in order, got {decays}')
         self.log_decay = nn.Parameter(torch.linspace(math.log(low), math.log(high), dim))
         self.bonus = nn.Parameter(torch.zeros(dim))
 

@@ -111,6 +111,8 @@ def test_decays_spread_over_the_channels(decay_per, limits):
     decays = WKVAttention(33, decay_per=decay_per).log_decay.detach().exp()
     torch.testing.assert_close(decays[[0, -1]], torch.tensor(limits))
     ratios = decays[1:] / decays[:-1]
+    own = WKVAttention(3, decay_per=decay_per, decays=(0.5, 8)).log_decay.detach().exp()
+    torch.testing.assert_close(own, torch.tensor([0.5, 2.0, 8.0]))
     torch.testing.assert_close(ratios, ratios[0].expand(32), rtol=1e-4, atol=0)
 
 
@@ -158,6 +160,8 @@ def test_decay_per_image_reaches_the_same_share_of_a_larger_image():
         (dict(decay_per='pixel'), "decay_per must be one of .* got 'pixel'"),
         (dict(impl='cuda'), "impl must be one of .* got 'cuda'"),
         (dict(lepe_kernel_size=2), 'kernel_size must be odd, got 2'),
+        (dict(decays=(0, 1)), r'decays must be positive and in order, got \(0, 1\)'),
+        (dict(decays=(2, 1)), r'decays must be positive and in order, got \(2, 1\)'),
     ],
 )
 def test_wrong_options(options, message):

@@ -163,6 +163,45 @@ def test_field_by_depth(analyze, tmp_path, capsys):
     assert 'field_by_depth.json' in capsys.readouterr().out
 
 
+def test_stacked_wkv_layers_follow_the_law(analyze, tmp_path):
+    options = ['--tokens', '33', '--dim', '16', '--inputs', '2', '--depth', '8']
+    lengths = ['--kinds', 'wkv', '--decay-lengths', '1', '1']
+    analyze.main(['field', *options, *lengths, '--device', 'cpu', '--out-dir', str(tmp_path)])
+    found = json.loads((tmp_path / 'field_by_depth.json').read_text())
+    assert list(found) == ['wkv', 'uniform', 'law']
+    # The variance of one layer, by hand; 90 % of a normal distribution is within 1.645 deviations.
+    weights = [1.0 if d == 0 else np.exp(1 - abs(d)) for d in range(-99, 100)]
+    variance = np.average([d**2 for d in range(-99, 100)], weights=weights)
+    assert found['law'][7][1] == pytest.approx(1.645 * np.sqrt(8 * variance), rel=1e-3)
+    # The law holds for deep stacks.
+    for measured, law in zip(found['wkv'][7], found['law'][7], strict=True):
+        assert abs(measured - law) <= 1
+    # Four times the layers double the reach.
+    assert found['wkv'][7][1] / found['wkv'][1][1] == pytest.approx(2, abs=0.4)
+    picture(tmp_path / 'field_by_depth.png')
+
+
+def test_the_decay_of_a_model_is_measured(analyze, config, tiny_det, tiny_data, tmp_path):
+    models = [f'a={config("wkv")}', f'b={tiny_det}', f'c={config("decay")}']
+    arguments = ['--images', str(tiny_data / 'images/val/0.png'), '--out-dir', str(tmp_path)]
+    analyze.main(['field', '--device', 'cpu', '--models', *models, *arguments])
+    found = json.loads((tmp_path / 'decay.json').read_text())
+    assert {name: list(layers) for name, layers in found.items()} == {
+        'a': ['0.0', '1.0'],
+        'c': ['0.0', '1.0'],
+    }
+    for layer, side in {'0.0': 8, '1.0': 4}.items():
+        assert found['a'][layer]['size'] == [side, side]
+        # from e^3 to e^-5 per image
+        low, median, high = (length / side**2 for length in found['a'][layer]['lengths'])
+        assert [low, high] == pytest.approx([np.exp(-3), np.exp(5)], rel=1e-4)
+        assert 0.5 < np.log(median) < 1.5
+    # One head per scan starts at the geometric mean of 4 and 64.
+    assert found['c']['1.0']['lengths'] == pytest.approx([16, 16, 16], rel=1e-4)
+    assert '| 0.0 | ' in (tmp_path / 'decay.md').read_text()
+    picture(tmp_path / 'decay.png')
+
+
 def test_map(analyze, config, tiny_data, tmp_path):
     spec, path = f'a={config("gated")}', tiny_data / 'images/val/1.png'
     arguments = ['--images', str(path), '--pixel', '9', '30', '--layers', '0.0', '0.1']
