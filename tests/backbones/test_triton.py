@@ -12,13 +12,7 @@ from saga_mm.registry import MODELS
 SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 2))
 COMMON = dict(arch=SMALL, drop_path_rate=0)
 BACKBONES = [
-    *(
-        pytest.param(dict(COMMON, type=name), id=name)
-        for name in saga_mm.backbones.__all__
-        if name != 'SoLAVision'
-    ),
-    # WKV, its default, has no Triton kernels.
-    pytest.param(dict(COMMON, type='SoLAVision', linear='gated'), id='SoLAVision'),
+    *(pytest.param(dict(COMMON, type=name), id=name) for name in saga_mm.backbones.__all__),
     pytest.param(
         dict(COMMON, type='SoLAVision', linear='decay'), id='decay', marks=pytest.mark.long
     ),
