@@ -89,6 +89,17 @@ def test_is_complete(any_config_path, load_config):
     assert cfg.default_scope != 'mmseg' or 'tta_model' in cfg
 
 
+def test_compared_models_differ_in_the_backbone_only(config_dir, load_config):
+    paths = sorted((config_dir / 'classification' / 'compare').glob('*.py'))
+    assert {'saga', 'saga_ungated', 'pvt', 'pvtv2', 'swin', 'ravlt'} <= {p.stem for p in paths}
+    others = []
+    for path in paths:
+        cfg = load_config(path).to_dict()
+        assert cfg['model'].pop('backbone')['out_indices'] == (3,)
+        others.append(cfg)
+    assert all(cfg == others[0] for cfg in others)
+
+
 def docstring_with_schedule(path):
     """The docstring with the schedule: that of a config, or of the one that it refers to."""
     text = ast.get_docstring(ast.parse(path.read_text()))

@@ -1,0 +1,118 @@
+"""Trains models of several configs with several learning rates and seeds, and tabulates results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from ..apis import train
+
+# Metrics of validations, in the order in which they are looked for.
+METRICS = ('accuracy/top1', 'mIoU', 'coco/segm_mAP', 'coco/bbox_mAP')
+
+
+def make_cell(
+    cfg: Config,
+    folder: Path,
+    learning_rate: float,
+    seed: int,
+    metric: str | None,
+    options: Mapping[str, object],
+) -> dict:
+    """The settings of one training, which JSON can hold.
+
+    Args:
+        cfg: The config, with its `options` merged in.
+        folder: Output folder of all trainings of this config.
+        learning_rate: Value of `optim_wrapper.optimizer.lr`.
+        seed: Value of `randomness.seed`.
+        metric: Name of a metric of the validation; None for the first of `METRICS` that is there.
+        options: Entries of the config that differ from its file, by dotted names.
+    """
+    # A config that has changed since gets a folder of its own, and does not resume the other one.
+    digest = hashlib.sha256(cfg.pretty_text.encode()).hexdigest()[:8]
+    return dict(
+        name=Path(cfg.filename).stem,
+        config=str(Path(cfg.filename).resolve()),
+        folder=str(folder / f'lr{learning_rate:g}_seed{seed}_{digest}'),
+        learning_rate=learning_rate,
+        seed=seed,
+        metric=metric,
+        options=dict(options),
+        threads=torch.get_num_threads(),
+    )
+
+
+def measure(cell: dict) -> dict:
+    """Train, or go on with an interrupted training; return the metric of the last validation.
+
+    Raises:
+        ValueError: There is no such metric.
+    """
+    torch.set_num_threads(cell['threads'])
+    options = {
+        **cell['options'],
+        'optim_wrapper.optimizer.lr': cell['learning_rate'],
+        'randomness.seed': cell['seed'],
+    }
+    train(cell['config'], work_dir=cell['folder'], options=options, resume='auto')
+    found = last_metrics(cell['folder'])
+    name = cell['metric'] or next((name for name in METRICS if name in found), None)
+    if name not in found:
+        raise ValueError(f'metric must be one of {tuple(found)}, got {name!r}')
+    return dict(metric=name, value=found[name])
+
+
+def last_metrics(folder: str | Path) -> dict[str, float]:
+    """The metrics of the last validation in a work dir, by name."""
+    found: dict[str, float] = {}
+    for path in sorted(Path(folder).glob('*/vis_data/scalars.json')):
+        for entry in map(json.loads, path.read_text().splitlines()):
+            # entries of a training have a loss
+            if 'loss' not in entry:
+                found = {
+                    name: value for name, value in entry.items() if isinstance(value, int | float)
+                }
+    return found
+
+
+def best_rates(results: Sequence[dict]) -> dict[str, float]:
+    """The learning rate with the best value for each config, of those that trained to the end."""
+    best: dict[str, dict] = {}
+    for result in results:
+        if 'error' not in result:
+            rival = best.get(result['name'])
+            if rival is None or result['value'] > rival['value']:
+                best[result['name']] = result
+    return {name: result['learning_rate'] for name, result in best.items()}
+
+
+def table(results: Sequence[dict]) -> Iterator[str]:
+    """The lines of a table in Markdown: mean and range over seeds, at the best learning rate."""
+    yield '| config | metric | mean | range | seeds | learning rate | others | failed |'
+    yield '|---|---|--:|--:|--:|--:|---|---|'
+    rates = best_rates(results)
+    for name in dict.fromkeys(result['name'] for result in results):
+        own = [result for result in results if result['name'] == name]
+        errors = ', '.join(dict.fromkeys(r['error'] for r in own if 'error' in r)).replace('|', '/')
+        done = [result for result in own if 'error' not in result]
+        if not done:
+            yield f'| {name} | - | - | - | 0 | - | - | {errors} |'
+            continue
+        values = [r['value'] for r in done if r['learning_rate'] == rates[name]]
+        others = [
+            f'{r["learning_rate"]:g}: {r["value"]:.2f}'
+            for r in done
+            if r['learning_rate'] != rates[name]
+        ]
+        yield (
+            f'| {name} | {done[0]["metric"]} | {statistics.mean(values):.2f} '
+            f'| {min(values):.2f} to {max(values):.2f} | {len(values)} | {rates[name]:g} '
+            f'| {", ".join(others)} | {errors} |'
+        )

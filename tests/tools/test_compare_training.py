@@ -1,0 +1,78 @@
+"""tools/compare_training.py: learning rates, then seeds; a failure; and going on."""
+
+import json
+
+import pytest
+
+from saga_mm.analysis import cells
+from saga_mm.analysis.trainings import best_rates, last_metrics, table
+
+
+@pytest.fixture
+def compare(tool):
+    return tool('compare_training').main
+
+
+@pytest.fixture
+def configs(tiny_seg):
+    """Two configs, of which the second one fails when it is built."""
+    bad = tiny_seg.with_name('bad.py')
+    bad.write_text(f"_base_ = './{tiny_seg.name}'\nmodel = dict(backbone=dict(arch='huge'))\n")
+    return str(tiny_seg), str(bad)
+
+
+def test_rates_are_chosen_with_one_seed_and_nothing_is_repeated(
+    compare, configs, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / 'out'
+    command = [*configs, '--lr', '1e-3', '1e-4', '--seeds', '3', '4', '--out-dir', str(out)]
+    compare([*command, '--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=1'])
+    lines = (out / 'trainings.jsonl').read_text().split('\n')
+    entries = [json.loads(line) for line in lines if line]
+    done = [entry['cell'] for entry in entries if 'error' not in entry['result']]
+    # Two learning rates with the first seed, then the better one with the second.
+    assert [(cell['seed'], cell['learning_rate']) for cell in done[:2]] == [(3, 1e-3), (3, 1e-4)]
+    values = [entry['result']['value'] for entry in entries if 'error' not in entry['result']]
+    best = 1e-3 if values[0] >= values[1] else 1e-4
+    assert [(cell['seed'], cell['learning_rate']) for cell in done[2:]] == [(4, best)]
+    assert last_metrics(done[0]['folder'])['mIoU'] == values[0]
+
+    (good, bad) = (out / 'trainings.md').read_text().splitlines()[2:]
+    assert f'| mIoU | {(values[2] + (values[0] if best == 1e-3 else values[1])) / 2:.2f} |' in good
+    assert 'arch must be one of' in bad
+
+    started = []
+    monkeypatch.setattr(cells, '_run', lambda cell, measure: started.append(cell) or {'error': ''})
+    compare([*command, '--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=1'])
+    assert {cell['name'] for cell in started} == {'bad'}
+    # Another schedule is another training, in another folder.
+    compare([*command, '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=1'])
+    folders = {cell['folder'] for cell in started if cell['name'] != 'bad'}
+    assert folders and not folders & {cell['folder'] for cell in done}
+
+
+def test_table():
+    results = [
+        dict(name='a', learning_rate=1.0, metric='mIoU', value=10.0),
+        dict(name='a', learning_rate=2.0, metric='mIoU', value=20.0),
+        dict(name='b', learning_rate=1.0, error='out of memory'),
+        dict(name='a', learning_rate=2.0, metric='mIoU', value=24.0),
+    ]
+    assert best_rates(results) == {'a': 2.0}
+    assert list(table(results))[2:] == [
+        '| a | mIoU | 22.00 | 20.00 to 24.00 | 2 | 2 | 1: 10.00 |  |',
+        '| b | - | - | - | 0 | - | - | out of memory |',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--seeds', '1', '1'], '--seeds must be different'),
+        (['--lr', '-1'], '--lr must be different and not negative'),
+    ],
+)
+def test_wrong_options(compare, configs, arguments, message):
+    with pytest.raises(SystemExit) as exit_:
+        compare([configs[0], *arguments])
+    assert message in exit_.value.code

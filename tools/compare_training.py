@@ -1,0 +1,96 @@
+"""Train models with the same schedule, and compare them by mean and range over seeds.
+
+    python tools/compare_training.py CONFIG CONFIG --lr 5e-4 1e-3 2e-3 --seeds 0 1 2
+
+The learning rate of each config is the best of those given, with the first seed. With that one, it
+is trained for the other seeds as well. Options given by --cfg-options hold for all configs. The
+result of a training is the metric of its last validation.
+
+Trainings run one after the other, each in a process of its own. If the tool is stopped, the same
+command goes on from the last checkpoint, and repeats nothing that is finished. The tool writes
+trainings.md and trainings.jsonl to the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+from mmengine.config import Config
+
+from saga_mm.analysis.cells import run_cells
+from saga_mm.analysis.files import write_text
+from saga_mm.analysis.trainings import METRICS, best_rates, make_cell, measure, table
+from saga_mm.apis.runs import TRAINING
+from saga_mm.checkpoint import make_folder
+from saga_mm.cli import add_options, check_data, load_config, run_tool
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    parser.add_argument(
+        '--lr', nargs='+', type=float, help="learning rates to try. Defaults to each config's own"
+    )
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='Defaults to 0 1 2')
+    parser.add_argument(
+        '--metric', help=f'of the validation. Defaults to the first of {", ".join(METRICS)}'
+    )
+    parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare_training'))
+    add_options(parser)
+    return parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace) -> list[Config]:
+    """Load the configs; ValueError for options that do not fit."""
+    names = [Path(path).stem for path in args.configs]
+    if len(set(names)) < len(names):
+        raise ValueError(f'configs must have different names, got {names}')
+    for name, values in (('--seeds', args.seeds), ('--lr', args.lr or ())):
+        if len(set(values)) < len(values) or any(value < 0 for value in values):
+            raise ValueError(f'{name} must be different and not negative, got {values}')
+    configs = [load_config(path, args.cfg_options, TRAINING) for path in args.configs]
+    for path, cfg in zip(args.configs, configs, strict=True):
+        if 'lr' not in cfg.optim_wrapper.get('optimizer', {}):
+            raise ValueError(f'{path} must set optim_wrapper.optimizer.lr')
+        check_data(cfg, ('train', 'val'))
+    return configs
+
+
+def run(args: argparse.Namespace) -> None:
+    configs = prepare(args)
+    first, *others = args.seeds
+    make_folder(args.out_dir)
+
+    def cell(cfg: Config, rate: float, seed: int) -> dict:
+        folder = args.out_dir / Path(cfg.filename).stem
+        return make_cell(cfg, folder, rate, seed, args.metric, args.cfg_options or {})
+
+    def run_all(cells: list[dict]) -> list[dict]:
+        return run_cells(cells, measure, args.out_dir / 'trainings.jsonl')
+
+    rates = {cfg.filename: args.lr or [cfg.optim_wrapper.optimizer.lr] for cfg in configs}
+    results = run_all([cell(cfg, rate, first) for cfg in configs for rate in rates[cfg.filename]])
+    best = best_rates(results)
+    # The seeds take turns, so that an early stop leaves as many of each config.
+    results += run_all(
+        [
+            cell(cfg, best[Path(cfg.filename).stem], seed)
+            for seed, cfg in itertools.product(others, configs)
+            if Path(cfg.filename).stem in best
+        ]
+    )
+    text = '\n'.join(table(results))
+    write_text(args.out_dir / 'trainings.md', text)
+    print(f'{text}\n\n{args.out_dir}/trainings.md')
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_tool(run, parse_args(argv))
+
+
+if __name__ == '__main__':
+    main()
