@@ -49,6 +49,10 @@ PROMISED = {
         for method in ('saga', 'ravlt')
         for name in ('s', 't', 't_tiny_imagenet50')
     ),
+    *(
+        f'classification/classifier_sola_vision_{name}.py'
+        for name in ('t', 's', 'b', 't_tiny_imagenet50')
+    ),
 }
 SCOPES = dict(classification='mmpretrain', detection='mmdet', segmentation='mmseg')
 
