@@ -37,7 +37,8 @@ class Mixing:
     """The parts of what an attention layer computes, in float64.
 
     Attributes:
-        mechanism: 'plain', 'gated', 'rank_augmented', 'decay', 'wkv' or 'softmax'.
+        mechanism: 'plain', 'gated', 'rank_augmented', 'decay', 'wkv', 'softmax', or the name of
+            another class, whose `PackedAttention.take_apart` is asked.
         states: KV states (B, heads, D, D). 'state' is the one that all queries read; the others
             are computed from the same q, k and v without a part of the mechanism. Empty for
             softmax, which has no state, and for decay and WKV, which have one for each token.
@@ -102,7 +103,17 @@ def take_apart(module: PackedAttention, x: Tensor) -> Mixing:
     elif isinstance(module, WKVAttention):
         gate = projected[..., :dim].sigmoid()
     packed = projected.unflatten(-1, (-1, module.num_heads, module.head_dim))
-    mechanism, states, gates, values, row = MECHANISMS[type(module)](module, packed, size)
+    if type(module) in MECHANISMS:
+        mechanism, states, gates, values, row = MECHANISMS[type(module)](module, packed, size)
+    else:
+        mechanism = type(module).__name__
+        try:
+            parts = module.take_apart(packed, size)
+        except NotImplementedError as error:
+            raise ValueError(
+                f'{mechanism} can not be analysed: it has no take_apart, see PackedAttention'
+            ) from error
+        states, gates, values, row = parts.states, parts.gates, parts.values, parts.row
     features = {'output': module.attend(packed, size, None).flatten(2)}
     if gate is not None:
         features['gated output'] = features['output'] * gate

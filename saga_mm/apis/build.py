@@ -72,7 +72,7 @@ def _import_models(cfg: Config) -> None:
     """Import the models of a config's toolbox, whose errors the registry keeps to itself."""
     prefix, dot, _ = str(cfg.model.get('type')).partition('.')
     scope = prefix if dot else cfg.get('default_scope')
-    if scope in ('mmdet', 'mmseg') and find_spec(scope):
+    if scope in ('mmdet', 'mmpretrain', 'mmseg') and find_spec(scope):
         import_module(f'{scope}.models')
 
 

@@ -10,13 +10,13 @@ patches. Each choice is an option of `SAGA`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from saga_kernels.dispatch import Impl
 
-from ..attention import GatedLinearAttention
+from ..attention import LINEAR
 from ..layers import FFN, Block, ConvStem, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
@@ -44,6 +44,9 @@ class SAGA(PyramidBackbone):
             start of each block; 0 for no convolution. Defaults to 3.
         lepe_kernel_size (int): Kernel size of the depthwise convolution of v that is added to the
             attention; 0 for no convolution. Defaults to 3.
+        attention (str): 'gated', the attention of SAGA, or another name in
+            `saga_mm.attention.LINEAR`, such as one that `register_attention` has added. Defaults to
+            'gated'.
         gated (bool): Apply gates to what enters the KV state. False gives plain linear attention.
             Defaults to True.
         gate_bias (float): Initial bias of the gate logits, so that gates start near
@@ -78,6 +81,7 @@ class SAGA(PyramidBackbone):
         patch_embed: str = 'conv',
         cpe_kernel_size: int = 3,
         lepe_kernel_size: int = 3,
+        attention: str = 'gated',
         gated: bool = True,
         gate_bias: float = 2.0,
         feature_map: str = 'elu',
@@ -92,23 +96,24 @@ class SAGA(PyramidBackbone):
             raise ValueError(
                 f"patch_embed must be 'conv', 'overlap' or 'plain', got {patch_embed!r}"
             )
+        if attention not in LINEAR:
+            raise ValueError(f'attention must be one of {tuple(LINEAR)}, got {attention!r}')
+        if attention != 'gated' and not gated:
+            raise ValueError(f"gated=False is for attention='gated', got attention={attention!r}")
+        options: dict[str, Any] = dict(lepe_kernel_size=lepe_kernel_size, impl=impl)
+        if attention != 'wkv':
+            options['feature_map'] = feature_map
+        if attention == 'gated':
+            options.update(gated=gated, gate_bias=gate_bias)
         dims = sizes.embed_dims
         norm_layer = channel_norm(norm_cfg)
         drop_paths = drop_path_schedule(drop_path_rate, sizes.depths)
 
         def make_block(i: int, drop_path: float) -> Block:
-            attention = GatedLinearAttention(
-                dims[i],
-                sizes.num_heads[i],
-                gated=gated,
-                gate_bias=gate_bias,
-                feature_map=feature_map,
-                lepe_kernel_size=lepe_kernel_size,
-                impl=impl,
-            )
+            mixer = LINEAR[attention](dims[i], sizes.num_heads[i], **options)
             ffn = FFN(dims[i], round(dims[i] * sizes.mlp_ratios[i]))
             return Block(
-                attention,
+                mixer,
                 ffn,
                 dims[i],
                 cpe_kernel_size=cpe_kernel_size,

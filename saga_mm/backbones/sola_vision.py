@@ -22,12 +22,7 @@ from torch import nn
 from saga_kernels.dispatch import Impl
 from saga_kernels.validation import check_decay_per, check_feature_map
 
-from ..attention import (
-    DecayLinearAttention,
-    GatedLinearAttention,
-    SoftmaxAttention,
-    WKVAttention,
-)
+from ..attention import LINEAR, SoftmaxAttention
 from ..layers import (
     Block,
     ChannelMix,
@@ -39,14 +34,6 @@ from ..layers import (
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
 
-# Kinds of linear layers: functions of the width and the number of heads.
-LINEAR: dict[str, Callable[..., nn.Module]] = {
-    # WKV mixes each channel by itself, so it has no heads.
-    'wkv': lambda dim, num_heads, **options: WKVAttention(dim, **options),
-    'gated': GatedLinearAttention,
-    'plain': partial(GatedLinearAttention, gated=False),
-    'decay': DecayLinearAttention,
-}
 # The pattern of a stage with a given depth: softmax (S) and linear (L) layers. All presets except
 # 'linear' and 'softmax' have the same number of softmax layers, in stages 3 and 4 only.
 PRESETS: dict[str, Callable[[int], str]] = {

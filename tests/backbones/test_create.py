@@ -19,7 +19,7 @@ def test_is_what_a_config_builds(name):
     kind = dict(saga='SAGA', ravlt='RAVLT', sola='SoLAVision')[name.split('_')[0]]
     options = dict(out_indices=(1, 2), in_channels=4)
     torch.manual_seed(0)
-    built = saga_mm.registry.MODELS.build(dict(type=kind, arch='tiny', **options))
+    built = saga_mm.registry.MODELS.build(dict(type=f'saga_mm.{kind}', arch='tiny', **options))
     torch.manual_seed(0)
     created = saga_mm.create_backbone(name, **options)
     assert type(created) is type(built)
