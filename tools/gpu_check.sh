@@ -37,10 +37,10 @@ cat "$out_dir/gpu.txt"
 failed=0
 timeout 180 "$python" -m pytest -q -x --durations=5 tests/kernels/test_triton_gpu.py \
     tests/kernels/test_triton_gated.py tests/kernels/test_triton_rank_augmented.py \
-    tests/kernels/test_triton_decay.py tests/kernels/test_triton_registration.py \
+    tests/kernels/test_triton_decay.py tests/kernels/test_triton_wkv.py tests/kernels/test_triton_registration.py \
     2>&1 | tee "$out_dir/tests.txt" || failed=1
 
-for op in gated rank_augmented decay; do
+for op in gated rank_augmented decay wkv; do
     timeout 60 "$python" tools/benchmark_ops.py --op $op --tokens 25600 102400 \
         --out-dir "$out_dir/$op" || failed=1
 done

@@ -33,9 +33,8 @@ def repaired() -> Iterator[None]:
         rounded = torch.as_tensor(source.data.copy()).to(torch.bfloat16)
         return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
 
-    patches = dict(create_dot=dot, cast_impl=cast)
     with (
-        mock.patch.multiple(InterpreterBuilder, **patches),
+        mock.patch.multiple(InterpreterBuilder, create_dot=dot, cast_impl=cast),
         mock.patch.object(ScanOps, 'generic_scan', _scan),
     ):
         yield

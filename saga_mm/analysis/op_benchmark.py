@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saga_kernels import (
+    bidirectional_wkv,
     decay_linear_attention,
     gated_linear_attention,
     rank_augmented_linear_attention,
@@ -92,6 +93,19 @@ def eager_decay(packed: Tensor) -> Tensor:
     return decay(packed, 'reference')
 
 
+def wkv(packed: Tensor, impl: Impl) -> Tensor:
+    """Bidirectional WKV of the second and third part, whose weights fall to 1/e after 16 tokens."""
+    k, v = packed[:, :, 1:].flatten(3).unbind(2)
+    w, u = (torch.full(k.shape[2:], x, device=packed.device) for x in (1 / 16, 1.0))
+    out = bidirectional_wkv(k, v, w, u, decay_per='token', impl=impl)
+    return out.unflatten(2, packed.shape[3:])
+
+
+def eager_wkv(packed: Tensor) -> Tensor:
+    """The implementation in PyTorch, because the plain formula needs a matrix of N x N."""
+    return wkv(packed, 'reference')
+
+
 def sdpa(packed: Tensor) -> Tensor:
     q, k, v = (packed[:, :, part].transpose(1, 2) for part in range(3))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -126,6 +140,7 @@ OPS = {
     'gated': Op(5, eager, lambda packed, impl: gated_linear_attention(packed, impl=impl), 6, 11),
     'rank_augmented': Op(3, eager_rank_augmented, rank_augmented, 5, 9),
     'decay': Op(3, eager_decay, decay, 6, 10),
+    'wkv': Op(3, eager_wkv, wkv, 3, 5),
 }
 
 

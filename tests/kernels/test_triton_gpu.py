@@ -7,6 +7,7 @@ import torch
 
 from harness import BOUNDS, rms_ratio
 from saga_kernels import (
+    bidirectional_wkv,
     decay_linear_attention,
     gated_linear_attention,
     linear_attention,
@@ -45,7 +46,14 @@ def decay(packed, impl='auto'):
     return decay_linear_attention(packed, log_decay_of(packed), image_of(packed)[0], impl=impl)
 
 
-OPS = [(gated_linear_attention, 5), (rank_augmented, 3), (decay, 3)]
+def wkv(packed, impl='auto'):
+    k, v = packed[:, :, 1:].flatten(3).unbind(2)
+    w = torch.linspace(0, 1, k.shape[2], device=k.device)
+    out = bidirectional_wkv(k, v, w, w, decay_per='token', impl=impl)
+    return out.unflatten(2, packed.shape[3:])
+
+
+OPS = [(gated_linear_attention, 5), (rank_augmented, 3), (decay, 3), (wkv, 3)]
 
 
 def forward_backward(op, packed, grad_out):
@@ -101,6 +109,25 @@ def test_decay_over_a_large_image_against_float64(dtype, dim):
         results += out.detach(), *torch.autograd.grad(out, leaves, grad_out.to(out.dtype))
     # The gradient of log_decay is one sum per head over terms of both signs.
     for value, truth, factor in zip(values, exact, (1, 1, 5), strict=True):
+        assert rms_ratio(value, truth) <= factor * BOUNDS[dtype]
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize('channels', [96, 100])
+@pytest.mark.parametrize('masked', [False, True])
+def test_wkv_over_a_large_image_against_float64(dtype, channels, masked):
+    k, v, grad_out = torch.randn(3, 1, 102400, channels, device='cuda').to(dtype)
+    w, u = torch.rand(2, channels, device='cuda') * 20
+    mask = torch.rand(1, 102400, device='cuda') > 0.3 if masked else None
+    values, exact = [], []
+    for results, impl, kind in (values, 'triton', dtype), (exact, 'reference', torch.float64):
+        parameters = torch.float64 if kind == torch.float64 else torch.float32
+        leaves = k.to(kind), v.to(kind), w.to(parameters), u.to(parameters)
+        leaves = [x.requires_grad_() for x in leaves]
+        out = bidirectional_wkv(*leaves, mask=mask, impl=impl)
+        results += out.detach(), *torch.autograd.grad(out, leaves, grad_out.to(kind))
+    # Those of w and u are sums over all tokens, of terms of both signs.
+    for value, truth, factor in zip(values, exact, (1, 1, 1, 5, 5), strict=True):
         assert rms_ratio(value, truth) <= factor * BOUNDS[dtype]
 
 

@@ -233,6 +233,28 @@ def test_what_triton_does_not_take(change, reason, triton_device):
             bidirectional_wkv(k.contiguous(), v, w, u, impl='triton')
 
 
+DERIVATIVES = {
+    'jvp': lambda op, x: torch.func.jvp(op, (x,), (x,))[1],
+    'grad': lambda op, x: torch.func.grad(lambda x: op(x).sin().sum())(x),
+}
+
+
+@pytest.mark.parametrize('name', DERIVATIVES)
+@pytest.mark.parametrize('part', range(4))
+def test_the_kernels_refuse_derivatives_that_they_lack(name, part, triton_device):
+    x = inputs(20, device=triton_device, w=1.0)
+
+    def op(value, impl):
+        return bidirectional_wkv(*x[:part], value, *x[part + 1 :], impl=impl)
+
+    derivative = DERIVATIVES[name]
+    with pytest.raises(RuntimeError, match='the derivatives of forward mode'):
+        derivative(lambda value: op(value, 'triton'), x[part])
+    # With impl='auto', the op uses the implementation in PyTorch.
+    expected = derivative(lambda value: op(value, 'reference'), x[part])
+    torch.testing.assert_close(derivative(lambda value: op(value, 'auto'), x[part]), expected)
+
+
 LARGE_ADDRESSES = """
 import torch
 from saga_kernels import bidirectional_wkv

@@ -10,7 +10,7 @@ import pytest
 TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark_ops.py'
 
 
-@pytest.mark.parametrize('op', ['gated', 'rank_augmented', 'decay'])
+@pytest.mark.parametrize('op', ['gated', 'rank_augmented', 'decay', 'wkv'])
 def test_a_small_case_on_a_cpu(op, tmp_path):
     options = [
         '--op',

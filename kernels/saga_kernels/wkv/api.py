@@ -64,9 +64,9 @@ def bidirectional_wkv(
     check_decay_per(decay_per)
     check_mask(mask, k)
     why = why_not_triton(k, w, u) or why_not_triton(v)
-    impl = resolve_impl(impl, 'bidirectional_wkv', why)
+    choice = resolve_impl(impl, 'bidirectional_wkv', why)
     decay, bonus = (_per_token(x, k, mask, decay_per) for x in (w, u))
-    if impl == 'triton':
+    if choice == 'triton':
         return wkv_forward(k, v, decay, bonus, mask)[0]
     return attend(k, v, decay, bonus, mask)
 

@@ -25,6 +25,8 @@ states of the forward pass. To write or to read all states once moves 6 / CHUNK 
 fp32, and 12 / CHUNK in half precision; the forward pass does so 4 times, the backward pass 6 times.
 """
 
+# The loops over the tokens of a group let tuples grow, which changes their types.
+# mypy: disable-error-code=assignment
 from collections.abc import Callable
 
 import torch
@@ -226,13 +228,13 @@ def attend(
     """What `mean` gives for each token, the states before each token, and that behind a group."""
     top, a, b = enter_walk(rates, keys, values, ones, decay, p_enter, o_c, m_c, C, o_g, 0, G, BC, L)
     behind = enter_walk(rates, keys, values, ones, decay, p_enter, o_c, m_c, C, o_g, 1, G, BC, L)
-    befores, _ = walk(top, a, b, rates, keys, values, ones, 0, L)
+    earlier, _ = walk(top, a, b, rates, keys, values, ones, 0, L)
     means = ()
     top, a, b = behind
     for t in tl.static_range(L - 1, -1, -1):
-        means = (mean(befores[t], (top, a, b), keys[t], values[t], b_u),) + means
+        means = (mean(earlier[t], (top, a, b), keys[t], values[t], b_u),) + means
         top, a, b = decayed_sum(top, a, b, rates[t], keys[t], values[t], ones[t])
-    return means, befores, behind
+    return means, earlier, behind
 
 
 @triton.jit
@@ -375,22 +377,22 @@ def token_backward(
     i_part = i_b * tl.cdiv(N, G * L) + i_chunk
     p_enter += i_part * 6 * C
     p_denter += i_part * 6 * C
-    means, befores, (top, a, b) = attend(
+    means, earlier, (top, a, b) = attend(
         keys, values, ones, rates, decay, b_u, p_enter, o_c, m_c, C, o_g, G, BC, L
     )
     exponents, xs, ys = adjoints(means, ones, p_do, i_b, i_chunk, o_c, m_c, N, do_b, do_n, G, L)
     d_top, d_a, d_b = enter_walk(
         rates, exponents, xs, ys, decay, p_denter, o_c, m_c, C, o_g, 0, G, BC, L
     )
-    dbefores, _ = walk(d_top, d_a, d_b, rates, exponents, xs, ys, 0, L)
+    d_earlier, _ = walk(d_top, d_a, d_b, rates, exponents, xs, ys, 0, L)
     d_top, d_a, d_b = enter_walk(
         rates, exponents, xs, ys, decay, p_denter, o_c, m_c, C, o_g, 1, G, BC, L
     )
     b_dw = tl.zeros([G, BC], tl.float32)
     b_du = tl.zeros([G, BC], tl.float32)
     for t in tl.static_range(L - 1, -1, -1):
-        top_1, a_1, b_1 = befores[t]
-        d_top_1, d_a_1, d_b_1 = dbefores[t]
+        top_1, a_1, b_1 = earlier[t]
+        d_top_1, d_a_1, d_b_1 = d_earlier[t]
         x, y = tl.exp2((keys[t] + d_top_1) * LOG2E), tl.exp2((keys[t] + d_top) * LOG2E)
         z = tl.exp2((keys[t] + exponents[t] + b_u) * LOG2E)
         b_dv = x * d_a_1 + y * d_a + z * xs[t]
@@ -456,16 +458,14 @@ def backward(
     denter = _scan(state, count.contiguous(), w)
     partial = state.new_empty((*count.shape, 2, k.shape[2]))
     run(token_backward, p_denter=denter, p_dk=dk, p_dv=dv, p_partial=partial)
-    # (B, 2, C), or (1, 2, C) if all images share w and u.
-    grads = partial.sum(1, dtype=torch.float64)
-    return (
-        dk,
-        dv,
-        *(
-            (grads[:, i].sum(0, True) if x.shape[0] == 1 else grads[:, i]).to(x.dtype)
-            for i, x in enumerate((w, u))
-        ),
-    )
+    # (B, 2, C)
+    dw, du = partial.sum(1, dtype=torch.float64).unbind(1)
+    return dk, dv, _sum_like(dw, w), _sum_like(du, u)
+
+
+def _sum_like(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient (B, C) of x, summed over the images if all of them share one row."""
+    return (grad.sum(0, True) if x.shape[0] == 1 else grad).to(x.dtype)
 
 
 def _new_states(k: Tensor) -> Tensor:
