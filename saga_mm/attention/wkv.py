@@ -17,9 +17,10 @@ from saga_kernels.wkv.api import DecayPer
 from ..layers import QShift, init_linear
 from .base import PackedAttention
 
-# Smallest and largest initial decay. Those per image are the limits of Vision-RWKV: the smallest
-# gives all tokens of an image nearly the same weight, and the largest lets weights fade to 1 / e
-# within a twentieth of the scan. Those per token are those of `DecayLinearAttention`.
+# Smallest and largest initial decay. Those per image are the exponentials of the limits between
+# which the parameters of Vision-RWKV start: the smallest gives all tokens of an image nearly the
+# same weight, and the largest lets weights fade to 1 / e within a twentieth of the scan. Those per
+# token are those of `DecayLinearAttention`.
 DECAYS = {'image': (math.exp(-5), math.exp(3)), 'token': (1 / 64, 1 / 4)}
 
 
@@ -43,9 +44,10 @@ class WKVAttention(PackedAttention):
             for no convolution.
         impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`.
 
-    Source: arXiv 2403.02308 (Vision-RWKV). Chosen by the project: equal ratios of the initial
-    decays; a bonus that starts at zero; projections with a bias, which start like all linear layers
-    here and not at zero.
+    Source: arXiv 2403.02308 (Vision-RWKV), whose code uses the parameter itself as the decay, so
+    that it may be negative; the exponential is that of RWKV, arXiv 2305.13048. Chosen by the
+    project: equal ratios of the initial decays; a bonus that starts at zero; projections with a
+    bias, which start like all linear layers here and not at zero.
     """
 
     def __init__(
