@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from saga_kernels import (
     bidirectional_wkv,
@@ -175,3 +176,33 @@ def test_the_op_itself_refuses_a_cpu():
         ops.decay_forward(torch.zeros(1, 4, 3, 1, 8), torch.zeros(1), None, 2, 'elu', 1e-6)
     with refused:
         ops.wkv_forward(*torch.zeros(2, 1, 4, 8), *torch.zeros(2, 1, 8), None)
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('op', ['gated', 'rank_augmented', 'decay', 'wkv'])
+def test_a_backward_pass_makes_no_zeros_for_states(op, triton_device):
+    packed = torch.randn(1, 12, 3, 1, 8, device=triton_device)
+    k, v = (x.requires_grad_() for x in packed[:, :, :2].flatten(3).unbind(2))
+    w = torch.rand(1, 8, device=triton_device)
+    qkv = packed.clone().requires_grad_()
+    out = dict(
+        gated=lambda: ops.gated_forward(qkv, None, 'elu', 1e-6),
+        rank_augmented=lambda: ops.rank_augmented_forward(qkv, w[0, :2], None, 4, 1e-6),
+        decay=lambda: ops.decay_forward(qkv, -w[0, :1], None, 4, 'elu', 1e-6),
+        wkv=lambda: ops.wkv_forward(k, v, w, w, None),
+    )[op]()[0]
+    with Recorder() as recorder:
+        torch.autograd.grad(out, k if op == 'wkv' else qkv, torch.ones_like(out))
+    assert f'{op}_backward' in recorder.names
+    assert not {'zeros', 'zeros_like', 'new_zeros'} & set(recorder.names)

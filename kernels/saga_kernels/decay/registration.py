@@ -81,6 +81,8 @@ def _save(ctx, inputs, output):
     out, *sums = output
     ctx.save_for_backward(qkv, log_decay, out, *sums, mask)
     ctx.mark_non_differentiable(*sums)
+    # Otherwise autograd makes gradients of zeros for these.
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, *_):

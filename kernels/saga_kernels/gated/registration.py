@@ -59,6 +59,8 @@ def _save(ctx, inputs, output):
     state = output[1]
     ctx.save_for_backward(packed, state, mask)
     ctx.mark_non_differentiable(state)
+    # Otherwise autograd makes gradients of zeros for these.
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, _):

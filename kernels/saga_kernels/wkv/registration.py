@@ -76,6 +76,8 @@ def _save(ctx, inputs, output):
     _, *sums = output
     ctx.save_for_backward(*tensors, *sums, mask)
     ctx.mark_non_differentiable(*sums)
+    # Otherwise autograd makes gradients of zeros for these.
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, *_):
