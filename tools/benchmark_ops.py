@@ -10,7 +10,7 @@ an op has to read and write, in token tensors T: gated 6 T forward and 11 T back
 5 T and 9 T, as it reads q twice because of the mean of the queries; decay 6 T and 10 T, without the
 states of its chunks; wkv 3 T and 5 T, of which its kernels move 5 T and 8 T, since every output
 needs the last token, and so they read their inputs twice. SDPA is softmax attention, which is
-another function of the same tokens. The tool writes ops.json and ops.md.
+another function of the same tokens. The tool writes ops.json and ops.md, again after each row.
 """
 
 from __future__ import annotations
@@ -56,9 +56,12 @@ def run(args: argparse.Namespace) -> None:
     select_device(args.device)
     dtype = args.dtype or ('bfloat16' if args.device == 'cuda' else 'float32')
     make_folder(args.out_dir)
-    report = benchmark(args.op, args.device, dtype, args.tokens, args.shapes, args.seconds)
-    write_text(args.out_dir / 'ops.json', json.dumps(report, indent=1))
-    write_text(args.out_dir / 'ops.md', markdown(report))
+
+    def save(report: dict) -> None:
+        write_text(args.out_dir / 'ops.json', json.dumps(report, indent=1))
+        write_text(args.out_dir / 'ops.md', markdown(report))
+
+    report = benchmark(args.op, args.device, dtype, args.tokens, args.shapes, args.seconds, save)
     print(markdown(report))
 
 

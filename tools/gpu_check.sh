@@ -1,24 +1,31 @@
 #!/usr/bin/env bash
-# Runs the tests and benchmarks that need a GPU, on one GPU, within about ten minutes (each part has a
-# time limit):
-#     tools/gpu_check.sh OUT_DIR
-# It writes OUT_DIR/{gpu.txt,tests.txt,*/ops.json,*/ops.md} and, if mmdet is installed, the table of
-# the backbones in OUT_DIR/backbones. It exits with an error if a test failed, but runs the benchmarks
-# in any case.
-set -euo pipefail
+# Runs the tests or the benchmarks that need a GPU, on one GPU, each within nine minutes:
+#     tools/gpu_check.sh tests OUT_DIR
+#     tools/gpu_check.sh bench OUT_DIR
+# `tests` needs torch, Triton and pytest, and runs in several processes if pytest-xdist is installed.
+# It writes OUT_DIR/tests.txt, and exits with an error if a test failed.
+# `bench` needs the packages that saga_mm needs as well. It writes OUT_DIR/bench.tar.gz, with a table
+# for each op and for the backbones. Each row is saved when it is complete, the most wanted ones come
+# first, and what does not fit into the time is left out.
+# PYTHON names the interpreter, and WORKERS the number of test processes (default: 12).
+set -uo pipefail
 
-if [ $# -ne 1 ]; then
-    echo "usage: $0 OUT_DIR" >&2
+usage() {
+    echo "usage: $0 tests|bench OUT_DIR" >&2
     exit 2
-fi
-out_dir=$(realpath -m "$1")
+}
+
+[ $# -eq 2 ] || usage
+mode=$1
+out_dir=$(realpath -m "$2")
 cd "$(dirname "$0")/.."
-mkdir -p "$out_dir"
+mkdir -p "$out_dir" || exit
 python=${PYTHON:-python}
 export PYTHONPATH="$PWD/kernels:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export TRITON_DEFAULT_FP_FUSION=1
 
-"$python" - > "$out_dir/gpu.txt" <<'PYTHON'
+describe() {
+    "$python" - <<'PYTHON' || return
 import sys
 
 import torch
@@ -29,26 +36,50 @@ if not torch.cuda.is_available():
 runtime = torch.version.cuda or torch.version.hip
 print(f'{torch.cuda.get_device_name()}, torch {torch.__version__} ({runtime}), triton {triton.__version__}')
 PYTHON
-if command -v nvidia-smi > /dev/null; then
-    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >> "$out_dir/gpu.txt"
-fi
-cat "$out_dir/gpu.txt"
+    ! command -v nvidia-smi > /dev/null ||
+        nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
+}
 
-failed=0
-timeout 180 "$python" -m pytest -q -x --durations=5 tests/kernels/test_triton_gpu.py \
-    tests/kernels/test_triton_gated.py tests/kernels/test_triton_rank_augmented.py \
-    tests/kernels/test_triton_decay.py tests/kernels/test_triton_wkv.py tests/kernels/test_triton_registration.py \
-    2>&1 | tee "$out_dir/tests.txt" || failed=1
+run_tests() {
+    local workers=()
+    # Most of the time goes into compiling some 800 kernels, on the CPU.
+    "$python" -c 'import xdist' 2> /dev/null && workers=(-n "${WORKERS:-12}" --dist worksteal)
+    timeout -s INT 520 "$python" -m pytest -q "${workers[@]}" --durations=5 \
+        tests/kernels/test_triton_gpu.py tests/kernels/test_triton_gated.py \
+        tests/kernels/test_triton_rank_augmented.py tests/kernels/test_triton_decay.py \
+        tests/kernels/test_triton_wkv.py tests/kernels/test_triton_registration.py
+}
 
-for op in gated rank_augmented decay wkv; do
-    timeout 60 "$python" tools/benchmark_ops.py --op $op --tokens 25600 102400 \
-        --out-dir "$out_dir/$op" || failed=1
-done
-if "$python" -c 'import mmdet' 2> /dev/null; then
-    timeout 200 "$python" tools/benchmark.py --models saga_t sola_vision_t ravlt_t pvt_t pvt_t_sdpa \
-        --baseline pvt_t --sizes 512 1280 2048 --mode infer train --dtype bf16 --rounds 1 \
-        --no-flops --out "$out_dir/backbones" || failed=1
-else
-    echo 'no mmdet: backbones are not measured'
-fi
-exit $failed
+run_benchmarks() {
+    local end=$((SECONDS + 520)) folder=$1 failed=0 op
+    left() { echo $((end - SECONDS > 1 ? end - SECONDS : 1)); }
+    # Stage 1 of 1280 x 1280 pixels comes first. Each op gets at most 75 seconds.
+    for op in gated wkv rank_augmented decay; do
+        timeout -s INT $(($(left) < 75 ? $(left) : 75)) "$python" tools/benchmark_ops.py --op $op \
+            --tokens 102400 25600 3136 --shapes 1,1,64 1,8,64 32,8,32 --out-dir "$folder/$op" ||
+            failed=1
+    done
+    if "$python" -c 'import mmdet' 2> /dev/null; then
+        timeout -s INT "$(left)" "$python" tools/benchmark.py --models saga_t pvt_t_sdpa pvt_t sola_vision_t ravlt_t \
+            --baseline pvt_t --sizes 1280 512 2048 --mode infer train --dtype bf16 --rounds 1 \
+            --no-flops --out "$folder/backbones" || failed=1
+    else
+        echo 'no mmdet: backbones are not measured'
+    fi
+    return $failed
+}
+
+case $mode in
+    tests)
+        { describe && run_tests; } 2>&1 | tee "$out_dir/tests.txt"
+        ;;
+    bench)
+        scratch=$(mktemp -d)
+        trap 'rm -rf "$scratch"' EXIT
+        { describe && run_benchmarks "$scratch"; } 2>&1 | tee "$scratch/log.txt"
+        failed=$?
+        tar -czf "$out_dir/bench.tar.gz" -C "$scratch" . || failed=1
+        exit $failed
+        ;;
+    *) usage ;;
+esac

@@ -223,6 +223,7 @@ def benchmark(
     tokens: Sequence[int],
     shapes: Sequence[tuple[int, int, int]],
     seconds: float,
+    save: Callable[[dict], None] = lambda report: None,
 ) -> dict:
     """Time an op of `OPS` and alternatives to it; print each row when it is complete.
 
@@ -233,13 +234,15 @@ def benchmark(
         tokens: Numbers of tokens.
         shapes: (batch, heads, head dim). Each is measured with each number of tokens.
         seconds: Duration of each measurement.
+        save: Called with the report after each row. Defaults to doing nothing.
 
     Returns:
         `environment`, `copy_gb_per_s`, and `rows`, which JSON can hold.
     """
     op = OPS[name]
     copy = copy_bandwidth(device, seconds)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    report = dict(environment=environment(name, device, dtype), copy_gb_per_s=copy / 1e6, rows=rows)
     for (batch, heads, dim), count in itertools.product(shapes, tokens):
         torch.compiler.reset()
         shape = (batch, count, op.parts, heads, dim)
@@ -255,7 +258,8 @@ def benchmark(
             row['cells'][other] = cell(other, function, packed, device, seconds)
         row['share'] = shares(op, row, copy)
         print(json.dumps(row), flush=True)
-    return dict(environment=environment(name, device, dtype), copy_gb_per_s=copy / 1e6, rows=rows)
+        save(report)
+    return report
 
 
 def shares(op: Op, row: dict[str, Any], copy: float) -> dict[str, Any]:
