@@ -139,7 +139,8 @@ def enter_walk(
 ):  # fmt: skip
     """`enter`, of the tokens of each group."""
     top, a, b = empty(G, BC)
-    _, (top, a, b) = walk(top, a, b, rates, exponents, xs, ys, WAY, L)
+    _, last = walk(top, a, b, rates, exponents, xs, ys, WAY, L)
+    top, a, b = last
     return enter(top, a, b, decay, p_state, o_c, m_c, C, o_g, WAY, G, BC)
 
 
@@ -192,9 +193,12 @@ def store_states(
     G: tl.constexpr, BC: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """Write the states that a chunk adds to what follows it and to what comes before it."""
+    # Triton 3.6 can't scan an axis beside one of length one.
+    count = tl.broadcast_to(count, [G, BC])
     for WAY in tl.static_range(2):
         top, a, b = empty(G, BC)
-        _, (top, a, b) = walk(top, a, b, rates, exponents, xs, ys, WAY, L)
+        _, last = walk(top, a, b, rates, exponents, xs, ys, WAY, L)
+        top, a, b = last
         # Tokens between the group and the edge of the chunk.
         passed = tl.cumsum(count, 0, reverse=WAY == 0) - count
         b_top, b_a, b_b = total(top, a, b, passed * b_w)
@@ -377,9 +381,10 @@ def token_backward(
     i_part = i_b * tl.cdiv(N, G * L) + i_chunk
     p_enter += i_part * 6 * C
     p_denter += i_part * 6 * C
-    means, earlier, (top, a, b) = attend(
+    means, earlier, behind = attend(
         keys, values, ones, rates, decay, b_u, p_enter, o_c, m_c, C, o_g, G, BC, L
     )
+    top, a, b = behind
     exponents, xs, ys = adjoints(means, ones, p_do, i_b, i_chunk, o_c, m_c, N, do_b, do_n, G, L)
     d_top, d_a, d_b = enter_walk(
         rates, exponents, xs, ys, decay, p_denter, o_c, m_c, C, o_g, 0, G, BC, L
