@@ -176,7 +176,9 @@ def test_checkpointing_gives_equal_outputs_and_gradients(case):
     ('case', 'options'),
     [
         ('saga', dict(out_indices=0)),
-        ('sola', dict(out_indices=(0, 2), layers=('L', 'L', 'S', 'S'))),
+        pytest.param(
+            'sola', dict(out_indices=(0, 2), layers=('L', 'L', 'S', 'S')), marks=pytest.mark.long
+        ),
         ('sola-gated', dict(out_indices=(0, 2), layers=('L', 'L', 'S', 'S'))),
         ('ravlt', dict(out_indices=(0, 1), linear_stages=1)),
     ],
@@ -216,7 +218,7 @@ def test_an_input_without_a_mask_is_an_error(kind):
         kind(SMALL)(torch.randn(2, 4, 32, 32))
 
 
-@pytest.mark.parametrize('case', ['saga', 'sola-plain', 'sola-decay', 'ravlt-linear'])
+@pytest.mark.parametrize('case', ['saga', 'sola-shift', 'sola-plain', 'sola-decay', 'ravlt-linear'])
 def test_the_triton_ops_leave_padding_out(case, triton_device):
     model = build(case, impl='triton', out_indices=(0, 1)).to(triton_device)
     images = [torch.randn(3, *size) for size in ((21, 26), (30, 17))]

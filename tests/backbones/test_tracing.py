@@ -15,6 +15,7 @@ MODELS = {
     'SAGA, plain patches': lambda: SAGA(ARCH, patch_embed='plain'),
     'SAGA, padded': lambda: SAGA(ARCH, pad_mask=True),
     'SoLA-Vision': lambda: SoLAVision(ARCH, PATTERN),
+    'SoLA-Vision, gated': lambda: SoLAVision(ARCH, PATTERN, linear='gated'),
     'SoLA-Vision, decay, padded': lambda: SoLAVision(ARCH, PATTERN, linear='decay', pad_mask=True),
     'RAVLT': lambda: RAVLT(ARCH),
     'RAVLT, padded': lambda: RAVLT(ARCH, pad_mask=True),
@@ -22,7 +23,13 @@ MODELS = {
 SIZES = [(96, 128), (75, 130), (200, 61)]
 
 
-@pytest.fixture(params=MODELS)
+# Without loops, a trace of WKV is long.
+LONG = ['SoLA-Vision']
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in MODELS]
+)
 def model(request, monkeypatch):
     # The budget is small enough for chunks, which a trace must not contain.
     monkeypatch.setattr(chunked, 'BUDGET', 2**12)
