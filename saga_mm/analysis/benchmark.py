@@ -32,7 +32,14 @@ KNOWN = {
     **{f'ravlt_{arch}': dict(type='saga_mm.RAVLT', arch=arch) for arch in 'tsbl'},
     'pvt_t': PVT_T,
     'pvt_t_sdpa': PVT_T,
+    'pvtv2_b1': dict(
+        type='mmdet.PyramidVisionTransformerV2', embed_dims=64, num_layers=[2, 2, 2, 2]
+    ),
+    'mit_b1': dict(type='mmseg.MixVisionTransformer', embed_dims=64, num_layers=[2, 2, 2, 2]),
     'swin_t': dict(type='mmdet.SwinTransformer'),
+    'resnet50': dict(type='mmdet.ResNet', depth=50),
+    # needs the extra `pretrain`
+    'convnext_t': dict(type='mmpretrain.ConvNeXt', arch='tiny', out_indices=(0, 1, 2, 3)),
 }
 # Takes the place of the number of a round if the cell counts FLOPs: the counter needs time and
 # memory of its own, so it must not run while these are measured.
@@ -84,8 +91,11 @@ def measure(cell: dict) -> dict:
     train = cell['mode'] == 'train'
     if cell['keep_memory'] and cell['round'] != COUNT and not keep_freed_memory():
         raise OSError('--keep-memory needs glibc')
-    # Eval mode, because batch norms can't compute statistics of a single value.
-    model.to(device).eval().requires_grad_(train)
+    # Eval mode, because batch norms can't compute statistics of a single value. One call after the
+    # other, because `eval` of some backbones of mmdet returns nothing.
+    model.to(device)
+    model.eval()
+    model.requires_grad_(train)
     channels = getattr(getattr(model, 'backbone', model), 'input_channels', 3)
     images = torch.randn(cell['batch_size'], channels, cell['size'], cell['size'], device=device)
     # the fourth channel is a mask of the padding, and there is no padding

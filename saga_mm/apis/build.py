@@ -46,7 +46,10 @@ def build_model(cfg: Config) -> BaseModel:
             f'{cfg.get("default_scope")!r}: name the module that registers it in custom_imports'
         )
     init_default_scope(cfg.get('default_scope') or _scope_of(kind))
-    return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    # `eval` of some models of mmdet returns nothing
+    model.eval()
+    return model
 
 
 def backbone_of(model: nn.Module, config: str) -> PyramidBackbone:

@@ -46,6 +46,11 @@ def test_a_config_file(scope, request):
     assert benchmark.measure(cell | dict(round='count'))['flops'] > 0
 
 
+@pytest.mark.parametrize('model', ['pvtv2_b1', 'mit_b1', 'swin_t', 'resnet50'])
+def test_a_backbone_of_a_toolbox(model):
+    assert benchmark.measure(dict(CELL, model=model, mode='infer'))['seconds'] > 0
+
+
 def test_the_faster_attention_of_the_baseline_changes_no_number():
     torch.manual_seed(0)
     plain, call = benchmark.build('pvt_t')
