@@ -7,6 +7,7 @@ the trace: then only what does not depend on a shape is checked.
 import math
 import numbers
 import operator
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from .tracing import is_tracing_or_compiling
 
 IMPLS = ('auto', 'reference', 'triton')
 FEATURE_MAPS = ('elu', 'relu')
-DECAY_PER = ('image', 'token')
+DecayPer = Literal['image', 'token']
+DECAY_PER: tuple[DecayPer, ...] = get_args(DecayPer)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from saga_kernels import bidirectional_wkv
 from saga_kernels.dispatch import Impl
-from saga_kernels.validation import check_decay_per, check_impl
-from saga_kernels.wkv.api import DecayPer
+from saga_kernels.validation import DecayPer, check_decay_per, check_impl
 
 from ..layers import QShift, init_linear
 from .base import PackedAttention

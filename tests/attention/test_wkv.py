@@ -169,7 +169,6 @@ def test_wrong_options(options, message):
         WKVAttention(8, **options)
 
 
-@pytest.mark.long
 def test_exports_with_dynamic_size_and_compiles_as_one_graph():
     module = WKVAttention(8, token_shift=True).eval()
     dynamic = torch.export.Dim.DYNAMIC

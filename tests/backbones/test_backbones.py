@@ -217,8 +217,7 @@ def test_unknown_keyword_is_an_error(name):
 
 
 def test_exports_with_dynamic_size(name):
-    # An export of WKV has no loops and takes long: tests/attention/test_wkv.py exports it.
-    model = build(name, **(dict(linear='gated') if name == 'SoLAVision' else {})).eval()
+    model = build(name).eval()
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.export.export(
         model, (torch.randn(1, 3, 64, 96),), dynamic_shapes={'x': {2: dynamic, 3: dynamic}}

@@ -23,13 +23,7 @@ MODELS = {
 SIZES = [(96, 128), (75, 130), (200, 61)]
 
 
-# Without loops, a trace of WKV is long.
-LONG = ['SoLA-Vision']
-
-
-@pytest.fixture(
-    params=[pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in MODELS]
-)
+@pytest.fixture(params=MODELS)
 def model(request, monkeypatch):
     # The budget is small enough for chunks, which a trace must not contain.
     monkeypatch.setattr(chunked, 'BUDGET', 2**12)

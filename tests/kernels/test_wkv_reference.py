@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import BOUNDS, pairwise, rms_ratio
 from saga_kernels import bidirectional_wkv
-from saga_kernels.wkv import bounded, reference
+from saga_kernels.wkv import bounded, export, reference
 
 
 @pytest.fixture
@@ -398,7 +398,24 @@ def test_compiles_without_a_graph_break():
     torch.testing.assert_close(compiled(x), module(x))
 
 
-@pytest.mark.parametrize('masked', [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize('decay_per', ['image', 'token'])
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('tokens', [1, 5, 16, 17, 300])
+@pytest.mark.parametrize(('keys', 'decay'), [(1, 0.1), (1, 0.0), (5, 20.0), (1e4, 1e4)])
+def test_what_is_recorded_is_the_specification(tokens, masked, keys, decay, decay_per):
+    k, v = torch.randn(2, 2, tokens, 6, dtype=torch.float64)
+    w, u = decay * torch.rand(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    k = keys * k.tanh()
+    mask = torch.rand(2, tokens) > 0.3 if masked else None
+    if masked:
+        mask[0] = False
+        v[~mask] = torch.nan
+    out = export.attend(k, v, w, u, decay_per, mask)
+    exact = bidirectional_wkv(k, v, w, u, decay_per=decay_per, mask=mask, impl='reference')
+    torch.testing.assert_close(out, exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('masked', [False, True])
 def test_exports_with_a_dynamic_number_of_tokens(masked):
     module = Tokens()
 

@@ -24,9 +24,7 @@ RAVLT = dict(type='saga_mm.RAVLT', arch=ARCH, linear_stages=1)
 BACKBONES = [
     pytest.param(dict(SAGA, out_indices=(0, 1), patch_embed='plain', with_cp=True), id='SAGA'),
     pytest.param(dict(GATED, out_indices=(0, 2)), id='SoLA-Vision: softmax, bridge'),
-    pytest.param(
-        dict(SOLA_VISION, out_indices=(0,)), id='SoLA-Vision: WKV', marks=pytest.mark.long
-    ),
+    pytest.param(dict(SOLA_VISION, out_indices=(0,)), id='SoLA-Vision: WKV'),
     pytest.param(dict(DECAY, out_indices=(0,)), id='SoLA-Vision: decay'),
     pytest.param(dict(RAVLT, out_indices=(0, 1)), id='RAVLT'),
     *(

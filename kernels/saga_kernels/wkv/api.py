@@ -1,16 +1,21 @@
 """Bidirectional WKV: per channel, a mean over all tokens whose weights fade with the distance."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ..dispatch import Impl, resolve_impl, why_not_triton
-from ..validation import check_channels, check_decay, check_decay_per, check_mask, check_tokens
+from ..tracing import is_tracing_or_compiling
+from ..validation import (
+    DecayPer,
+    check_channels,
+    check_decay,
+    check_decay_per,
+    check_mask,
+    check_tokens,
+)
+from . import export
 from .eager import attend
 from .registration import wkv_forward
-
-DecayPer = Literal['image', 'token']
 
 
 def bidirectional_wkv(
@@ -65,6 +70,8 @@ def bidirectional_wkv(
     check_mask(mask, k)
     why = why_not_triton(k, w, u) or why_not_triton(v)
     choice = resolve_impl(impl, 'bidirectional_wkv', why)
+    if choice == 'reference' and is_tracing_or_compiling():
+        return export.attend(k, v, w, u, decay_per, mask)
     decay, bonus = (_per_token(x, k, mask, decay_per) for x in (w, u))
     if choice == 'triton':
         return wkv_forward(k, v, decay, bonus, mask)[0]

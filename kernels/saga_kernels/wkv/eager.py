@@ -1,4 +1,4 @@
-"""Bidirectional WKV as PyTorch runs it: on a CPU, and in exports.
+"""Bidirectional WKV as PyTorch runs it without recording it, as on a CPU.
 
 A state stands for the tokens on one side of a place: their largest exponent `top` there, and the
 sums of exp(exponent - top) v and of exp(exponent - top). It passes a token by a decay of w and by
@@ -12,8 +12,6 @@ has 65,536 entries per channel for 2^20 tokens.
 
 Differences of exponents are taken before the decay is: a `top` that was rounded costs nothing, as
 the sums follow it exactly. No gradient passes through it, as it cancels.
-
-One group more than needed: torch.export fixes an axis of length one for good.
 
 Where autograd keeps nothing, a CPU works on blocks of channels. Where it can see that the keys of
 each channel are close to each other, as they are in most models, there is a shorter way: `bounded`.
@@ -55,13 +53,25 @@ def attend(k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None) -> T
     w, u = w.to(compute), u.to(compute)
     if mask is None:
         return _attend(k, v, w, u, None)
+    k, v, live, place = live_first(k, v, mask)
+    return take_back(_attend(k, v, w, u, live), place, mask)
+
+
+def live_first(k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Move masked tokens behind the others, where they lie between none.
+
+    Returns:
+        k and v, zero where masked; the mask in that order; and the new place (B, N) of each token.
+    """
     masked = ~mask[:, :, None]
-    # Masked tokens go behind the others, where they lie between none.
     order = (~mask).to(torch.uint8).argsort(stable=True, dim=1)
     k, v = (x.masked_fill(masked, 0).gather(1, order[:, :, None].expand(x.shape)) for x in (k, v))
-    out = _attend(k, v, w, u, mask.gather(1, order))
-    place = (mask.long().cumsum(1) - 1).clamp(min=0)
-    return out.gather(1, place[:, :, None].expand(out.shape)).masked_fill(masked, 0)
+    return k, v, mask.gather(1, order), (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def take_back(out: Tensor, place: Tensor, mask: Tensor) -> Tensor:
+    """Undo `live_first` for an output (B, N, C), which is zero where masked."""
+    return out.gather(1, place[:, :, None].expand(out.shape)).masked_fill(~mask[:, :, None], 0)
 
 
 def _attend(k: Tensor, v: Tensor, w: Tensor, u: Tensor, live: Tensor | None) -> Tensor:
@@ -100,7 +110,7 @@ def _attend_channels(k: Tensor, v: Tensor, w: Tensor, u: Tensor, live: Tensor | 
 
 def _grouped(x: Tensor, fill: float) -> Tensor:
     """(B, N, C) -> (B, G, L, C), the last groups filled up."""
-    groups = ceil_div(x.shape[1], GROUP) + 1
+    groups = max(ceil_div(x.shape[1], GROUP), 1)
     x = F.pad(x, (0, 0, 0, groups * GROUP - x.shape[1]), value=fill)
     return x.unflatten(1, (groups, GROUP))
 
