@@ -37,7 +37,7 @@ def attend(
     """`bidirectional_wkv`, for arguments that have been checked."""
     compute, dtype, tokens = compute_dtype(k), v.dtype, k.shape[1]
     if mask is None:
-        live, place = k.new_ones((1, tokens), dtype=torch.bool), None
+        live = place = k.new_ones((1, tokens), dtype=torch.bool)
     else:
         k, v, live, place = live_first(k, v, mask)
     k, v, w, u = (x.to(compute) for x in (k, v, w, u))
@@ -70,7 +70,8 @@ def attend(
         outside = merged(outside, shifted(outside, 2**level, 2), decay)
         decay = (decay * 2).clamp(max=FAR)
     passed = torch.arange(GROUP, dtype=rate.dtype, device=rate.device)[:, None]
-    state = merged(inside, tuple(x.unsqueeze(3) for x in outside), rate * passed)
+    log, mean = outside
+    state = merged(inside, (log.unsqueeze(3), mean.unsqueeze(3)), rate * passed)
 
     log, mean = (x.flatten(2, 3) for x in state)
     none = torch.zeros_like(per_group)
