@@ -53,16 +53,17 @@ run_tests() {
 run_benchmarks() {
     local end=$((SECONDS + 520)) folder=$1 failed=0 op
     left() { echo $((end - SECONDS > 1 ? end - SECONDS : 1)); }
+    # A benchmark that its time limit ends (124) has saved its rows, and is no failure.
+    within() { timeout -s INT "$@" || [ $? -eq 124 ] || failed=1; }
     # Stage 1 of 1280 x 1280 pixels comes first. Each op gets at most 75 seconds.
     for op in gated wkv rank_augmented decay; do
-        timeout -s INT $(($(left) < 75 ? $(left) : 75)) "$python" tools/benchmark_ops.py --op $op \
-            --tokens 102400 25600 3136 --shapes 1,1,64 1,8,64 32,8,32 --out-dir "$folder/$op" ||
-            failed=1
+        within $(($(left) < 75 ? $(left) : 75)) "$python" tools/benchmark_ops.py --op $op \
+            --tokens 102400 25600 3136 --shapes 1,1,64 1,8,64 32,8,32 --out-dir "$folder/$op"
     done
     if "$python" -c 'import mmdet' 2> /dev/null; then
-        timeout -s INT "$(left)" "$python" tools/benchmark.py --models saga_t pvt_t_sdpa pvt_t sola_vision_t ravlt_t \
+        within "$(left)" "$python" tools/benchmark.py --models saga_t pvt_t_sdpa pvt_t sola_vision_t ravlt_t \
             --baseline pvt_t --sizes 1280 512 2048 --mode infer train --dtype bf16 --rounds 1 \
-            --no-flops --out "$folder/backbones" || failed=1
+            --no-flops --out "$folder/backbones"
     else
         echo 'no mmdet: backbones are not measured'
     fi

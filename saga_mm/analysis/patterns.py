@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import statistics
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from ..registry import MODELS
 from .cost import measure_cost
 from .files import make_figure, write_figure
 from .measure import DTYPES, added_memory, timed
+from .trainings import last_metrics
 
 # For each column with numbers: the size of the unit, the number of digits, the suffix.
 COLUMNS = {
@@ -150,9 +150,7 @@ def evaluate(cell: dict) -> dict:
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
     folder = Path(cell['folder'])
     train(folder / 'config.py', work_dir=folder)
-    newest = max(folder.glob('*/vis_data/scalars.json'))
-    entries = map(json.loads, newest.read_text().splitlines())
-    return dict(mIoU=[entry['mIoU'] for entry in entries if 'mIoU' in entry][-1])
+    return dict(mIoU=last_metrics(folder)['mIoU'])
 
 
 def fill(rows: list[dict], results: list[dict]) -> None:

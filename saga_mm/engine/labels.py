@@ -55,8 +55,14 @@ def limits_of_objects(model: nn.Module) -> list[Limit]:
     heads = [*_heads(model, 'bbox_head'), *_heads(model, 'mask_head')]
     heads += [*_heads(model, 'panoptic_head'), *_heads(_roi_head(model), 'bbox_head')]
     heads += _heads(model, 'head')
+    # torch's cross entropy, which the heads of classifiers call, leaves out -100
+    ignored = {'head': frozenset([-100])}
     numbers = ((name, _number(head, 'num_classes')) for name, head in heads)
-    return [Limit(name, number) for name, number in numbers if number is not None]
+    return [
+        Limit(name, number, ignored.get(name, frozenset()))
+        for name, number in numbers
+        if number is not None
+    ]
 
 
 def limits_of_maps(model: nn.Module) -> list[Limit]:

@@ -70,9 +70,11 @@ def panoptic(things, stuff):
     return PanopticFPNHead(num_things_classes=things, num_stuff_classes=stuff, loss_seg=loss)
 
 
-def sample(labels=None, objects=None):
-    """A sample with a label map, or with objects, or both."""
+def sample(labels=None, objects=None, image=None):
+    """A sample with a label map, or with objects, or both; or with labels of the whole image."""
     made = DetDataSample() if objects is not None else SegDataSample()
+    if image is not None:
+        made.set_field(torch.tensor(image), 'gt_label')
     made.set_metainfo(dict(img_path='a.jpg'))
     if objects is not None:
         made.gt_instances = InstanceData(labels=torch.tensor(objects))
@@ -153,6 +155,7 @@ HEADS = {
         dict(objects=[79], labels=[0, 132, 255]),
         dict(objects=[79], labels=[133]),
     ),
+    'classifier': (lambda: dict(head=boxes(3)), dict(image=[0, 2, -100]), dict(image=[3])),
 }
 
 

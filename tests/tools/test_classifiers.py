@@ -124,4 +124,5 @@ def test_labels_are_held_against_the_head(run, tmp_path):
     options = [*OPTIONS, 'model.head.num_classes=2']
     done = run('train', CONFIG, '--work-dir', tmp_path, options=options)
     assert done.returncode != 0
-    assert 'labels must be from 0 to 1 for the head, got 2' in done.stderr
+    wrong = 'labels must be from 0 to 1 for the head (or -100 to be ignored), got 2 for '
+    assert wrong in done.stderr

@@ -41,7 +41,8 @@ def bidirectional_wkv(
 
     Args:
         k: (B, N, C), float16, bfloat16, float32 or float64: the logarithms of the weights. In code
-            that is compiled for a CPU or exported, they must lie between -1e4 and 1e4.
+            that is compiled for a CPU or exported, they must lie between -1e4 and 1e4, and so must
+            the bonus, and there may be 2^22 tokens at most.
         v: (B, N, C), the values, in the dtype of `k`.
         w: (C,), floating point, the decay; not negative. That is checked on a CPU in eager mode
             only: looking at values would wait for a GPU.

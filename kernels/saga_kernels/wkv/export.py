@@ -3,7 +3,7 @@
 A state stands for the tokens on one side of a place: the logarithm of the sum of their weights
 there, and their weighted mean. Both have the scale of the keys and values, whatever N is. States
 are merged in pairs: by powers of two within groups of tokens, then by powers of two over groups.
-That takes a fixed number of operators, about 400, for any N up to 2^22, and O(N) time.
+That takes a fixed number of operators, about 500, for any N up to 2^22, and O(N) time.
 
 Exponents are exact for keys from -1e4 to 1e4. An empty state is EMPTY there, and a decay of FAR
 leaves nothing of a state, so that no difference of exponents is too large for float16.
