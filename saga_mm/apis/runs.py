@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import pickle
@@ -31,6 +32,7 @@ from ..engine import (
     DataCheckHook,
     ExactResumeHook,
     FiniteCheckHook,
+    MoveDrawingsHook,
     ResumeScheduleHook,
 )
 
@@ -137,22 +139,28 @@ def test(
     run.launcher = launcher
     run.load_from = str(checkpoint)
     run.resume = False
-    if show or show_dir is not None:
-        _draw_predictions(run, show, wait_time, show_dir)
-    if tta:
-        _augment_tests(run)
-    check_data(cfg, ['test'])
-    make_folder(cfg.work_dir)
-    if out is not None:
-        make_folder(Path(out).parent)
-    if get_device() == 'cpu':
-        keep_freed_memory()
-    runner = _build(run)
-    _add_hook(runner, CheckpointCheckHook(complete=True))
-    _add_hook(runner, DataCheckHook())
-    if out is not None:
-        _save_predictions(runner, out)
-    return runner.test()
+    with contextlib.ExitStack() as stack:
+        drawings = None
+        if show_dir is not None:
+            drawings = stack.enter_context(MoveDrawingsHook(show_dir))
+        if show or drawings is not None:
+            _draw_predictions(run, show, wait_time, drawings)
+        if tta:
+            _augment_tests(run)
+        check_data(cfg, ['test'])
+        make_folder(cfg.work_dir)
+        if out is not None:
+            make_folder(Path(out).parent)
+        if get_device() == 'cpu':
+            keep_freed_memory()
+        runner = _build(run)
+        _add_hook(runner, CheckpointCheckHook(complete=True))
+        _add_hook(runner, DataCheckHook())
+        if drawings is not None:
+            _add_hook(runner, drawings)
+        if out is not None:
+            _save_predictions(runner, out)
+        return runner.test()
 
 
 def _set_precision(cfg: Config, amp: bool) -> None:
@@ -248,7 +256,7 @@ def _save_predictions(runner: Runner, out: str | os.PathLike) -> None:
 
 
 def _draw_predictions(
-    run: RunConfig, show: bool, wait_time: float, folder: str | os.PathLike | None
+    run: RunConfig, show: bool, wait_time: float, drawings: MoveDrawingsHook | None
 ) -> None:
     hook = (run.get('default_hooks') or {}).get('visualization')
     if hook is None:
@@ -260,16 +268,17 @@ def _draw_predictions(
         hook.interval = 1
     if show:
         hook.update(show=True, wait_time=wait_time)
-    if folder is None:
+    if drawings is None:
         return
     if 'test_out_dir' in known:
         # relative to a folder of each run, unless absolute
-        hook.test_out_dir = str(Path(folder).resolve())
+        hook.test_out_dir = str(drawings.source)
     elif run.get('visualizer') is None:
         raise ValueError('--show-dir needs a visualizer in the config')
     else:
-        run.visualizer.save_dir = str(folder)
-    make_folder(str(folder))
+        run.visualizer.save_dir = str(drawings.source)
+        # mmengine takes a visualizer of the same name, and its folder, from an earlier run
+        run.visualizer.name = drawings.source.name
 
 
 def _augment_tests(run: RunConfig) -> None:

@@ -6,6 +6,7 @@ from .data_check import DataCheckHook
 from .exact_resume import ExactResumeHook
 from .finite_check import FiniteCheckHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .move_drawings import MoveDrawingsHook
 from .resume_schedule import ResumeScheduleHook
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     'ExactResumeHook',
     'FiniteCheckHook',
     'LayerDecayOptimWrapperConstructor',
+    'MoveDrawingsHook',
     'ResumeScheduleHook',
 ]

@@ -1,7 +1,9 @@
+import contextlib
 import pickle
 import resource
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -40,14 +42,13 @@ def test_segmentation(run, tiny_seg, tiny_data, tmp_path):
     assert [Path(sample['img_path']).name for sample in found] == ['0.png', '1.png']
     assert found[0]['pred_sem_seg']['data'].shape == (1, 32, 32)
     # The metric is that of the predictions.
-    import cv2
-
     hits = [
         (sample['pred_sem_seg']['data'][0].numpy() == cv2.imread(sample['seg_map_path'], 0)).mean()
         for sample in found
     ]
     assert metrics['aAcc'] == pytest.approx(100 * np.mean(hits), abs=0.01)
     assert len(list(drawings.rglob('*.png'))) == 2
+    assert not list(drawings.glob('.*'))
 
 
 def test_detection(run, tiny_det, tmp_path):
@@ -106,6 +107,36 @@ def test_pure_python_config(run, tiny_det, tmp_path):
     assert 'coco/bbox_mAP' in metrics
     assert len(predictions(tmp_path / 'a.pkl')) == 2
     assert len(list(drawings.iterdir())) == 2
+
+
+@pytest.mark.parametrize('config', ['tiny_seg', 'tiny_det'])
+def test_a_full_disk_leaves_the_old_drawings(run, config, request, tmp_path, monkeypatch):
+    config = request.getfixturevalue(config)
+    drawings = tmp_path / 'drawings'
+    run(config, '--show-dir', drawings)
+    before = {path: path.read_bytes() for path in drawings.rglob('*.png')}
+    assert len(before) == 2
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    imencode, imwrite = cv2.imencode, cv2.imwrite
+
+    def limited(write):
+        def call(*args, **kwargs):
+            # A limit on the size of files takes the place of a full disk.
+            size = min(map(len, before.values())) // 2
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+            return write(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(cv2, 'imencode', limited(imencode))
+    monkeypatch.setattr(cv2, 'imwrite', limited(imwrite))
+    try:
+        # The visualizer of mmseg does not look at what OpenCV answers.
+        with contextlib.suppress(SystemExit):
+            run(config, '--show-dir', drawings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in drawings.rglob('*.png')} == before
 
 
 def test_a_full_disk_leaves_the_old_predictions(run, tiny_det, tmp_path, monkeypatch):
