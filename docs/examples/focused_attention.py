@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saga_kernels import kv_state, read_state
-from saga_mm.attention import PackedAttention, Parts, register_attention
+from saga_mm.analysis.mixing import Mixing, explain
+from saga_mm.attention import PackedAttention, register_attention
 
 
 @register_attention('focused')
@@ -56,13 +57,17 @@ class FocusedLinearAttention(PackedAttention):
         state = kv_state(self.focus(key), value, feature_map='relu', mask=mask)
         return read_state(self.focus(query), state, feature_map='relu', mask=mask)
 
-    def take_apart(self, packed: Tensor, size: tuple[int, int]) -> Parts:
-        """For the ranks and maps of `tools/analyze_attention.py`; not needed for training."""
-        query, key, value = (x.transpose(1, 2) for x in packed.unbind(2))
-        q, k = self.focus(query), self.focus(key)
 
-        def row(token: int) -> Tensor:
-            weights = (k @ q[:, :, token, :, None]).squeeze(-1)
-            return weights / (weights.sum(-1, keepdim=True) + 1e-6)
+@explain.register
+def explain_focused(
+    module: FocusedLinearAttention, packed: Tensor, size: tuple[int, int]
+) -> Mixing:
+    """For the ranks and maps of `tools/analyze_attention.py`; not needed for training."""
+    query, key, value = (x.transpose(1, 2) for x in packed.unbind(2))
+    q, k = module.focus(query), module.focus(key)
 
-        return Parts(values=value, row=row, states={'state': k.transpose(2, 3) @ value})
+    def row(token: int) -> Tensor:
+        weights = (k @ q[:, :, token, :, None]).squeeze(-1)
+        return weights / (weights.sum(-1, keepdim=True) + 1e-6)
+
+    return Mixing('focused', value, row, states={'state': k.transpose(2, 3) @ value})

@@ -1,7 +1,8 @@
 """Takes attention layers apart: KV states, features, and the weights between tokens.
 
 Everything is computed again, in float64, from the input of a layer, which a hook records, so that
-the code of the models does not have to support it.
+the code of the models does not have to support it. One function for each class of attention, which
+`explain` finds by the class, tells its formula. A program registers one for a class of its own.
 
 Legend: B batch, H height, W width, N = H * W tokens, C channels, D = C / heads.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import singledispatch
 
 import torch
 import torch.nn.functional as F
@@ -37,27 +39,27 @@ class Mixing:
     """The parts of what an attention layer computes, in float64.
 
     Attributes:
-        mechanism: 'plain', 'gated', 'rank_augmented', 'decay', 'wkv', 'softmax', or the name of
-            another class, whose `PackedAttention.take_apart` is asked.
-        states: KV states (B, heads, D, D). 'state' is the one that all queries read; the others
-            are computed from the same q, k and v without a part of the mechanism. Empty for
-            softmax, which has no state, and for decay and WKV, which have one for each token.
-        features: (B, N, C). 'output' is the output of attention before LePE and the output
-            projection; 'gated output', if there is an output gate, is that times the gate.
+        mechanism: A short name, such as 'gated'.
         values: (B, heads, N, D): v, times its gate if there is one. In WKV, each channel is a head.
-        gates: The gates on k and v, (B, heads, N, D) each; empty if there are none.
         row: A function that returns the row of the attention matrix for the index of a token,
             (B, heads, N). The row times `values` is the output of the token. Its sum is 1, apart
             from the small number in the denominator. With rotary encoding in linear attention,
             the sum may differ and weights may be negative.
+        states: KV states (B, heads, D, D). 'state' is the one that all queries read; the others
+            are computed from the same q, k and v without a part of the mechanism. Empty for
+            softmax, which has no state, and for decay and WKV, which have one for each token.
+        gates: The gates on k and v, (B, heads, N, D) each; empty if there are none.
+        features: (B, N, C), which `take_apart` adds. 'output' is the output of attention before
+            LePE and the output projection; 'gated output', if there is an output gate, is that
+            times the gate.
     """
 
     mechanism: str
-    states: dict[str, Tensor]
-    features: dict[str, Tensor]
     values: Tensor
-    gates: dict[str, Tensor]
     row: Callable[[int], Tensor]
+    states: dict[str, Tensor] = field(default_factory=dict)
+    gates: dict[str, Tensor] = field(default_factory=dict)
+    features: dict[str, Tensor] = field(default_factory=dict)
 
 
 def attention_layers(model: nn.Module) -> dict[str, PackedAttention]:
@@ -91,7 +93,12 @@ def record_inputs(model: nn.Module, *args: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def take_apart(module: PackedAttention, x: Tensor) -> Mixing:
-    """Compute the parts of what an attention module does to maps (B, H, W, C)."""
+    """Compute the parts of what an attention module does to maps (B, H, W, C).
+
+    Raises:
+        ValueError: No function is registered for its class, or what that function returns is not
+            what the module computes.
+    """
     _, height, width, dim = x.shape
     size = height, width
     module = copy.deepcopy(module).double()
@@ -103,24 +110,44 @@ def take_apart(module: PackedAttention, x: Tensor) -> Mixing:
     elif isinstance(module, WKVAttention):
         gate = projected[..., :dim].sigmoid()
     packed = projected.unflatten(-1, (-1, module.num_heads, module.head_dim))
-    if type(module) in MECHANISMS:
-        mechanism, states, gates, values, row = MECHANISMS[type(module)](module, packed, size)
-    else:
-        mechanism = type(module).__name__
-        try:
-            parts = module.take_apart(packed, size)
-        except NotImplementedError as error:
+    mixing = explain(module, packed, size)
+    output = module.attend(packed, size, None).flatten(2)
+    if output.numel():
+        first = (mixing.row(0).unsqueeze(-1) * mixing.values).sum(2).flatten(1)
+        if not torch.allclose(first, output[:, 0], rtol=1e-4, atol=1e-8):
             raise ValueError(
-                f'{mechanism} can not be analysed: it has no take_apart, see PackedAttention'
-            ) from error
-        states, gates, values, row = parts.states, parts.gates, parts.values, parts.row
-    features = {'output': module.attend(packed, size, None).flatten(2)}
+                f'{type(module).__name__} can not be analysed: the row of the first token times '
+                f'the values of {mixing.mechanism!r} is not its output'
+            )
+    features = {'output': output}
     if gate is not None:
-        features['gated output'] = features['output'] * gate
-    return Mixing(mechanism, states, features, values, gates, row)
+        features['gated output'] = output * gate
+    return replace(mixing, features=features)
 
 
-def _gated(module: GatedLinearAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+@singledispatch
+def explain(module: PackedAttention, packed: Tensor, size: tuple[int, int]) -> Mixing:
+    """Tell what `module.attend(packed, size)` computes.
+
+    Register a function for a class by `@explain.register`. Subclasses share it, unless they have
+    one of their own. It need not be fast, and leaves `features` out.
+
+    Args:
+        module: In float64.
+        packed: The output of its projection, (B, N, parts, heads, D) in float64.
+        size: (H, W).
+
+    Raises:
+        ValueError: No function is registered for the class.
+    """
+    raise ValueError(
+        f'{type(module).__name__} can not be analysed: register a function for it by '
+        'saga_mm.analysis.mixing.explain.register'
+    )
+
+
+@explain.register
+def _gated(module: GatedLinearAttention, packed: Tensor, size: tuple[int, int]) -> Mixing:
     query, key, v, *logits = _per_head(packed)
     q, k = phi(query, module.feature_map), phi(key, module.feature_map)
     gates = {name: logit.sigmoid() for name, logit in zip('kv', logits, strict=False)}
@@ -132,10 +159,13 @@ def _gated(module: GatedLinearAttention, packed: Tensor, size: tuple[int, int]) 
     def row(token: int) -> Tensor:
         return _normalized(_products(q, k, token))
 
-    return 'gated' if gates else 'plain', states, gates, v, row
+    return Mixing('gated' if gates else 'plain', v, row, states, gates)
 
 
-def _rank_augmented(module: RankAugmentedAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+@explain.register
+def _rank_augmented(
+    module: RankAugmentedAttention, packed: Tensor, size: tuple[int, int]
+) -> Mixing:
     frequencies = rotary_frequencies(module.head_dim, packed.device)
     if module.mixer == 'softmax':
         turned = apply_rotary_2d(packed[:, :, :2], size, frequencies)
@@ -158,10 +188,11 @@ def _rank_augmented(module: RankAugmentedAttention, packed: Tensor, size: tuple[
         total = _products(q, k * weights, token).sum(-1, keepdim=True)
         return _products(turned_q, turned_k * weights, token) / (total + module.eps)
 
-    return 'rank_augmented', states, {}, value, row
+    return Mixing('rank_augmented', value, row, states)
 
 
-def _decay(module: DecayLinearAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+@explain.register
+def _decay(module: DecayLinearAttention, packed: Tensor, size: tuple[int, int]) -> Mixing:
     query, key, value = _per_head(packed)
     q, k = phi(query, module.feature_map), phi(key, module.feature_map)
     height, width = size
@@ -176,10 +207,11 @@ def _decay(module: DecayLinearAttention, packed: Tensor, size: tuple[int, int]) 
         distance = (place - place[:, token, None]).abs()
         return _normalized(_products(q, k, token) * (log_decay[:, None] * distance).exp())
 
-    return 'decay', {}, {}, value, row
+    return Mixing('decay', value, row)
 
 
-def _wkv(module: WKVAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+@explain.register
+def _wkv(module: WKVAttention, packed: Tensor, size: tuple[int, int]) -> Mixing:
     # (B, C, N) and (B, C, N, 1)
     _, key, value = _per_head(packed)
     key = key.squeeze(3)
@@ -192,25 +224,17 @@ def _wkv(module: WKVAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
         distance = (here - token).abs()
         return (key + torch.where(distance == 0, bonus, (1 - distance) * decay)).softmax(-1)
 
-    return 'wkv', {}, {}, value, row
+    return Mixing('wkv', value, row)
 
 
-def _softmax(module: PackedAttention, packed: Tensor, size: tuple[int, int]) -> tuple:
+@explain.register(SoftmaxAttention)
+def _softmax(module: PackedAttention, packed: Tensor, size: tuple[int, int]) -> Mixing:
     q, k, v = _per_head(packed)
 
     def row(token: int) -> Tensor:
         return (_products(q, k, token) * q.shape[-1] ** -0.5).softmax(-1)
 
-    return 'softmax', {}, {}, v, row
-
-
-MECHANISMS: dict[type, Callable[..., tuple]] = {
-    GatedLinearAttention: _gated,
-    RankAugmentedAttention: _rank_augmented,
-    DecayLinearAttention: _decay,
-    WKVAttention: _wkv,
-    SoftmaxAttention: _softmax,
-}
+    return Mixing('softmax', v, row)
 
 
 def _per_head(packed: Tensor) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """Attention over the tokens of a map (B, H, W, C): plain torch modules, one mechanism per file."""
 
-from .base import PackedAttention, Parts
+from .base import PackedAttention
 from .decay import DecayLinearAttention
 from .gated import GatedLinearAttention
 from .mechanisms import LINEAR, register_attention
@@ -13,7 +13,6 @@ __all__ = [
     'DecayLinearAttention',
     'GatedLinearAttention',
     'PackedAttention',
-    'Parts',
     'RankAugmentedAttention',
     'SoftmaxAttention',
     'WKVAttention',

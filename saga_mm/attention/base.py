@@ -3,8 +3,6 @@
 Legend: B batch, H height, W width, N = H * W tokens, C channels.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,25 +11,6 @@ from torch import Tensor, nn
 from saga_kernels import is_tracing_or_compiling
 
 from ..layers import DepthwiseConv2d, init_linear, mask_padding
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What an attention layer computes from `packed`, for `saga_mm.analysis`.
-
-    Attributes:
-        values: What is summed over tokens, (B, heads, N, D).
-        row: A function that returns the row of the attention matrix for the index of a token,
-            (B, heads, N). The row times `values` is the output of `attend` for that token.
-        states: KV states (B, heads, D, D) by name; 'state' is the one that all queries read. Empty
-            where there is none.
-        gates: Gates by name, (B, heads, N, D) each. Empty where there are none.
-    """
-
-    values: Tensor
-    row: Callable[[int], Tensor]
-    states: dict[str, Tensor] = field(default_factory=dict)
-    gates: dict[str, Tensor] = field(default_factory=dict)
 
 
 class PackedAttention(nn.Module):
@@ -71,14 +50,6 @@ class PackedAttention(nn.Module):
         """Mix the tokens of a map of `size` (H, W): (B, N, parts, heads, D) -> (B, N, heads, D).
 
         Tokens where `mask` (B, N) is False do not influence others, and their output is not used.
-        """
-        raise NotImplementedError
-
-    def take_apart(self, packed: Tensor, size: tuple[int, int]) -> Parts:
-        """The parts of `attend(packed, size)`, for ranks and maps of attention.
-
-        It is called in float64, and need not be fast. A mechanism without it can be trained and
-        used, and not analysed.
         """
         raise NotImplementedError
 

@@ -10,8 +10,14 @@ import torch
 from saga_mm.analysis.attention_map import attention_maps
 from saga_mm.analysis.mixing import take_apart
 from saga_mm.analysis.rank import layer_ranks
-from saga_mm.attention import LINEAR, PackedAttention, register_attention
+from saga_mm.attention import (
+    LINEAR,
+    GatedLinearAttention,
+    PackedAttention,
+    register_attention,
+)
 from saga_mm.backbones import SAGA, SoLAVision
+from saga_mm.inference import chunked
 
 EXAMPLES = Path(__file__).resolve().parents[2] / 'docs/examples'
 ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
@@ -37,7 +43,7 @@ BUILDERS = {
 
 
 @pytest.mark.parametrize('backbone', BUILDERS)
-def test_trains_masks_and_can_be_analysed(backbone, focused):
+def test_trains_masks_and_can_be_analysed(backbone, focused, monkeypatch):
     torch.manual_seed(0)
     model = BUILDERS[backbone](pad_mask=True).eval()
     assert isinstance(model.stages[0].blocks[0].attn, focused.FocusedLinearAttention)
@@ -47,8 +53,12 @@ def test_trains_masks_and_can_be_analysed(backbone, focused):
     sum(out.square().mean() for out in maps).backward()
     assert all(p.grad is not None for p in model.stages[0].blocks[0].attn.parameters())
 
+    # Padding does not leak, and inference over chunks gives the same result.
+    monkeypatch.setattr(chunked, 'BUDGET', 2**12)
     alone = torch.cat([images[:1, :3, :50], torch.ones(1, 1, 50, 70)], dim=1)
     with torch.no_grad():
+        for out, expected in zip(model(images), maps, strict=True):
+            torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
         for out, expected in zip(maps, model(alone), strict=True):
             height = expected.shape[2]
             torch.testing.assert_close(out[:1, :, :height], expected, rtol=1e-3, atol=1e-4)
@@ -56,7 +66,7 @@ def test_trains_masks_and_can_be_analysed(backbone, focused):
     plain = BUILDERS[backbone]().eval()
     image = torch.randn(1, 3, 64, 64)
     ranks = layer_ranks(plain, [image])
-    assert ranks['0.0']['mechanism'] == 'FocusedLinearAttention'
+    assert ranks['0.0']['mechanism'] == 'focused'
     assert 'state' in ranks['0.0']['matrices']
     shown = attention_maps(plain, image, (10, 10), None)
     assert all(torch.as_tensor(layer['weights']).isfinite().all() for layer in shown.values())
@@ -98,5 +108,16 @@ def test_analysis_names_what_it_needs():
 
     layer = Unexplained(8, 2, parts=3, lepe_kernel_size=0)
     layer(torch.randn(1, 5, 7, 8))
-    with pytest.raises(ValueError, match='Unexplained can not be analysed: it has no take_apart'):
+    with pytest.raises(ValueError, match='Unexplained can not be analysed: register a function'):
         take_apart(layer, torch.randn(1, 5, 7, 8))
+
+
+def test_analysis_notices_a_subclass_that_computes_something_else():
+    class Doubled(GatedLinearAttention):
+        def attend(self, packed, size, mask=None):
+            return 2 * super().attend(packed, size, mask)
+
+    x = torch.randn(1, 5, 7, 8)
+    take_apart(GatedLinearAttention(8, 2), x)
+    with pytest.raises(ValueError, match=r"Doubled can not be analysed: .* 'gated' is not its"):
+        take_apart(Doubled(8, 2), x)
