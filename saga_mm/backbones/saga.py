@@ -51,6 +51,12 @@ class SAGA(PyramidBackbone):
             Defaults to True.
         gate_bias (float): Initial bias of the gate logits, so that gates start near
             sigmoid(gate_bias). Defaults to 2.0.
+        qk_norm (Sequence[float], optional): Normalise queries and keys in each head, with this
+            initial gain and bias. None for no norm. See `saga_mm.layers.QKNorm`. Defaults to None.
+        ffn_kernel_size (int): Kernel size of a depthwise convolution in the FFN, whose input is
+            added to it, as in PVTv2 and RAVLT; 0 for no convolution. Defaults to 0.
+        layer_scale (float, optional): Initial value of a learned factor per channel on attention
+            and FFN. None for no factor. Defaults to None.
         feature_map (str): 'elu' (ELU + 1) or 'relu'. Defaults to 'elu'.
         impl (str): 'auto', 'reference' or 'triton'; see `saga_kernels.dispatch`. Defaults to
             'auto'.
@@ -84,6 +90,9 @@ class SAGA(PyramidBackbone):
         attention: str = 'gated',
         gated: bool = True,
         gate_bias: float = 2.0,
+        qk_norm: Sequence[float] | None = None,
+        ffn_kernel_size: int = 0,
+        layer_scale: float | None = None,
         feature_map: str = 'elu',
         impl: Impl = 'auto',
         norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006
@@ -100,18 +109,22 @@ class SAGA(PyramidBackbone):
             raise ValueError(f'attention must be one of {tuple(LINEAR)}, got {attention!r}')
         if attention != 'gated' and not gated:
             raise ValueError(f"gated=False is for attention='gated', got attention={attention!r}")
+        if qk_norm is not None:
+            check_qk_norm(qk_norm, attention)
         options: dict[str, Any] = dict(lepe_kernel_size=lepe_kernel_size, impl=impl)
         if attention != 'wkv':
             options['feature_map'] = feature_map
         if attention == 'gated':
             options.update(gated=gated, gate_bias=gate_bias)
+        if qk_norm is not None:
+            options.update(qk_norm=tuple(qk_norm))
         dims = sizes.embed_dims
         norm_layer = channel_norm(norm_cfg)
         drop_paths = drop_path_schedule(drop_path_rate, sizes.depths)
 
         def make_block(i: int, drop_path: float) -> Block:
             mixer = LINEAR[attention](dims[i], sizes.num_heads[i], **options)
-            ffn = FFN(dims[i], round(dims[i] * sizes.mlp_ratios[i]))
+            ffn = FFN(dims[i], round(dims[i] * sizes.mlp_ratios[i]), ffn_kernel_size)
             return Block(
                 mixer,
                 ffn,
@@ -119,6 +132,7 @@ class SAGA(PyramidBackbone):
                 cpe_kernel_size=cpe_kernel_size,
                 drop_path=drop_path,
                 norm_layer=norm_layer,
+                layer_scale=layer_scale,
             )
 
         def make_stage(i: int) -> Stage:
@@ -140,3 +154,12 @@ class SAGA(PyramidBackbone):
             pad_mask=pad_mask,
             init_cfg=init_cfg,
         )
+
+
+def check_qk_norm(qk_norm: Sequence[float], attention: str) -> None:
+    """ValueError unless this is an initial gain and bias, and the attention takes them."""
+    if attention not in ('gated', 'plain'):
+        raise ValueError(f"qk_norm is for attention='gated' or 'plain', got {attention!r}")
+    pair = isinstance(qk_norm, Sequence) and not isinstance(qk_norm, str) and len(qk_norm) == 2
+    if not pair or not all(isinstance(value, int | float) for value in qk_norm):
+        raise ValueError(f'qk_norm must be two numbers, gain and bias, or None, got {qk_norm!r}')

@@ -33,6 +33,7 @@ from ..layers import (
     ConvStem,
     DepthwiseConv2d,
     PatchEmbed,
+    QKNorm,
     mask_padding,
     scale,
     unpack,
@@ -134,6 +135,7 @@ def is_plain(block: nn.Module) -> TypeGuard[Block]:
     return (
         all(type(layer) is nn.Linear for layer in linear)
         and all(conv is None or type(conv) is DepthwiseConv2d for conv in convs)
+        and type(getattr(block.attn, 'qk_norm', None)) in (QKNorm, type(None))
         and all(hasattr(norm, 'normalized_shape') for norm in (block.norm1, block.norm2))
     )
 
@@ -206,7 +208,7 @@ def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tens
         encoded.write(rows, encoded_rows(block, x, mask, rows))
         y = encoded.map[:, rows]
         # (B, N, heads, D) each
-        packed = attn.in_proj(block.norm1(y)).flatten(1, 2).unflatten(-1, (-1, *heads))
+        packed = attn.project(block.norm1(y), None).flatten(1, 2).unflatten(-1, (-1, *heads))
         query, *others = packed.unbind(2)
         queries.write(rows, query.reshape(y.shape))
         if attn.lepe is not None:

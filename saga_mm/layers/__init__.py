@@ -10,6 +10,7 @@ from .init import init_linear
 from .join import join_gradients
 from .mask import downsample_mask, mask_padding
 from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
+from .qk_norm import QKNorm
 from .rotary import rotary_frequencies
 from .token_shift import QShift
 
@@ -24,6 +25,7 @@ __all__ = [
     'DropPath',
     'HiddenStateBridge',
     'PatchEmbed',
+    'QKNorm',
     'QShift',
     'downsample_mask',
     'drop_path_schedule',

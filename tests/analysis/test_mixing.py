@@ -20,6 +20,7 @@ DIM, HEADS, SIZE = 24, 3, (5, 7)
 MAKERS = {
     'gated': lambda: GatedLinearAttention(DIM, HEADS),
     'relu': lambda: GatedLinearAttention(DIM, HEADS, feature_map='relu'),
+    'normalised': lambda: GatedLinearAttention(DIM, HEADS, qk_norm=(1, 0)),
     'plain': lambda: GatedLinearAttention(DIM, HEADS, gated=False),
     'rank_augmented': lambda: RankAugmentedAttention(DIM, HEADS),
     'rotary_softmax': lambda: RankAugmentedAttention(DIM, HEADS, mixer='softmax'),

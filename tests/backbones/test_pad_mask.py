@@ -19,6 +19,7 @@ CASES = {
     'saga': (SAGA, {}),
     'saga-plain': (SAGA, dict(gated=False, patch_embed='plain', feature_map='relu')),
     'saga-overlap': (SAGA, dict(patch_embed='overlap', cpe_kernel_size=5, lepe_kernel_size=0)),
+    'saga-options': (SAGA, dict(qk_norm=(2, -4), ffn_kernel_size=3, layer_scale=0.5)),
     'sola': (SoLAVision, dict(layers=LAYERS)),
     'sola-shift': (
         SoLAVision,
@@ -176,6 +177,7 @@ def test_checkpointing_gives_equal_outputs_and_gradients(case):
     ('case', 'options'),
     [
         ('saga', dict(out_indices=0)),
+        ('saga-options', dict(out_indices=0)),
         pytest.param(
             'sola', dict(out_indices=(0, 2), layers=('L', 'L', 'S', 'S')), marks=pytest.mark.long
         ),
@@ -218,7 +220,9 @@ def test_an_input_without_a_mask_is_an_error(kind):
         kind(SMALL)(torch.randn(2, 4, 32, 32))
 
 
-@pytest.mark.parametrize('case', ['saga', 'sola-shift', 'sola-plain', 'sola-decay', 'ravlt-linear'])
+@pytest.mark.parametrize(
+    'case', ['saga', 'saga-options', 'sola-shift', 'sola-plain', 'sola-decay', 'ravlt-linear']
+)
 def test_the_triton_ops_leave_padding_out(case, triton_device):
     model = build(case, impl='triton', out_indices=(0, 1)).to(triton_device)
     images = [torch.randn(3, *size) for size in ((21, 26), (30, 17))]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from harness import peak_memory
+from saga_mm.analysis.rank import layer_ranks
 from saga_mm.backbones import SAGA
 
 SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
@@ -45,6 +46,10 @@ def test_swin_widths_as_dict():
         dict(lepe_kernel_size=0),
         dict(gated=False),
         dict(feature_map='relu'),
+        dict(qk_norm=(2, -4)),
+        dict(attention='plain', qk_norm=(2, -4)),
+        dict(ffn_kernel_size=3),
+        dict(layer_scale=0.1),
         dict(impl='reference'),
         dict(norm_cfg=dict(type='LN', eps=1e-3)),
         dict(arch=dict(**SMALL, mlp_ratios=(8, 8, 4, 2.5))),
@@ -70,6 +75,10 @@ def test_each_option_changes_the_model_and_works(options):
     ('options', 'message'),
     [
         (dict(feature_map='gelu'), "feature_map must be one of .* got 'gelu'"),
+        (dict(qk_norm=2), 'qk_norm must be two numbers, gain and bias, or None, got 2'),
+        (dict(qk_norm=(1, 2, 3)), r'qk_norm must be two numbers, .* got \(1, 2, 3\)'),
+        (dict(attention='decay', qk_norm=(1, 0)), "qk_norm is for .* got 'decay'"),
+        (dict(ffn_kernel_size=2), 'kernel_size must be odd, got 2'),
         (dict(patch_embed='linear'), "patch_embed must be .* got 'linear'"),
         (dict(impl='cuda'), "impl must be one of .* got 'cuda'"),
         (dict(cpe_kernel_size=2), 'kernel_size must be odd, got 2'),
@@ -93,6 +102,20 @@ def test_gates_start_nearly_open():
     model = SAGA(SMALL, gate_bias=2.0)
     bias = model.stages[0].blocks[0].attn.in_proj.bias
     assert torch.equal(bias, torch.tensor([0.0] * 24 + [2.0] * 16))
+
+
+@torch.no_grad()
+def test_the_norm_of_queries_and_keys_makes_new_attention_selective():
+    arch = dict(embed_dims=(64,), depths=(1,), num_heads=(2,))
+    image = torch.randn(1, 3, 64, 64)
+    ranks = []
+    for qk_norm in (None, (2, -4)):
+        torch.manual_seed(0)
+        model = SAGA(arch, out_indices=0, qk_norm=qk_norm).eval()
+        ranks.append(layer_ranks(model, [image])['0.0']['matrices']['output']['effective_rank'])
+    # all tokens get nearly the same mean, and then means of their own
+    assert ranks[0] < 1.5
+    assert ranks[1] > 3
 
 
 def test_explicit_triton_raises_where_it_cannot_run():

@@ -14,6 +14,7 @@ from saga_mm.layers import (
     DepthwiseConv2d,
     DropPath,
     PatchEmbed,
+    QKNorm,
     drop_path_schedule,
     rotary_frequencies,
 )
@@ -128,3 +129,16 @@ def test_drop_path_schedule():
         [0.3],
     ]
     assert drop_path_schedule(0.3, (1,)) == [[0.0]]
+
+
+def test_qk_norm_is_a_layer_norm_of_each_head_of_queries_and_keys():
+    norm = QKNorm(6, 2, gain=2, bias=-1)
+    x = torch.randn(2, 4, 5, 18)
+    query, key, rest = norm(x).split(6, dim=-1)
+    assert torch.equal(rest, x[..., 12:])
+    for part, start in ((query, 0), (key, 6)):
+        for head in (0, 3):
+            truth = F.layer_norm(x[..., start + head : start + head + 3], (3,), eps=1e-6) * 2 - 1
+            torch.testing.assert_close(part[..., head : head + 3], truth)
+    assert [name for name, _ in norm.named_parameters()] == ['weight', 'bias']
+    assert norm(x.half()).dtype == torch.half
