@@ -16,6 +16,7 @@ from .field import SHARES
 from .files import make_figure
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
 Results = dict[str, dict[str, dict]]
@@ -118,18 +119,23 @@ def _legend(figure: Figure, grid: np.ndarray) -> None:
 
 
 def stage_fields(found: Results, path: Path) -> None:
-    """Draw the square root of the mass of each patch, as masses differ by orders of magnitude."""
+    """Draw the mass of each patch, in one scale of colours for all models and stages."""
+    from matplotlib.colors import LogNorm
+
     stages = in_order(found)
-    figure = make_figure(3.2 * len(stages), 2.7 * len(found))
+    figure = make_figure(3.2 * len(stages) + 0.8, 2.7 * len(found))
     grid = figure.subplots(len(found), len(stages), squeeze=False)
+    largest = max(one['mass'].max().item() for fields in found.values() for one in fields.values())
+    # masses differ by orders of magnitude
+    norm = LogNorm(largest / 1e4, largest, clip=True)
     for row, (name, fields) in zip(grid, found.items(), strict=True):
         for axes, stage in zip(row, stages, strict=True):
             axes.set_axis_off()
             if stage in fields:
-                mass = fields[stage]['mass']
-                axes.imshow((mass / mass.max()).sqrt().numpy(), cmap='inferno')
+                axes.imshow(fields[stage]['mass'].numpy(), cmap='inferno', norm=norm)
                 radii = ' / '.join(f'{radius:.0f}' for radius in fields[stage]['radii'])
                 axes.set_title(f'{name}, stage {stage}: {radii} px', fontsize='small')
+    _color_bar(figure, grid, norm, 'share of the gradient in a patch of 4 x 4 pixels')
     _save(figure, path)
 
 
@@ -167,7 +173,7 @@ def field_by_depth(found: dict[str, list[list[float]]], path: Path) -> None:
 def attention_maps(
     found: Results, image: np.ndarray, size: Sequence[int], pixel: Sequence[int], path: Path
 ) -> None:
-    """Draw the weights of all tokens over an image.
+    """Draw the weights of all tokens over an image, in one scale of colours for all maps.
 
     Args:
         found: Results of `attention_maps`, by model and layer.
@@ -177,26 +183,42 @@ def attention_maps(
         pixel: Row and column of the pixel that attends.
         path: File of the picture.
     """
+    from matplotlib.colors import LogNorm
+
     height, width = image.shape[:2]
     columns = max(len(layers) for layers in found.values())
-    figure = make_figure(3.2 * columns, 2.4 * len(found))
+    figure = make_figure(3.2 * columns + 0.8, 2.4 * len(found))
     grid = figure.subplots(len(found), columns, squeeze=False)
+    largest = max(
+        one['weights'].max().item() for layers in found.values() for one in layers.values()
+    )
+    # Uniform attention is in the middle, or below it if there are weights above 10. Those below
+    # 0.1, which rotation can make negative, have the darkest colour.
+    norm = LogNorm(0.1, max(10, largest), clip=True)
     for axes in grid.flat:
         axes.set_axis_off()
     for row, (name, layers) in zip(grid, found.items(), strict=True):
         for axes, (layer, one) in zip(row, layers.items(), strict=False):
             axes.imshow(image.mean(-1), cmap='gray', extent=(0, width, height, 0))
-            weights = axes.imshow(
+            axes.imshow(
                 one['weights'].numpy(),
                 cmap='inferno',
+                norm=norm,
                 alpha=0.6,
                 extent=(0, size[1], size[0], 0),
                 interpolation='bilinear',
             )
-            figure.colorbar(weights, ax=axes, shrink=0.8)
             place = pixel[1] + 0.5, pixel[0] + 0.5
             for color, thickness in (('black', 3), ('white', 1)):
                 axes.plot(*place, '+', color=color, markersize=12, markeredgewidth=thickness)
             axes.set(xlim=(0, width), ylim=(height, 0))
             axes.set_title(f'{name} {layer}: {one["mechanism"]}', fontsize='small')
+    _color_bar(figure, grid, norm, 'weight x number of tokens; uniform attention is 1')
     _save(figure, path)
+
+
+def _color_bar(figure: Figure, grid: np.ndarray, norm: Normalize, label: str) -> None:
+    """Add the scale of colours that all pictures of a figure share."""
+    from matplotlib.cm import ScalarMappable
+
+    figure.colorbar(ScalarMappable(norm, 'inferno'), ax=grid, shrink=0.9, label=label)
