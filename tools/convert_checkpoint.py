@@ -30,10 +30,13 @@ from saga_mm.checkpoint import (
     CheckpointError,
     LoadReport,
     extract_state_dict,
+    import_safetensors,
+    is_safetensors,
     load_file,
     load_matching,
     make_folder,
     printable,
+    to_safetensors,
     write_atomically,
 )
 from saga_mm.cli import add_options, load_config, run_tool
@@ -52,7 +55,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('config', help='config of the model that is to have the weights')
     parser.add_argument('checkpoint', help='published weights, a file or a URL')
-    parser.add_argument('out', type=Path, help='file to write')
+    parser.add_argument(
+        'out',
+        type=Path,
+        help='file to write; a name that ends in .safetensors gives a file of that format',
+    )
     add_options(parser)
     return parser.parse_args(argv)
 
@@ -109,6 +116,15 @@ def with_gates(qkv: Tensor, own: Tensor) -> Tensor:
     return torch.cat([qkv, gates if own.ndim == 1 else torch.zeros_like(gates)])
 
 
+def serialize(weights: dict[str, Tensor], out: Path) -> bytes:
+    """The content of the file `out`, in the format that its name asks for."""
+    if is_safetensors(out):
+        return to_safetensors(weights, out)
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    return buffer.getvalue()
+
+
 def table(match: LoadReport) -> str:
     """How many weights there are of each kind, and which, but for those that are converted."""
     kinds = dict(
@@ -129,12 +145,14 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'out must not be the checkpoint itself, got {args.out}')
     if args.out.is_dir():
         raise ValueError(f'out must be a file, got the folder {args.out}')
+    if is_safetensors(args.out):
+        # a package that is missing is an error before the work
+        import_safetensors(args.out)
     cfg = load_config(args.config, args.cfg_options, ('model',))
     weights, match = convert(cfg, args.checkpoint)
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
+    content = serialize(weights, args.out)
     make_folder(args.out.parent)
-    write_atomically(args.out, buffer.getvalue())
+    write_atomically(args.out, content)
     print(table(match))
     print(f'{args.out}: {sum(weight.numel() for weight in weights.values()) / 1e6:.2f}M values')
 

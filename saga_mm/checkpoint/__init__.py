@@ -10,6 +10,7 @@ from .resume import (
     latest_checkpoint,
     missing_for_resume,
 )
+from .safetensors import import_safetensors, is_safetensors, to_safetensors
 from .state_dict import extract_state_dict
 from .weights import (
     LoadReport,
@@ -26,6 +27,8 @@ __all__ = [
     'check_fused_state',
     'check_training_state',
     'extract_state_dict',
+    'import_safetensors',
+    'is_safetensors',
     'latest_checkpoint',
     'load_file',
     'load_matching',
@@ -38,6 +41,7 @@ __all__ = [
     'read_dataset_meta',
     'remove_configs',
     'report_pretrained',
+    'to_safetensors',
     'use_safe_loading',
     'write_atomically',
 ]

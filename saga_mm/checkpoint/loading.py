@@ -24,6 +24,7 @@ from torch import Tensor
 from .download import find_file, forget
 from .errors import CheckpointError
 from .plain import make_plain, stand_ins
+from .safetensors import is_safetensors, read_safetensors
 from .state_dict import extract_state_dict, find_state_dict, select
 
 SCHEMES = (
@@ -146,8 +147,8 @@ def remove_configs(checkpoint: Mapping) -> None:
 
 def _read(file: Path, map_location: str | torch.device | None) -> Any:
     """The content of a file, as plain data."""
-    if file.suffix == '.safetensors':
-        return _read_safetensors(file, map_location)
+    if is_safetensors(file):
+        return read_safetensors(file, map_location)
     size = _unpacked_size(file)
     with LOCK:
         listed = torch.serialization.get_safe_globals()
@@ -162,20 +163,6 @@ def _read(file: Path, map_location: str | torch.device | None) -> Any:
         finally:
             torch.serialization.add_safe_globals(others)
     return make_plain(read, size, [entry for entry in listed if isinstance(entry, type)])
-
-
-def _read_safetensors(file: Path, map_location: str | torch.device | None) -> dict[str, Tensor]:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise CheckpointError(
-            f'{file} is a file of safetensors, and the package is missing: pip install safetensors'
-        ) from error
-    device = map_location if isinstance(map_location, str | torch.device) else 'cpu'
-    try:
-        return safetensors.torch.load_file(file, device=str(device))
-    except safetensors.SafetensorError as error:
-        raise ValueError(str(error)) from error
 
 
 def _unpacked_size(file: Path) -> int:

@@ -1,5 +1,7 @@
 """tools/convert_checkpoint.py: the files that it accepts, what it writes, and its messages."""
 
+import sys
+
 import pytest
 import torch
 from published_ravlt import published
@@ -15,7 +17,7 @@ def convert(tool, tmp_path):
     """Run the tool with a backbone in a config, and return the weights that it wrote."""
     converter = tool('convert_checkpoint')
 
-    def run(backbone, weights, *options):
+    def run(backbone, weights, *options, name='out.pth'):
         config = tmp_path / 'config.py'
         config.write_text(
             "default_scope = 'mmseg'\n"
@@ -24,9 +26,9 @@ def convert(tool, tmp_path):
             f'model = dict(type="EncoderDecoder", backbone={backbone!r}, decode_head=head)\n'
         )
         torch.save(weights, tmp_path / 'published.pth')
-        out = tmp_path / 'new' / 'out.pth'
+        out = tmp_path / 'new' / name
         converter.main([str(config), str(tmp_path / 'published.pth'), str(out), *options])
-        assert [path.name for path in out.parent.iterdir()] == ['out.pth']
+        assert [path.name for path in out.parent.iterdir()] == [name]
         return out
 
     return run
@@ -110,6 +112,34 @@ def test_pvt_for_saga(convert, capsys, patch_embed):
     if patch_embed == 'plain':
         proj = model.stages[0].embed.proj.weight
         assert torch.equal(proj, weights['patch_embed1.proj.weight'])
+
+
+def test_a_file_of_safetensors_holds_the_same_weights(convert):
+    pytest.importorskip('safetensors')
+    backbone = dict(type='saga_mm.SAGA', arch=ARCH)
+    weights = SAGA(ARCH).state_dict()
+    # memory that two weights share, and strides of a transposed one, are no obstacles
+    weights['norms.1.bias'] = weights['norms.1.weight']
+    weights['stages.0.blocks.0.attn.proj.weight'] = torch.randn(8, 8).T
+    out = load_file(convert(backbone, weights, name='out.safetensors'))
+    assert out.keys() == weights.keys()
+    assert all(torch.equal(out[name], weights[name]) for name in weights)
+    model = SAGA(
+        ARCH,
+        init_cfg=dict(
+            type='Pretrained', checkpoint=str(convert(backbone, weights, name='out.safetensors'))
+        ),
+    )
+    model.init_weights()
+    assert all(torch.equal(w, weights[name]) for name, w in model.state_dict().items())
+
+
+def test_without_safetensors_its_files_are_an_error_before_the_work(convert, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(SystemExit, match='the package is missing: pip install safetensors'):
+        convert(dict(type='saga_mm.SAGA', arch=ARCH), {}, name='out.safetensors')
+    assert not (tmp_path / 'new').exists()
 
 
 @pytest.mark.parametrize('kind', ['foreign', 'absent', 'itself'])
