@@ -35,7 +35,7 @@ from saga_mm.analysis.field import (
 from saga_mm.analysis.files import check_drawing, write_json, write_text
 from saga_mm.analysis.rank import layer_ranks
 from saga_mm.analysis.subjects import Subject, load_subject
-from saga_mm.analysis.tables import gate_table, make_rows, rank_table, table
+from saga_mm.analysis.tables import gate_table, make_rows, rank_table, table, token_table
 from saga_mm.apis import find_images, name_outputs, select_device, to_8_bit
 from saga_mm.attention import (
     DecayLinearAttention,
@@ -178,8 +178,11 @@ def run_rank(args: argparse.Namespace) -> None:
 
     Singular values are divided by the largest one. Matrices are not centred. The effective rank is
     exp of the entropy of the singular values as shares of their sum (Roy & Vetterli 2007). The
-    numerical rank is the number of singular values above 1 % of the largest. All numbers are
-    medians over heads and images.
+    numerical rank is the number of singular values above 1 % of the largest. Ranks are medians over
+    heads and images.
+
+    The effective number of tokens is exp of the entropy of a row of the attention matrix, in
+    absolute values as shares of their sum: the mean over heads, images, and up to 16 tokens.
     """
     paths, models = find(args), load_models(args)
     images = load_images(args, paths, models)
@@ -193,6 +196,7 @@ def run_rank(args: argparse.Namespace) -> None:
     texts = [head, *(rank_table(found, states) for states in kinds)]
     if any(one['gates'] for layers in found.values() for one in layers.values()):
         texts += ['Gates: mean and standard deviation over tokens.', gate_table(found)]
+    texts += ['Effective number of tokens that a token attends to.', token_table(found)]
     write(args.out_dir / 'rank', found, '\n\n'.join(texts))
     plots.rank_curves(found, args.out_dir / 'rank_curves.png')
     plots.rank_layers(found, args.out_dir / 'rank_layers.png')

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from .mixing import attention_layers, label, record_inputs, take_apart
+from .mixing import Mixing, attention_layers, label, record_inputs, take_apart
 
 
 def normalized_singular_values(matrix: Tensor) -> Tensor:
@@ -49,6 +50,15 @@ def summarize(values: Tensor) -> dict[str, object]:
     )
 
 
+def effective_tokens(mixing: Mixing, queries: int = 16) -> float:
+    """How many tokens a token attends to: exp of the entropy of the absolute values of its weights
+    as shares of their sum. The mean over images, heads, and some tokens at equal distances."""
+    number = mixing.features['output'].shape[1]
+    picked = torch.linspace(0, number - 1, min(number, queries)).round().long().unique().tolist()
+    rows = torch.stack([mixing.row(token) for token in picked])
+    return effective_rank(rows.abs()).mean().item()
+
+
 def layer_ranks(backbone: nn.Module, images: Iterable[Tensor]) -> dict[str, dict]:
     """Measure ranks of the states and features of the attention layers of a backbone.
 
@@ -58,17 +68,22 @@ def layer_ranks(backbone: nn.Module, images: Iterable[Tensor]) -> dict[str, dict
 
     Returns:
         For each layer, by its `label`: the `mechanism`; `matrices`, with the result of `summarize`
-        over all images and heads for each matrix of `Mixing`; and `gates`, with the mean and the
-        standard deviation over tokens, averaged over images, heads and channels.
+        over all images and heads for each matrix of `Mixing`; `gates`, with the mean and the
+        standard deviation over tokens, averaged over images, heads and channels; and `tokens`, with
+        the mean of `effective_tokens` over images, and their full number.
     """
     modules = attention_layers(backbone)
     mechanisms: dict[str, str] = {}
     values: dict[str, dict[str, list[Tensor]]] = {name: {} for name in modules}
     gates: dict[str, dict[str, list[Tensor]]] = {name: {} for name in modules}
+    tokens: dict[str, list[float]] = {name: [] for name in modules}
+    full: dict[str, int] = {}
     for image in images:
         for name, x in record_inputs(backbone, image).items():
             mixing = take_apart(modules[name], x)
             mechanisms[name] = mixing.mechanism
+            tokens[name].append(effective_tokens(mixing))
+            full[name] = mixing.features['output'].shape[1]
             for kind, matrix in {**mixing.states, **mixing.features}.items():
                 spectrum = normalized_singular_values(matrix).flatten(0, -2).cpu()
                 values[name].setdefault(kind, []).append(spectrum)
@@ -82,6 +97,7 @@ def layer_ranks(backbone: nn.Module, images: Iterable[Tensor]) -> dict[str, dict
             gates={
                 kind: torch.stack(parts).mean(0).tolist() for kind, parts in gates[name].items()
             },
+            tokens=[statistics.fmean(tokens[name]), full[name]],
         )
         for name, kinds in values.items()
     }

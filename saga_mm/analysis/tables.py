@@ -48,5 +48,14 @@ def gate_table(found: Results) -> str:
     return table('layer', columns, make_rows(columns, '{0[0]:.2f}, {0[1]:.2f}'.format))
 
 
+def token_table(found: Results) -> str:
+    """A table of how many tokens a token attends to, by layer."""
+    columns = {
+        name: {layer: one['tokens'] for layer, one in layers.items()}
+        for name, layers in found.items()
+    }
+    return table('layer', columns, make_rows(columns, '{0[0]:.1f} of {0[1]}'.format))
+
+
 def _ranks(one: dict) -> str:
     return f'{one["effective_rank"]:.1f} / {one["numerical_rank"]:g} of {one["full_rank"]}'

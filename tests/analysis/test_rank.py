@@ -5,10 +5,12 @@ import torch
 
 from saga_mm.analysis.rank import (
     effective_rank,
+    layer_ranks,
     normalized_singular_values,
     numerical_rank,
     summarize,
 )
+from saga_mm.backbones import SAGA
 
 
 def orthogonal(n):
@@ -44,3 +46,13 @@ def test_summary_is_the_median_over_matrices():
     assert summary['full_rank'] == summary['numerical_rank'] == 2
     # shares of 2/3 and 1/3
     assert summary['effective_rank'] == pytest.approx(3 / 2 ** (2 / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize(('gain', 'share'), [(0, 1), (100, 0.5)])
+def test_number_of_tokens_that_a_token_attends_to(gain, share):
+    arch = dict(embed_dims=(16,), depths=(1,), num_heads=(2,))
+    # equal keys give uniform attention, and very large ones attention to few tokens
+    model = SAGA(arch, out_indices=0, gated=False, qk_norm=(gain, -gain)).eval()
+    number, full = layer_ranks(model, [torch.randn(1, 3, 32, 24)])['0.0']['tokens']
+    assert full == 48
+    assert number == pytest.approx(48) if gain == 0 else 1 <= number < share * 48

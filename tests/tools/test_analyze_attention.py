@@ -110,7 +110,11 @@ def test_rank_of_softmax_alone_in_a_deep_stage(analyze, tiny_seg, tiny_data, tmp
     analyze.main(['rank', '--device', 'cpu', '--models', f'a={path}', *arguments])
     lines = (tmp_path / 'rank.md').read_text().splitlines()
     assert lines[2] == '| layer | a: output | a: gated output |'
-    assert [line.split(' ')[1] for line in lines[4:]] == [f'0.{i}' for i in range(11)]
+    layers = [f'0.{i}' for i in range(11)]
+    assert [line.split(' ')[1] for line in lines[4:15]] == layers
+    # a new network attends to all tokens alike
+    assert lines[-13] == '| layer | a |'
+    assert lines[-11:] == [f'| {layer} | 64.0 of 64 |' for layer in layers]
 
 
 def test_a_checkpoint_is_looked_into_not_the_start(analyze, config, tmp_path):
