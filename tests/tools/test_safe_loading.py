@@ -68,7 +68,9 @@ def model(init_cfg):
         cfg = Config.fromfile(config)
         init_default_scope(cfg.default_scope)
         cfg.model.init_cfg = init_cfg(path)
-        MODELS.build(cfg.model).init_weights()
+        built = MODELS.build(cfg.model)
+        built.init_weights()
+        return built
 
     return build
 
@@ -124,6 +126,26 @@ def test_code_is_refused(request, tmp_path, safe_loading, name):
 @pytest.mark.parametrize('name', OWN_WAYS)
 def test_code_is_refused_by_the_backbones_in_any_case(request, tmp_path, name):
     refuse(OWN_WAYS[name], request, tmp_path)
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+@pytest.mark.parametrize('name', ['init_detector', 'segmentor'])
+def test_files_of_weights_alone_are_read(request, tmp_path, safe_loading, name, suffix):
+    kind, load = WAYS[name]
+    config = request.getfixturevalue(f'tiny_{kind}')
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    weights = {
+        name: torch.full_like(weight, 3, memory_format=torch.contiguous_format)
+        for name, weight in MODELS.build(cfg.model).state_dict().items()
+    }
+    path = tmp_path / f'a.{suffix}'
+    if suffix == 'safetensors':
+        pytest.importorskip('safetensors.torch').save_file(weights, path)
+    else:
+        torch.save(weights, path)
+    for name, weight in load(config, str(path)).state_dict().items():
+        assert torch.equal(weight, weights[name]), name
 
 
 @pytest.mark.parametrize('place', ['meta', 'runtime_info'])
