@@ -1,12 +1,13 @@
-"""Export a backbone or a segmentor to a file that runs without the code of this project.
+"""Export a backbone, a segmentor or a detector to a file that runs without this project.
 
     python tools/export.py CONFIG --checkpoint FILE --out backbone.onnx
     python tools/export.py CONFIG --checkpoint FILE --format aoti --out backbone.pt2
-    python tools/export.py CONFIG --checkpoint FILE --part model --size 512 512 --out upernet.onnx
+    python tools/export.py CONFIG --checkpoint FILE --part model --size 512 512 --out model.onnx
 
-An exported backbone takes normalised images (B, C, H, W), any number of them and of any size (aoti:
-of one size), and returns its maps. An exported segmentor takes images of one size, and returns the
-logits (B, classes, H, W), resized to the image as in predictions.
+The file takes normalised images (B, C, H, W), any number of them and of any size; of one size as
+aoti, with --fixed-size, and if the head has adaptive pooling, as in UperNet. A backbone returns its
+maps; a segmentor the logits (B, classes, H, W), resized to the image as in predictions; a detector
+with anchors, such as RetinaNet, its boxes and scores before non-maximum suppression.
 
 The formats are onnx; aoti, a program that AOTInductor compiles for this kind of CPU, for Python and
 C++; and pt2, the program of torch.export. The reference implementation is exported, in float32.
@@ -21,6 +22,7 @@ import argparse
 import importlib.util
 import shutil
 import tempfile
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -29,7 +31,15 @@ from mmengine.model import BaseModel
 from torch._inductor import config as inductor
 
 from saga_mm.apis import backbone_of, build_model, load_complete_weights
-from saga_mm.apis.export import describe_input, select, verify, write
+from saga_mm.apis.export import (
+    BATCHES,
+    Subject,
+    describe_input,
+    select,
+    takes_any_size,
+    verify,
+    write,
+)
 from saga_mm.checkpoint import make_folder, use_safe_loading, write_atomically
 from saga_mm.cli import add_options, load_config, run_tool
 
@@ -63,6 +73,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'Defaults to 512 512',
     )
     parser.add_argument(
+        '--fixed-size', action='store_true', help='accept images of --size only, in a simpler file'
+    )
+    parser.add_argument(
         '--check-size',
         nargs=2,
         type=int,
@@ -76,13 +89,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Set the sizes to check; ValueError if the file can't be written or the format not made."""
-    check_sizes(args)
+    """ValueError if the file can't be written or the format not made."""
     suffix = SUFFIXES[args.format]
     if args.out.suffix != suffix:
         raise ValueError(f'--out must end in {suffix} for --format {args.format}, got {args.out}')
     if args.out.is_dir():
         raise ValueError(f'--out must be a file, got the folder {args.out}')
+    if min(args.size) < 1:
+        raise ValueError(f'--size must be two positive numbers, got {tuple(args.size)}')
+    if args.check_size and min(map(min, args.check_size)) < 1:
+        raise ValueError(f'--check-size must be two positive numbers, got {args.check_size}')
     if args.format == 'onnx':
         missing = [name for name in ONNX if importlib.util.find_spec(name) is None]
         if missing:
@@ -97,31 +113,33 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
-def takes_any_size(args: argparse.Namespace) -> bool:
-    # The pooling windows of heads depend on the size, and AOTInductor of torch 2.13 can't compare
-    # the strides of channels-last maps with symbolic sizes.
-    return args.part == 'backbone' and args.format != 'aoti'
-
-
-def check_sizes(args: argparse.Namespace) -> None:
-    args.size = height, width = tuple(args.size)
-    if takes_any_size(args):
-        others = (height * 3 // 4 + 1, width // 2 + 3), (height // 4 + 5, width + 31)
-        smallest = SMALLEST
-    elif args.check_size:
-        raise ValueError(
-            '--check-size is for backbones as onnx and pt2: a model has a head, whose pooling '
-            'depends on the size, and AOTInductor compiles for one size, --size'
-        )
-    else:
+def make_subject(args: argparse.Namespace, model: BaseModel) -> Subject:
+    """The part of the model to export, and the shapes of images to check the file with."""
+    module, outputs = select(model, args.part)
+    # AOTInductor of torch 2.13 can't compare the strides of channels-last maps with symbolic sizes.
+    dynamic = not args.fixed_size and args.format != 'aoti' and takes_any_size(module)
+    height, width = size = tuple(args.size)
+    if not dynamic:
+        if args.check_size:
+            raise ValueError(
+                f'--check-size must not be given, because the file takes images of {size} only: '
+                '--fixed-size, --format aoti or a head with adaptive pooling'
+            )
         # other batch sizes, with images of the same size
-        others = (args.size,) * 2
-        smallest = 1
-    if min(args.size) < smallest:
-        raise ValueError(f'--size must be at least {smallest} pixels a side, got {args.size}')
-    args.check_size = [tuple(size) for size in args.check_size or others]
-    if min(map(min, args.check_size)) < 1:
-        raise ValueError(f'--check-size must be two positive numbers, got {args.check_size}')
+        others = [size, size]
+    elif min(size) < SMALLEST:
+        raise ValueError(f'--size must be at least {SMALLEST} pixels a side, got {size}')
+    else:
+        others = args.check_size or [
+            (height * 3 // 4 + 1, width // 2 + 3),
+            (height // 4 + 5, width + 31),
+        ]
+    shapes = [
+        (batch, model.backbone.input_channels, *size)
+        for batch, size in zip(cycle(BATCHES), [size, *others])
+    ]
+    axes = {0: 'batch', 2: 'height', 3: 'width'} if dynamic else {0: 'batch'}
+    return Subject(module, outputs, axes, shapes)
 
 
 def build(cfg: Config, checkpoint: str | None) -> BaseModel:
@@ -144,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options, ('model',))
     make_folder(args.out.parent)
     model = build(cfg, args.checkpoint)
-    subject = select(model, args.part, args.size, args.check_size, takes_any_size(args))
+    subject = make_subject(args, model)
     print(describe_input(cfg))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, args.out.name)
@@ -154,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f'{args.out} is not written: {error}') from error
         write_atomically(args.out, file.read_bytes())
-    size = 'any size' if takes_any_size(args) else '{} x {} pixels'.format(*args.size)
+    size = '{} x {} pixels'.format(*args.size) if len(subject.axes) == 1 else 'any size'
     print(f'{args.out}: {", ".join(subject.outputs)} of images of {size}')
 
 

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -55,50 +56,108 @@ class Subject:
 
 
 class WholeImage(nn.Module):
-    """Logits of a segmentor: images (B, C, H, W) of one size -> (B, classes, H, W)."""
+    """Logits of a segmentor: images (B, C, H, W) -> (B, classes, H, W)."""
 
-    def __init__(self, segmentor: BaseModel, size: tuple[int, int]) -> None:
+    def __init__(self, segmentor: BaseModel) -> None:
         super().__init__()
-        self.segmentor: BaseModel = segmentor
-        self.size = size
+        self.segmentor: BaseModel = with_upsampling_of_torch(segmentor)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (self.segmentor.encode_decode(images, [dict(img_shape=self.size)]),)
+        size = tuple(images.shape[2:])
+        return (self.segmentor.encode_decode(images, [dict(img_shape=size)]),)
 
 
-def select(
-    model: BaseModel,
-    part: str,
-    size: tuple[int, int],
-    others: Sequence[tuple[int, int]],
-    dynamic: bool,
-) -> Subject:
-    """Select the part of a model to export.
+def with_upsampling_of_torch(model: BaseModel) -> BaseModel:
+    """A copy of a model in which torch's modules replace mmseg's that scale a map by a factor.
+
+    Those compute the new size by `int`, which makes it a constant of the export.
+    """
+    model = copy.deepcopy(model)
+    for parent in list(model.modules()):
+        for name, part in parent.named_children():
+            if type(part).__name__ == 'Upsample' and getattr(part, 'size', 0) is None:
+                factor, mode, corners = part.scale_factor, part.mode, part.align_corners
+                setattr(parent, name, nn.Upsample(None, factor, mode, corners))
+    return model
+
+
+class AllBoxes(nn.Module):
+    """Boxes and scores of a detector with anchors, before non-maximum suppression.
+
+    Images (B, C, H, W) -> boxes (B, N, 4) as x1, y1, x2, y2 in pixels of the image, inside it, and
+    their scores (B, N, classes), for N anchors.
+    """
+
+    def __init__(self, detector: BaseModel) -> None:
+        super().__init__()
+        self.detector: BaseModel = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        head: Any = self.detector.bbox_head
+        logits, deltas = head(self.detector.extract_feat(images))
+        sizes = [tuple(part.shape[2:]) for part in logits]
+        anchors = torch.cat(head.prior_generator.grid_priors(sizes, device=images.device))
+        batch = images.shape[0]
+        # One axis for all boxes, because mmdet's coder takes a batch on its way to ONNX only.
+        boxes = head.bbox_coder.decode(
+            anchors.repeat(batch, 1),
+            self.by_anchor(deltas, 4).flatten(0, 1),
+            max_shape=tuple(images.shape[2:]),
+        ).unflatten(0, (batch, -1))
+        classes = self.by_anchor(logits, head.cls_out_channels)
+        return boxes, classes.sigmoid() if head.use_sigmoid_cls else classes.softmax(-1)[..., :-1]
+
+    @staticmethod
+    def by_anchor(maps: Sequence[Tensor], channels: int) -> Tensor:
+        """Maps (B, anchors * channels, H, W) -> (B, N, channels)."""
+        return torch.cat(
+            [part.permute(0, 2, 3, 1).reshape(part.shape[0], -1, channels) for part in maps], dim=1
+        )
+
+
+def select(model: BaseModel, part: str) -> tuple[nn.Module, list[str]]:
+    """Select the part of a model to export; return it and the names of its outputs.
 
     Args:
         model: A detector or segmentor with a backbone of saga_mm, in eval mode on the CPU.
-        part: 'backbone', or 'model' for a segmentor.
-        size: Height and width of the images to trace with.
-        others: Further sizes to check with.
-        dynamic: Whether images of any size are accepted, or only those of `size`.
+        part: 'backbone', or 'model' for a segmentor or a detector with anchors of one stage.
 
     Raises:
-        ValueError: `part` is 'model', and the model is not a segmentor.
+        ValueError: `part` is 'model', and the model is another one.
     """
-    backbone = model.backbone
-    shapes = [
-        (batch, backbone.input_channels, *size)
-        for batch, size in zip(cycle(BATCHES), [size, *others])
-    ]
-    axes = {0: 'batch', 2: 'height', 3: 'width'} if dynamic else {0: 'batch'}
     if part == 'backbone':
-        return Subject(backbone, [f'stage_{i}' for i in backbone.out_indices], axes, shapes)
-    if not hasattr(model, 'encode_decode'):
-        raise ValueError(
-            f'--part model is for segmentors, got a {type(model).__name__}: of other models, the '
-            'backbone can be exported'
-        )
-    return Subject(WholeImage(model, size), ['logits'], axes, shapes)
+        return model.backbone, [f'stage_{i}' for i in model.backbone.out_indices]
+    if hasattr(model, 'encode_decode'):
+        return WholeImage(model), ['logits']
+    if has_anchors(model):
+        return AllBoxes(model), ['boxes', 'scores']
+    raise ValueError(
+        '--part model is for segmentors, and for detectors of one stage with anchors and a score '
+        f'for each class, got a {type(model).__name__}: of other models, the backbone can be '
+        'exported'
+    )
+
+
+def has_anchors(model: BaseModel) -> bool:
+    """Whether a detector is like RetinaNet: no second stage, anchors, and no further score."""
+    head: Any = getattr(model, 'bbox_head', None)
+    kinds = {kind.__name__ for kind in type(head).__mro__}
+    return (
+        'AnchorHead' in kinds
+        and type(head.bbox_coder).__name__ == 'DeltaXYWHBBoxCoder'
+        and not any(hasattr(head, name) for name in ('loss_centerness', 'loss_iou'))
+    )
+
+
+def takes_any_size(module: nn.Module) -> bool:
+    """Whether the export of a module accepts images of any size.
+
+    An export has no adaptive pooling, as in the head of UperNet, whose windows depend on the size.
+    """
+    return not any(
+        isinstance(part, nn.AdaptiveAvgPool2d) and part.output_size not in (1, (1, 1))
+        for part in module.modules()
+    )
 
 
 def describe_input(cfg: Config) -> str:

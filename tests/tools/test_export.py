@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import onnxruntime
+import openvino
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
@@ -34,6 +36,8 @@ BACKBONES = [
 ]
 UPERNET = dict(type='UPerHead', in_channels=DIMS, in_index=(0, 1, 2, 3), pool_scales=(1, 2, 3, 6))
 FCN = dict(type='FCNHead', in_channels=8, in_index=0, num_convs=1)
+FPN = dict(type='FPN', in_channels=DIMS[:2], out_channels=8, num_outs=2)
+FPN_HEAD = dict(type='FPNHead', in_channels=[8] * 2, in_index=(0, 1), feature_strides=(4, 8))
 ALIKE = dict(rtol=1e-4, atol=1e-5)
 
 
@@ -91,6 +95,16 @@ def run_onnx(path, images):
     return dict(zip(names, map(torch.from_numpy, outputs), strict=True))
 
 
+def run_openvino(path, images):
+    settings = dict(INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=1)
+    program = openvino.Core().compile_model(path, 'CPU', settings)
+    outputs = program({'images': images.numpy()})
+    return {output.any_name: torch.from_numpy(array) for output, array in outputs.items()}
+
+
+RUNTIMES = (run_onnx, run_openvino)
+
+
 @pytest.mark.parametrize('backbone', BACKBONES)
 @torch.no_grad()
 def test_a_backbone_as_onnx_takes_images_of_any_number_and_size(
@@ -105,26 +119,83 @@ def test_a_backbone_as_onnx_takes_images_of_any_number_and_size(
     )
     for shape in [(1, 3, 75, 130), (4, 3, 101, 33), (1, 3, 1, 1)]:
         images = torch.randn(shape)
-        outputs = run_onnx(tmp_path / 'new/out.onnx', images)
-        assert list(outputs) == [f'stage_{i}' for i in backbone.out_indices]
-        for output, expected in zip(outputs.values(), backbone(images), strict=True):
-            torch.testing.assert_close(output, expected, **ALIKE)
+        for run in RUNTIMES:
+            outputs = run(tmp_path / 'new/out.onnx', images)
+            assert list(outputs) == [f'stage_{i}' for i in backbone.out_indices]
+            for output, expected in zip(outputs.values(), backbone(images), strict=True):
+                torch.testing.assert_close(output, expected, **ALIKE)
+
+
+def predict(model, images):
+    """The predictions of a model for whole images."""
+    size = tuple(images.shape[2:])
+    info = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+    kind = BaseDataElement if hasattr(model, 'decode_head') else DetDataSample
+    return model.predict(images, [kind(metainfo=info) for _ in images])
+
+
+@pytest.mark.parametrize(
+    ('head', 'neck', 'shapes'),
+    [
+        pytest.param(UPERNET, None, [(1, 3, 75, 90), (3, 3, 75, 90)], id='UperNet: one size'),
+        pytest.param(FPN_HEAD, FPN, [(1, 3, 97, 66), (3, 3, 75, 90)], id='FPN: any size'),
+    ],
+)
+@torch.no_grad()
+def test_a_whole_segmentor_as_onnx_gives_the_logits_of_predict(
+    head, neck, shapes, export, segmentor, arguments, tmp_path, capsys
+):
+    model = segmentor(dict(SAGA, out_indices=head['in_index']), head, neck=neck)
+    export.main(arguments('out.onnx', '--part', 'model', '--size', 75, 90))
+    said = capsys.readouterr().out
+    assert ('images of any size' in said) == (head is FPN_HEAD)
+    for shape in shapes:
+        images = torch.randn(shape)
+        samples = predict(model, images)
+        for run in RUNTIMES:
+            logits = run(tmp_path / 'out.onnx', images)['logits']
+            assert logits.shape == (shape[0], 3, *shape[2:])
+            for found, sample in zip(logits, samples, strict=True):
+                torch.testing.assert_close(found, sample.seg_logits.data, **ALIKE)
 
 
 @torch.no_grad()
-def test_a_whole_upernet_as_onnx_gives_the_logits_of_predict(
-    export, segmentor, arguments, tmp_path
-):
-    model = segmentor(SAGA, UPERNET)
-    export.main(arguments('out.onnx', '--part', 'model', '--size', 75, 90))
-    for batch in (1, 3):
-        images = torch.randn(batch, 3, 75, 90)
-        info = dict(img_shape=(75, 90), ori_shape=(75, 90))
-        samples = model.predict(images, [BaseDataElement(metainfo=info) for _ in images])
-        logits = run_onnx(tmp_path / 'out.onnx', images)['logits']
-        assert logits.shape == (batch, 3, 75, 90)
-        for found, sample in zip(logits, samples, strict=True):
-            torch.testing.assert_close(found, sample.seg_logits.data, **ALIKE)
+def test_a_whole_retinanet_as_onnx_gives_the_boxes_of_predict(export, tiny_det, tmp_path):
+    cfg = Config.fromfile(tiny_det)
+    cfg.model.test_cfg.update(score_thr=0.0, nms_pre=10**6, max_per_img=10**6, min_bbox_size=-1)
+    # no box overlaps another one by more than all of itself
+    cfg.model.test_cfg.nms = dict(type='nms', iou_threshold=1.0)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    cfg.dump(tmp_path / 'det.py')
+    options = ['--part', 'model', '--size', '64', '96', '--out', str(tmp_path / 'out.onnx')]
+    export.main([str(tmp_path / 'det.py'), '--checkpoint', str(tmp_path / 'weights.pth'), *options])
+    images = torch.randn(2, 3, 50, 70)
+    samples = predict(model, images)
+    for run in RUNTIMES:
+        outputs = run(tmp_path / 'out.onnx', images)
+        assert list(outputs) == ['boxes', 'scores']
+        for boxes, scores, sample in zip(*outputs.values(), samples, strict=True):
+            found = sample.pred_instances
+            # mmdet has one box for each anchor and class, the best first.
+            values, order = scores.flatten().sort(descending=True)
+            torch.testing.assert_close(found.scores, values, **ALIKE)
+            best = order[:50]
+            torch.testing.assert_close(
+                found.bboxes[:50], boxes[best // scores.shape[1]], rtol=1e-4, atol=1e-3
+            )
+            assert torch.equal(found.labels[:50], best % scores.shape[1])
+
+
+def test_an_export_of_one_size(export, segmentor, arguments, tmp_path, capsys):
+    segmentor(dict(SAGA, out_indices=(0,)))
+    export.main(arguments('out.onnx', '--fixed-size', '--size', 32, 48))
+    assert 'images of 32 x 48 pixels' in capsys.readouterr().out
+    shape = onnxruntime.InferenceSession(tmp_path / 'out.onnx').get_inputs()[0].shape
+    assert shape[1:] == [3, 32, 48]
 
 
 ALONE = """
@@ -207,13 +278,8 @@ def refuse(export, options, expected):
         ('folder.pt2', ('--format', 'pt2'), '--out must be a file, got the folder '),
         ('a.onnx', (), "--format onnx needs no_such_package: pip install 'saga_mm[export]'"),
         ('a.pt2', ('--format', 'aoti'), 'needs a C++ compiler, and there is no no-such-compiler'),
-        ('a.onnx', ('--size', 32, 64), '--size must be at least 64 pixels a side, got (32, 64)'),
-        ('a.onnx', ('--check-size', 0, 64), '--check-size must be two positive numbers, got [(0'),
-        (
-            'a.onnx',
-            ('--part', 'model', '--check-size', 9, 9),
-            '--check-size is for backbones as onnx and pt2: a model has a head',
-        ),
+        ('a.onnx', ('--size', 0, 64), '--size must be two positive numbers, got (0, 64)'),
+        ('a.onnx', ('--check-size', 0, 64), '--check-size must be two positive numbers, got [[0'),
     ],
 )
 def test_wrong_options_are_one_line(
@@ -227,8 +293,14 @@ def test_wrong_options_are_one_line(
 
 def test_other_models_are_one_line(export, segmentor, arguments, tiny_det, tmp_path):
     out = ['--format', 'pt2', '--out', str(tmp_path / 'a.pt2')]
-    expected = '--part model is for segmentors, got a RetinaNet: of other models, the backbone can'
-    refuse(export, [str(tiny_det), '--part', 'model', *out], expected)
+    expected = 'a score for each class, got a ATSS: of other models, the backbone can be exported'
+    head = ('model.type=ATSS', 'model.bbox_head.type=ATSSHead', 'model.bbox_head.feat_channels=32')
+    refuse(export, [str(tiny_det), '--part', 'model', *out, '--cfg-options', *head], expected)
+    segmentor(SAGA)
+    options = ('--format', 'pt2', '--size', 32, 64)
+    refuse(export, arguments('a.pt2', *options), '--size must be at least 64 pixels a side')
+    options = ('--fixed-size', '--check-size', 9, 9)
+    refuse(export, arguments('a.onnx', *options), '--check-size must not be given, because')
     segmentor(dict(type='ResNet', depth=18, base_channels=8))
     expected = 'the backbone of the config must be one of saga_mm, got ResNet'
     refuse(export, arguments('a.pt2', '--format', 'pt2'), expected)
