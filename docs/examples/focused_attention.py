@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saga_kernels import kv_state, read_state
-from saga_mm.analysis.mixing import Mixing, explain
+from saga_mm.analysis import Mixing, explain
 from saga_mm.attention import PackedAttention, register_attention
 
 

@@ -142,7 +142,7 @@ def explain(module: PackedAttention, packed: Tensor, size: tuple[int, int]) -> M
     """
     raise ValueError(
         f'{type(module).__name__} can not be analysed: register a function for it by '
-        'saga_mm.analysis.mixing.explain.register'
+        'saga_mm.analysis.explain.register'
     )
 
 
