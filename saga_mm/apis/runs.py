@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Real
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.evaluator import DumpResults
 from mmengine.hooks import CheckpointHook, Hook
@@ -139,28 +138,34 @@ def test(
     run.launcher = launcher
     run.load_from = str(checkpoint)
     run.resume = False
-    with contextlib.ExitStack() as stack:
-        drawings = None
-        if show_dir is not None:
-            drawings = stack.enter_context(MoveDrawingsHook(show_dir))
-        if show or drawings is not None:
-            _draw_predictions(run, show, wait_time, drawings)
-        if tta:
-            _augment_tests(run)
-        check_data(cfg, ['test'])
-        make_folder(cfg.work_dir)
-        if out is not None:
-            make_folder(Path(out).parent)
-        if get_device() == 'cpu':
-            keep_freed_memory()
-        runner = _build(run)
-        _add_hook(runner, CheckpointCheckHook(complete=True))
-        _add_hook(runner, DataCheckHook())
-        if drawings is not None:
-            _add_hook(runner, drawings)
-        if out is not None:
-            _save_predictions(runner, out)
-        return runner.test()
+    if show or show_dir is not None:
+        _draw_predictions(run, show, wait_time)
+    if tta:
+        _augment_tests(run)
+    check_data(cfg, ['test'])
+    if show_dir is None:
+        return _run_test(run, out)
+    with MoveDrawingsHook(show_dir) as drawings:
+        _draw_to(run, drawings.source)
+        return _run_test(run, out, drawings)
+
+
+def _run_test(
+    run: RunConfig, out: str | os.PathLike | None, drawings: MoveDrawingsHook | None = None
+) -> dict[str, float]:
+    make_folder(run.work_dir)
+    if out is not None:
+        make_folder(Path(out).parent)
+    if get_device() == 'cpu':
+        keep_freed_memory()
+    runner = _build(run)
+    _add_hook(runner, CheckpointCheckHook(complete=True))
+    _add_hook(runner, DataCheckHook())
+    if drawings is not None:
+        _add_hook(runner, drawings)
+    if out is not None:
+        _save_predictions(runner, out)
+    return runner.test()
 
 
 def _set_precision(cfg: Config, amp: bool) -> None:
@@ -255,30 +260,32 @@ def _save_predictions(runner: Runner, out: str | os.PathLike) -> None:
     runner.test_evaluator.metrics.append(metric)
 
 
-def _draw_predictions(
-    run: RunConfig, show: bool, wait_time: float, drawings: MoveDrawingsHook | None
-) -> None:
+def _draw_predictions(run: RunConfig, show: bool, wait_time: float) -> None:
     hook = (run.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise ValueError('--show-dir needs default_hooks.visualization in the config')
-    kind = resolve(hook.get('type'), HOOKS, run.get('default_scope'))
-    known = inspect.signature(kind).parameters if kind else {}
     hook.draw = True
-    if 'interval' in known:
+    if 'interval' in _options(run, hook):
         hook.interval = 1
     if show:
         hook.update(show=True, wait_time=wait_time)
-    if drawings is None:
-        return
-    if 'test_out_dir' in known:
+
+
+def _draw_to(run: RunConfig, folder: Path) -> None:
+    hook = run.default_hooks.visualization
+    if 'test_out_dir' in _options(run, hook):
         # relative to a folder of each run, unless absolute
-        hook.test_out_dir = str(drawings.source)
+        hook.test_out_dir = str(folder)
     elif run.get('visualizer') is None:
         raise ValueError('--show-dir needs a visualizer in the config')
     else:
-        run.visualizer.save_dir = str(drawings.source)
         # mmengine takes a visualizer of the same name, and its folder, from an earlier run
-        run.visualizer.name = drawings.source.name
+        run.visualizer.update(save_dir=str(folder), name=folder.name)
+
+
+def _options(run: RunConfig, hook: ConfigDict) -> Collection[str]:
+    kind = resolve(hook.get('type'), HOOKS, run.get('default_scope'))
+    return inspect.signature(kind).parameters if kind else ()
 
 
 def _augment_tests(run: RunConfig) -> None:

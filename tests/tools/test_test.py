@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_the_old_predictions(run, tiny_det, tmp_path, monkeyp
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_mistakes_are_one_line(run, tiny_det, tiny_seg):
+def test_mistakes_are_one_line(run, tiny_det, tiny_seg, tmp_path):
     def failure(*arguments):
         with pytest.raises(SystemExit) as exit_:
             run(*arguments)
@@ -173,7 +173,8 @@ def test_mistakes_are_one_line(run, tiny_det, tiny_seg):
     )
     assert '--out must end in .pkl' in failure(tiny_seg, '--out', 'a.json')
     option = ('--cfg-options', 'default_hooks.visualization=None')
-    assert '--show-dir needs default_hooks' in failure(tiny_seg, '--show-dir', 'a', *option)
+    folder = tmp_path / 'drawings'
+    assert '--show-dir needs default_hooks' in failure(tiny_seg, '--show-dir', folder, *option)
     option = ('--cfg-options', 'test_dataloader.dataset.data_root=/nowhere')
     assert 'no data for BaseSegDataset: the folder /nowhere' in failure(tiny_seg, *option)
     # These weights are not those of the config.
