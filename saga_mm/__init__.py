@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 __all__ = [
     'RAVLT',
     'SAGA',

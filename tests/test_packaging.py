@@ -14,12 +14,21 @@ from pathlib import Path
 
 import pytest
 
-from saga_mm import stack
+from saga_mm import __version__, stack
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE_FILES = ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'model-index.yml')
 SHIPPED = ('configs', 'docs', 'tools')
 SOURCE_FOLDERS = ('kernels', 'saga_mm', *SHIPPED)
+
+
+def test_the_version_is_the_same_everywhere():
+    assert (
+        re.search(r'^version: (.*)$', (ROOT / 'CITATION.cff').read_text(), re.M)[1] == __version__
+    )
+    latest = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.M)[1]
+    assert latest == __version__
+
 
 needs_setup = pytest.mark.skipif(
     not Path(sys.prefix, '.setup-stamp').exists(),
