@@ -6,6 +6,7 @@ from .load import load_complete_weights, load_model
 from .pipeline import ImagePipeline, to_8_bit
 from .predict import Prediction, Predictor, toolbox_of
 from .runs import test, train
+from .whole import segment_whole
 
 __all__ = [
     'ImagePipeline',
@@ -17,6 +18,7 @@ __all__ = [
     'load_complete_weights',
     'load_model',
     'name_outputs',
+    'segment_whole',
     'select_device',
     'test',
     'to_8_bit',

@@ -1,5 +1,7 @@
-"""Runs the modules of a backbone over chunks of rows, where that saves memory or time."""
+"""Runs backbones and heads over chunks of rows, where that saves memory or time."""
 
-from .chunked import run_block, run_embed
+from .chunked import is_watched, run_block, run_embed
+from .live_bytes import LiveBytes
+from .rows import NotByRowsError, RowProgram
 
-__all__ = ['run_block', 'run_embed']
+__all__ = ['LiveBytes', 'NotByRowsError', 'RowProgram', 'is_watched', 'run_block', 'run_embed']

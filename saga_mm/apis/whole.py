@@ -1,0 +1,169 @@
+"""Segments an image of any size in one piece, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement, PixelData
+from torch import Tensor, nn
+
+from ..inference import LiveBytes, NotByRowsError, RowProgram, is_watched
+
+# Bytes of the maps of a chunk, where more memory is allowed: longer chunks are not faster.
+CHUNK = 2**27
+# The memory of a backbone is measured on images with at most so many pixels on a side.
+SAMPLE = 512
+# What a segmentor does from the image to the logits, in the methods of mmseg's EncoderDecoder.
+METHODS = ('predict', 'inference', 'whole_inference', 'encode_decode', 'extract_feat')
+
+
+def segment_whole(
+    model: BaseModel,
+    data: Mapping,
+    max_memory: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> BaseDataElement:
+    """Segment an image in one piece, as `test_step` does with `test_cfg.mode='whole'`.
+
+    The classes are those of `test_step` to rounding, but neck, head and what follows them run over
+    chunks of rows, so that neither their maps nor the logits of the full image exist. This works
+    for heads of convolutions, norms, interpolation and pooling, such as UPerHead, FPNHead,
+    SegformerHead and FCNHead. Any other head runs as a whole, with a line in the log that says why.
+
+    Args:
+        model: A segmentor of mmseg in eval mode, such as from `load_model`.
+        data: What the test pipeline returns for the image, with `inputs` and `data_samples`.
+        max_memory: Bytes that tensors may take at a time, besides the weights and `data`.
+        progress: Called with the number of pixels that are done, and that of all pixels. Defaults
+            to None.
+
+    Returns:
+        The data sample, on the CPU, with the classes of all pixels, (1, H, W), in `pred_sem_seg`.
+        They are uint8 if that holds all classes, else int16. There are no `seg_logits`.
+
+    Raises:
+        ValueError: `max_memory` is too small; the message says how much is needed.
+    """
+    batch = model.data_preprocessor(pseudo_collate([data]), False)
+    image, (sample,) = batch.pop('inputs'), batch['data_samples']
+    with torch.no_grad():
+        reason = why_not_by_rows(model)
+        if reason is not None:
+            print_log(
+                f'the whole model runs in one piece, in unbounded memory: {reason}', 'current'
+            )
+            (sample,) = model.predict(image, [sample])
+            return without_logits(sample, model.num_classes)
+        check_memory(backbone_bytes(model.backbone, image), max_memory, sample)
+        maps = model.backbone(image)
+        del image
+        labels = decode(model, maps, sample, max_memory, progress)
+    sample.set_data(dict(pred_sem_seg=PixelData(data=labels)))
+    return sample
+
+
+def why_not_by_rows(model: BaseModel) -> str | None:
+    """Why the neck and head of a model can't run over chunks, as far as its class and hooks say."""
+    from mmseg.models import EncoderDecoder
+
+    if not isinstance(model, EncoderDecoder):
+        return f'{type(model).__name__} is not an EncoderDecoder'
+    changed = [m for m in METHODS if getattr(type(model), m) is not getattr(EncoderDecoder, m)]
+    if changed:
+        return f'{type(model).__name__} has its own {", ".join(changed)}'
+    parts = [model.decode_head, *([model.neck] if model.with_neck else [])]
+    watched = [type(part).__name__ for part in parts if is_watched(part)]
+    if watched:
+        return f'{", ".join(watched)} has hooks'
+    return None
+
+
+def decode(
+    model: BaseModel,
+    maps: tuple[Tensor, ...],
+    sample: BaseDataElement,
+    max_memory: int,
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    """The classes of all pixels, (1, H, W), from the maps of the backbone."""
+
+    def classes(*maps: Tensor) -> Tensor:
+        features = model.neck(maps) if model.with_neck else maps
+        logits = model.decode_head.predict(features, [sample.metainfo], model.test_cfg)
+        empty = type(sample)(metainfo=sample.metainfo)
+        (predicted,) = model.postprocess_result(logits, [empty])
+        return predicted.pred_sem_seg.data
+
+    try:
+        program = RowProgram(classes, maps)
+    except NotByRowsError as error:
+        head = type(model.decode_head).__name__
+        print_log(f'{head} runs in one piece, in unbounded memory: {error}', 'current')
+        return classes(*maps).to(label_dtype(model.num_classes)).cpu()
+    height, width = sample.ori_shape[:2]
+    labels = torch.empty((1, height, width), dtype=label_dtype(model.num_classes))
+    held = sum(map_.nbytes for map_ in maps) + labels.nbytes
+    rows_per_chunk = choose_rows(program, held, max_memory, sample)
+    for rows, part in program.run(rows_per_chunk):
+        labels[:, rows.start : rows.stop] = part
+        if progress is not None:
+            progress(rows.stop * width, height * width)
+    return labels
+
+
+def choose_rows(program: RowProgram, held: int, max_memory: int, sample: BaseDataElement) -> int:
+    """Rows of the image per chunk, so that a chunk fits what is left of the memory."""
+    few, more = program.peak_bytes(8), program.peak_bytes(16)
+    per_row = max(1, (more - few) / 8)
+    check_memory(int(held + few - 7 * per_row), max_memory, sample)
+    rows = int(8 + (min(CHUNK, max_memory - held) - few) / per_row)
+    return max(1, min(rows, program.height))
+
+
+def backbone_bytes(backbone: nn.Module, image: Tensor) -> int:
+    """Bytes that an image and its maps in a backbone take at a time, measured on smaller images.
+
+    Beyond these, memory is taken to grow with the number of pixels. Softmax attention without
+    fused kernels needs more.
+    """
+    height, width = (min(side, SAMPLE) for side in image.shape[2:])
+
+    def measure(height: int) -> int:
+        x = image.new_zeros((*image.shape[:2], height, width))
+        with LiveBytes() as live:
+            backbone(x)
+        return x.nbytes + live.peak
+
+    once, samples = measure(height), image[0, 0].numel() / (height * width)
+    if samples < 2:
+        return int(once * samples)
+    return int(once + (measure(2 * height) - once) * (samples - 1))
+
+
+def check_memory(needed: int, max_memory: int, sample: BaseDataElement) -> None:
+    if needed > max_memory:
+        height, width = sample.ori_shape[:2]
+        raise ValueError(
+            f'max_memory must be at least {in_gib(needed)} for an image of {width}x{height} '
+            f'pixels, got {in_gib(max_memory)}'
+        )
+
+
+def in_gib(size: int) -> str:
+    return f'{size / 2**30:.2f} GiB' if size >= 2**27 else f'{size / 2**20:.1f} MiB'
+
+
+def label_dtype(num_classes: int) -> torch.dtype:
+    return torch.uint8 if num_classes <= 256 else torch.int16
+
+
+def without_logits(sample: BaseDataElement, num_classes: int) -> BaseDataElement:
+    """A predicted sample with nothing but its classes, in the format of `segment_whole`."""
+    labels = sample.pred_sem_seg.data.to(label_dtype(num_classes)).cpu()
+    result = type(sample)(metainfo=sample.metainfo)
+    result.set_data(dict(pred_sem_seg=PixelData(data=labels)))
+    return result

@@ -1,0 +1,245 @@
+"""Images that are segmented in one piece and bounded memory get the classes of a plain pass."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmseg.models import EncoderDecoder
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+from saga_mm.apis import build_model, segment_whole
+from saga_mm.apis import whole as whole_module
+from saga_mm.inference import LiveBytes
+
+DIMS = [8, 16, 24, 32]
+CLASSES = 7
+PYRAMID = dict(embed_dims=DIMS, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+BACKBONES = {
+    'saga': dict(type='saga_mm.SAGA', arch=PYRAMID),
+    'ravlt': dict(
+        type='saga_mm.RAVLT', arch=dict(PYRAMID, num_heads=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
+    ),
+    'sola_vision': dict(type='saga_mm.SoLAVision', arch=PYRAMID),
+    'mit': dict(
+        type='MixVisionTransformer',
+        embed_dims=8,
+        num_heads=[1, 2, 3, 4],
+        num_layers=[1, 1, 1, 1],
+    ),
+    'resnet': dict(type='ResNet', depth=18, base_channels=8, norm_cfg=dict(type='BN')),
+}
+WIDTHS = {'mit': [8, 16, 24, 32], 'resnet': [8, 16, 32, 64]}
+NORM = dict(type='SyncBN', requires_grad=True)
+FINEST_FIRST = dict(in_index=[0, 1, 2, 3], channels=12, norm_cfg=NORM)
+# By name: a neck or None, and a head.
+HEADS = {
+    'upernet': (None, dict(type='UPerHead', pool_scales=(1, 2, 3, 6), **FINEST_FIRST)),
+    'semantic fpn': (
+        dict(type='FPN', out_channels=16, num_outs=4),
+        dict(type='FPNHead', feature_strides=[4, 8, 16, 32], **FINEST_FIRST),
+    ),
+    'semantic fpn, neck of mmdet': (
+        dict(type='mmdet.FPN', out_channels=16, num_outs=5, add_extra_convs='on_output'),
+        dict(type='FPNHead', feature_strides=[4, 8, 16, 32], **FINEST_FIRST),
+    ),
+    'segformer': (None, dict(type='SegformerHead', **FINEST_FIRST)),
+    'segformer on levels': (
+        dict(type='MultiLevelNeck', out_channels=16, scales=[2, 1, 1, 0.5]),
+        dict(type='SegformerHead', **FINEST_FIRST),
+    ),
+    'fcn': (None, dict(type='FCNHead', in_index=1, channels=12, dilation=2, norm_cfg=NORM)),
+    'fcn on all scales': (
+        None,
+        dict(FINEST_FIRST, type='FCNHead', input_transform='resize_concat'),
+    ),
+    'psp': (None, dict(type='PSPHead', in_index=3, channels=12, norm_cfg=NORM)),
+}
+
+
+def make_model(backbone='saga', head='upernet', changes=(), **options):
+    """A segmentor with random weights and random statistics of its norms.
+
+    `options` are those of the head, and `changes` are entries of the model's config.
+    """
+    neck, head = copy.deepcopy(HEADS[head])
+    widths = WIDTHS.get(backbone, DIMS)
+    if neck is not None:
+        neck['in_channels'], widths = widths, [16] * 4
+    index = head['in_index']
+    head['in_channels'] = widths if isinstance(index, list) else widths[index]
+    head |= dict(num_classes=CLASSES, dropout_ratio=0.1) | options
+    model = dict(
+        type='EncoderDecoder',
+        data_preprocessor=dict(
+            type='SegDataPreProcessor', mean=[120.0] * 3, std=[60.0] * 3, bgr_to_rgb=True
+        ),
+        backbone=BACKBONES[backbone],
+        decode_head=head,
+        neck=neck,
+        test_cfg=dict(mode='whole'),
+    )
+    torch.manual_seed(0)
+    cfg = Config(dict(default_scope='mmseg', model=model))
+    cfg.merge_from_dict({f'model.{key}': value for key, value in dict(changes).items()})
+    model = build_model(cfg)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.running_mean, std=0.1)
+            torch.nn.init.uniform_(layer.running_var, 0.5, 2)
+    torch.nn.init.normal_(model.decode_head.conv_seg.weight)
+    return model
+
+
+def make_data(height=70, width=90, **meta):
+    image = torch.randint(256, (3, height, width), dtype=torch.uint8)
+    shapes = dict(img_shape=(height, width), ori_shape=(height, width))
+    return dict(inputs=image, data_samples=SegDataSample(metainfo=shapes | meta))
+
+
+def check(model, data, max_memory=2**30):
+    """Compare with the plain pass; return the labels. Classes of nearly equal logits may swap."""
+    with torch.no_grad():
+        (plain,) = model.test_step(pseudo_collate([copy.deepcopy(data)]))
+    done = []
+    found = segment_whole(model, data, max_memory, lambda *counts: done.append(counts))
+    labels = found.pred_sem_seg.data
+    logits = plain.seg_logits.data
+    assert labels.shape == plain.pred_sem_seg.data.shape
+    if len(logits) > 1:
+        chosen = logits.gather(0, labels.long())
+        assert (logits.amax(0, keepdim=True) - chosen).max() < 1e-4 * logits.std()
+    different = (labels != plain.pred_sem_seg.data).float().mean()
+    assert different < 1e-3
+    return labels, done
+
+
+class OwnDecoder(EncoderDecoder):
+    def encode_decode(self, inputs, metas):
+        return super().encode_decode(inputs, metas)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """The lines that are logged."""
+    lines = []
+    monkeypatch.setattr(whole_module, 'print_log', lambda line, logger: lines.append(line))
+    return lines
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(whole_module, 'CHUNK', 2**16)
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('head', HEADS)
+def test_all_heads(head, align_corners, log):
+    model = make_model(head=head, align_corners=align_corners)
+    labels, done = check(model, make_data())
+    assert len(labels.unique()) > 2
+    assert labels.dtype == torch.uint8
+    assert len(done) > 3
+    assert done[-1] == (70 * 90, 70 * 90)
+    assert sorted(done) == done
+    assert not log
+
+
+@pytest.mark.parametrize('backbone', BACKBONES)
+@pytest.mark.parametrize('size', [(33, 47), (1, 40), (64, 1), (130, 66)])
+def test_all_backbones_and_odd_sizes(backbone, size):
+    # the pooling layers of MiT need more than one row
+    if backbone == 'mit' and 1 in size:
+        size = (40, 36)
+    check(make_model(backbone, 'segformer'), make_data(*size))
+
+
+@pytest.mark.parametrize(
+    'meta',
+    [
+        dict(ori_shape=(35, 45), scale_factor=(2.0, 2.0)),
+        dict(ori_shape=(141, 173)),
+        dict(flip=True, flip_direction='horizontal'),
+        dict(flip=True, flip_direction='vertical', ori_shape=(100, 90)),
+        dict(padding_size=[3, 4, 5, 6], flip=True, flip_direction='vertical'),
+    ],
+)
+def test_resizing_flips_and_padding_of_the_pipeline(meta):
+    labels, _ = check(make_model(), make_data(**meta))
+    assert labels.shape == (1, *meta.get('ori_shape', (70, 90)))
+
+
+@pytest.mark.parametrize('pad_mask', [False, True])
+def test_padding_of_the_preprocessor(pad_mask):
+    changes = {'data_preprocessor.test_cfg': dict(size_divisor=64)}
+    if pad_mask:
+        changes |= {
+            'data_preprocessor.type': 'saga_mm.MaskedSegDataPreprocessor',
+            'backbone.pad_mask': True,
+        }
+    check(make_model(changes=changes), make_data())
+
+
+def test_a_head_with_one_channel():
+    model, data = make_model(num_classes=2, out_channels=1), make_data()
+    with torch.no_grad():
+        (plain,) = model.test_step(pseudo_collate([copy.deepcopy(data)]))
+    model.decode_head.threshold = plain.seg_logits.data.median().item()
+    labels, _ = check(model, data)
+    assert labels.unique().tolist() == [0, 1]
+
+
+def test_many_classes():
+    labels, _ = check(make_model(head='fcn', num_classes=300), make_data())
+    assert labels.dtype == torch.int16
+    assert labels.max() > 255
+
+
+def test_the_data_is_left_as_it_was():
+    data = make_data(flip=True, flip_direction='horizontal')
+    before = copy.deepcopy(data)
+    segment_whole(make_model(), data, 2**30)
+    assert torch.equal(data['inputs'], before['inputs'])
+    assert data['data_samples'].metainfo == before['data_samples'].metainfo
+
+
+@pytest.mark.parametrize(
+    ('options', 'reason'),
+    [
+        (dict(head='upernet', norm_cfg=dict(type='GN', num_groups=2)), 'group_norm'),
+        (dict(head='fcn', changes={'type': 'OwnDecoder'}), 'encode_decode'),
+    ],
+)
+def test_others_run_in_one_piece_and_say_so(options, reason, log):
+    MODELS.register_module(module=OwnDecoder, force=True)
+    check(make_model(**options), make_data())
+    (line,) = log
+    assert 'in one piece' in line
+    assert reason in line
+
+
+def test_hooks_of_a_head_are_called():
+    model = make_model()
+    seen = []
+    model.decode_head.conv_seg.register_forward_hook(lambda *args: seen.append(args[-1].shape))
+    check(model, make_data())
+    assert len(seen) == 2
+
+
+def test_an_image_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r'max_memory must be at least .* MiB for .* 90x70 pixels'):
+        segment_whole(make_model(), make_data(), 2**16)
+
+
+def test_memory_is_bounded():
+    """The logits of a plain pass alone take more than everything here."""
+    model, data = make_model(num_classes=150), make_data(512, 512)
+    with LiveBytes() as plain, torch.no_grad():
+        model.test_step(pseudo_collate([copy.deepcopy(data)]))
+    limit = 2**24
+    with LiveBytes() as live:
+        segment_whole(model, data, limit)
+    assert live.peak <= 1.1 * limit
+    assert plain.peak > 10 * limit
