@@ -83,7 +83,7 @@ def build_model():
     return build
 
 
-def seg_sample(num_classes, height, width, objects):
+def seg_sample(num_classes, height, width, objects, masks):
     from mmseg.structures import SegDataSample
 
     truth = torch.randint(num_classes, (1, height, width))
@@ -92,7 +92,7 @@ def seg_sample(num_classes, height, width, objects):
     return SegDataSample(gt_sem_seg=PixelData(data=truth))
 
 
-def det_sample(num_classes, height, width, objects):
+def det_sample(num_classes, height, width, objects, with_masks):
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
 
@@ -101,11 +101,9 @@ def det_sample(num_classes, height, width, objects):
     masks = np.zeros((objects, height, width), np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y1:y2, x1:x2] = 1
-    instances = InstanceData(
-        bboxes=boxes,
-        labels=torch.randint(num_classes, (objects,)),
-        masks=BitmapMasks(masks, height, width),
-    )
+    instances = InstanceData(bboxes=boxes, labels=torch.randint(num_classes, (objects,)))
+    if with_masks:
+        instances.masks = BitmapMasks(masks, height, width)
     ignored = InstanceData(bboxes=torch.zeros(0, 4))
     return DetDataSample(gt_instances=instances, ignored_instances=ignored)
 
@@ -118,10 +116,15 @@ def make_batch():
     """
 
     def make(
-        scope: str, num_classes: int, height: int = 64, width: int = 96, objects: int = 3
+        scope: str,
+        num_classes: int,
+        height: int = 64,
+        width: int = 96,
+        objects: int = 3,
+        masks: bool = True,
     ) -> dict:
         make_sample = dict(mmseg=seg_sample, mmdet=det_sample)[scope]
-        samples = [make_sample(num_classes, height, width, objects) for _ in range(2)]
+        samples = [make_sample(num_classes, height, width, objects, masks) for _ in range(2)]
         for i, sample in enumerate(samples):
             shape = (height, width)
             sample.set_metainfo(

@@ -20,10 +20,14 @@ PROMISED = {
         f'detection/mask_rcnn_saga_{name}.py'
         for name in ('s', 't', 't_3x', 't_demo', 't_nuclei', 't_padmask')
     ),
-    *(f'detection/{name}_saga_t.py' for name in ('cascade_mask_rcnn', 'retinanet')),
+    *(
+        f'detection/{name}_saga_t.py'
+        for name in ('cascade_mask_rcnn', 'retinanet', 'rtmdet', 'deformable_detr')
+    ),
     *(f'segmentation/upernet_saga_{name}.py' for name in 'tsm'),
     *(f'segmentation/upernet_saga_t_{name}.py' for name in ('camvid', 'demo', 'nuclei', 'padmask')),
-    'segmentation/fpn_saga_t.py',
+    *(f'segmentation/{name}_saga_t.py' for name in ('fpn', 'deeplabv3plus', 'mask2former')),
+    *(f'segmentation/upernet_saga_t_{name}.py' for name in ('cityscapes', 'loveda', 'voc12')),
     *(f'detection/mask_rcnn_sola_vision_{size}.py' for size in 'tsb'),
     *(f'detection/mask_rcnn_sola_vision_{size}_3x.py' for size in 'tsb'),
     *(f'detection/mask_rcnn_sola_vision_t_{name}.py' for name in ('demo', 'nuclei')),
@@ -137,7 +141,11 @@ def test_heads_have_the_widths_of_the_backbone(any_config_path, load_config):
         assert cfg.model.head.num_classes == cfg.model.data_preprocessor.num_classes
         return
     reader = cfg.model.get('neck') or cfg.model.decode_head
-    assert reader.in_channels == widths
+    if isinstance(reader.in_channels, int):
+        # DeepLabV3+ reads the last map, and the first one
+        assert [reader.c1_in_channels, reader.in_channels] == [widths[0], widths[reader.in_index]]
+    else:
+        assert reader.in_channels == widths
     if 'auxiliary_head' in cfg.model:
         assert cfg.model.auxiliary_head.in_channels == widths[cfg.model.auxiliary_head.in_index]
 
@@ -147,7 +155,8 @@ def test_predicts_and_trains(
 ):
     cfg = load_config(tiny_config_path)
     height, width = 64, 96
-    batch = make_batch(cfg.default_scope, head_classes(cfg.model), height, width)
+    masks = 'mask_rcnn' in tiny_config_path.stem
+    batch = make_batch(cfg.default_scope, head_classes(cfg.model), height, width, masks=masks)
     model = build_model(cfg)
     read_as_contiguous = []
     for module in model.modules():
@@ -190,9 +199,11 @@ def test_no_parameter_is_unused(
     """Holds without objects as well, because a process may get only images without them."""
     cfg = load_config(config_path)
     model = build_model(cfg)
+    masks = 'mask_rcnn' in config_path.stem
     for objects in (3, 0):
         model.zero_grad()
-        batch = make_batch(cfg.default_scope, head_classes(cfg.model), objects=objects)
+        classes = head_classes(cfg.model)
+        batch = make_batch(cfg.default_scope, classes, objects=objects, masks=masks)
         losses = train_step(model, batch)
         assert all(math.isfinite(value) for value in losses.values()), losses
         named = model.named_parameters()

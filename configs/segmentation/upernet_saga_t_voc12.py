@@ -1,0 +1,14 @@
+"""UperNet, SAGA-T: batch 2 x 8 GPUs, 80k iterations, Pascal VOC 2012 512x512."""
+
+_base_ = [
+    './_base_/models/upernet.py',
+    './_base_/datasets/voc12_aug.py',
+    './_base_/schedules/adamw_80k.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=(512, 512)),
+    decode_head=dict(num_classes=21),
+    auxiliary_head=dict(num_classes=21),
+)
