@@ -3,7 +3,7 @@
     python tools/demo.py
 
 This takes about ten minutes on two CPU cores. A second call continues from the newest checkpoint of
-the first one.
+the first one. The full log is in the work dir.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from mmengine.registry import DATASETS
@@ -48,13 +49,15 @@ def shorten(path: str | Path) -> str:
 
 def run(args: argparse.Namespace) -> None:
     check_drawing()
+    # of the toolboxes, about nothing that a user of the demo could change
+    warnings.simplefilter('ignore')
     start = time.monotonic()
     options = dict(args.cfg_options)
     if args.max_iters is not None:
         if args.max_iters < 1:
             raise ValueError(f'max-iters must be at least 1, got {args.max_iters}')
         options['train_cfg.max_iters'] = args.max_iters
-    common = dict(work_dir=args.work_dir, options=options)
+    common = dict(work_dir=args.work_dir, options=options, quiet=True)
 
     resume = None
     if Path(args.work_dir, 'last_checkpoint').is_file():

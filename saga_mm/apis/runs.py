@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
 import os
 import pickle
+import sys
 from collections.abc import Collection, Mapping
 from numbers import Real
 from pathlib import Path
@@ -32,6 +36,7 @@ from ..engine import (
     ExactResumeHook,
     FiniteCheckHook,
     MoveDrawingsHook,
+    ProgressHook,
     ResumeScheduleHook,
 )
 
@@ -50,6 +55,7 @@ def train(
     amp: bool = False,
     auto_scale_lr: bool = False,
     launcher: str = 'none',
+    quiet: bool = False,
 ) -> nn.Module:
     """Train the model of a config.
 
@@ -65,6 +71,7 @@ def train(
         amp: Mixed precision, on a GPU.
         auto_scale_lr: Scale the learning rate with the batch size.
         launcher: How the processes were started: 'none', 'pytorch', 'slurm' or 'mpi'.
+        quiet: Print warnings and the progress only. The log file has everything.
 
     Returns:
         The trained model.
@@ -90,9 +97,9 @@ def train(
     check_data(cfg, ('train', 'val'))
     make_folder(cfg.work_dir)
     if not is_first_process(launcher):
-        return _build_training(run).train()
+        return _build_training(run, quiet).train()
     with locked(cfg.work_dir):
-        return _build_training(run).train()
+        return _build_training(run, quiet).train()
 
 
 def test(
@@ -107,6 +114,7 @@ def test(
     wait_time: float = 2,
     tta: bool = False,
     launcher: str = 'none',
+    quiet: bool = False,
 ) -> dict[str, float]:
     """Evaluate the model of a config.
 
@@ -121,6 +129,7 @@ def test(
         wait_time: Seconds that a window stays. Defaults to 2.
         tta: Augment the images, and merge the predictions.
         launcher: As in `train`.
+        quiet: As in `train`.
 
     Returns:
         The metrics by name.
@@ -144,21 +153,24 @@ def test(
         _augment_tests(run)
     check_data(cfg, ['test'])
     if show_dir is None:
-        return _run_test(run, out)
+        return _run_test(run, out, quiet)
     with MoveDrawingsHook(show_dir) as drawings:
         _draw_to(run, drawings.source)
-        return _run_test(run, out, drawings)
+        return _run_test(run, out, quiet, drawings)
 
 
 def _run_test(
-    run: RunConfig, out: str | os.PathLike | None, drawings: MoveDrawingsHook | None = None
+    run: RunConfig,
+    out: str | os.PathLike | None,
+    quiet: bool,
+    drawings: MoveDrawingsHook | None = None,
 ) -> dict[str, float]:
     make_folder(run.work_dir)
     if out is not None:
         make_folder(Path(out).parent)
     if get_device() == 'cpu':
         keep_freed_memory()
-    runner = _build(run)
+    runner = _build(run, quiet)
     _add_hook(runner, CheckpointCheckHook(complete=True))
     _add_hook(runner, DataCheckHook())
     if drawings is not None:
@@ -202,7 +214,7 @@ def _checkpoint_to_resume(resume: str | os.PathLike | None, work_dir: str) -> st
     return latest_checkpoint(work_dir) if resume == 'latest' else str(resume)
 
 
-def _build(run: RunConfig) -> Runner:
+def _build(run: RunConfig, quiet: bool) -> Runner:
     for split in ('train', 'val', 'test'):
         loader = run.get(f'{split}_dataloader')
         if isinstance(loader, dict) and not loader.get('num_workers'):
@@ -210,12 +222,23 @@ def _build(run: RunConfig) -> Runner:
                 loader.pop(name, None)
     if run.launcher == 'pytorch' and get_device() == 'cpu':
         use_cpu_processes(run)
-    return RUNNERS.build(run)
+    if not quiet:
+        return RUNNERS.build(run)
+    with contextlib.redirect_stdout(io.StringIO()):
+        runner = RUNNERS.build(run)
+    for handler in runner.logger.handlers:
+        # of the console, not of the log file
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stdout)
+            handler.setLevel(logging.WARNING)
+    if is_first_process(run.launcher):
+        _add_hook(runner, ProgressHook())
+    return runner
 
 
-def _build_training(run: RunConfig) -> Runner:
+def _build_training(run: RunConfig, quiet: bool) -> Runner:
     resume = bool(run.get('resume'))
-    runner = _build(run)
+    runner = _build(run, quiet)
     for i, hook in enumerate(runner.hooks):
         # its subclasses save as they do
         if type(hook) is CheckpointHook:

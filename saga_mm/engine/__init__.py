@@ -7,6 +7,7 @@ from .exact_resume import ExactResumeHook
 from .finite_check import FiniteCheckHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .move_drawings import MoveDrawingsHook
+from .progress import ProgressHook
 from .resume_schedule import ResumeScheduleHook
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     'FiniteCheckHook',
     'LayerDecayOptimWrapperConstructor',
     'MoveDrawingsHook',
+    'ProgressHook',
     'ResumeScheduleHook',
 ]

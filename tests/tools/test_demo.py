@@ -50,7 +50,15 @@ def test_demo_trains_evaluates_and_draws_then_goes_on(scenes, tmp_path, demo, ca
     assert first.returncode == 0, first.stderr
     result, picture, *commands = first.stdout.splitlines()[-6:]
     miou = re.fullmatch(r'mIoU (\d+\.\d) on 7 scenes never trained on, after \d+\.\d min', result)
-    *_, evaluated = re.findall(r' mIoU: (\S+)', first.stdout)
+    # The log files have what is not printed.
+    assert len(first.stdout.splitlines()) < 40, first.stdout
+    assert re.search(
+        r'^training: 2 of 2 iterations, loss \d+\.\d\d, 0\.0 min left$', first.stdout, re.M
+    )
+    assert 'test: 7 of 7 iterations, ' in first.stdout
+    log = ''.join(path.read_text() for path in sorted(work_dir.glob('*/*.log')))
+    assert 'SegDataPreProcessor' in log
+    *_, evaluated = re.findall(r' mIoU: (\S+)', log)
     assert float(miou[1]) == pytest.approx(float(evaluated), abs=0.051)
     assert picture == f'picture: {work_dir / "scenes.png"}'
     image = cv2.imread(str(work_dir / 'scenes.png'))
