@@ -2,6 +2,9 @@
 
 python tools/infer.py photo.jpg folder/ 'more/*.png' --config CONFIG --checkpoint FILE --out-dir out
 
+With `--max-memory 4GiB`, a segmentor takes an image of any size in one piece and in bounded memory,
+and writes the class of each pixel: docs/whole_images.md.
+
 Images are loaded by the test pipeline of the config. An image that fails is named, the others are
 processed, and the exit status is 1.
 """
@@ -9,10 +12,16 @@ processed, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from mmengine.model import BaseModel
 
 from saga_mm.apis import (
     Predictor,
+    WholePredictor,
+    class_map_path,
     find_images,
     load_model,
     name_outputs,
@@ -20,7 +29,14 @@ from saga_mm.apis import (
     write_image,
 )
 from saga_mm.checkpoint import make_folder, printable
-from saga_mm.cli import add_options, go_on, keep_freed_memory, load_config, run_tool
+from saga_mm.cli import (
+    add_options,
+    byte_size,
+    go_on,
+    keep_freed_memory,
+    load_config,
+    run_tool,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,6 +51,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.3,
         help='show objects with a higher score, for detectors. Defaults to 0.3',
     )
+    parser.add_argument(
+        '--max-memory',
+        type=byte_size,
+        metavar='SIZE',
+        help='write maps of classes, from one pass over the whole image with tensors of up to this '
+        'size, such as 4GiB; for segmentors',
+    )
     parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to a GPU if there is one')
     add_options(parser)
     return parser.parse_args(argv)
@@ -45,11 +68,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'score-thr must be in [0, 1), got {args.score_thr}')
     images = find_images(args.images)
     out_files = name_outputs(images, args.out_dir)
+    if args.max_memory is not None:
+        out_files = list(map(class_map_path, out_files, images))
     device = select_device(args.device)
     if device.type == 'cpu':
         keep_freed_memory()
     cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
-    predict = Predictor(load_model(cfg, args.checkpoint, device), args.score_thr)
+    process = make_process(args, load_model(cfg, args.checkpoint, device))
     make_folder(args.out_dir)
     failed: dict[str, str] = {}
     for path, out_file in zip(images, out_files, strict=True):
@@ -58,12 +83,34 @@ def run(args: argparse.Namespace) -> None:
         name = printable(str(path))
         print(f'{name} -> {printable(str(out_file))}: ', end='', flush=True)
         with go_on(name, failed, args.debug):
-            prediction = predict(path)
-            write_image(out_file, prediction.picture)
-            print(prediction.text, flush=True)
+            print(process(path, out_file), flush=True)
     if failed:
         names = ', '.join(failed) if len(failed) > 1 else ': '.join(*failed.items())
         raise ValueError(f'{len(failed)} of {len(images)} images failed: {names}')
+
+
+def make_process(args: argparse.Namespace, model: BaseModel) -> Callable[[Path, Path], str]:
+    """A function that predicts on an image, writes a file, and returns what to print."""
+    if args.max_memory is not None:
+        write_classes = WholePredictor(model, args.max_memory, show_progress)
+        return lambda path, out_file: f'\n{write_classes(path, out_file)}'
+    predict = Predictor(model, args.score_thr)
+
+    def draw(path: Path, out_file: Path) -> str:
+        prediction = predict(path)
+        write_image(out_file, prediction.picture)
+        return prediction.text
+
+    return draw
+
+
+def show_progress(done: int, total: int) -> None:
+    """Draw a bar on a terminal."""
+    if sys.stderr.isatty():
+        bar = '#' * (40 * done // total)
+        end = '\n' if done == total else ''
+        numbers = f'{done / 1e6:.1f} of {total / 1e6:.1f} megapixels'
+        print(f'\r[{bar:40}] {numbers}', end=end, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,19 +1,22 @@
 """What the tools do, for use from Python: build models, load weights, predict, train and test."""
 
 from .build import backbone_of, build_model, select_device
+from .class_maps import class_map_path
 from .images import find_images, name_outputs, write_image
 from .load import load_complete_weights, load_model
 from .pipeline import ImagePipeline, to_8_bit
 from .predict import Prediction, Predictor, toolbox_of
 from .runs import test, train
-from .whole import segment_whole
+from .whole import WholePredictor, segment_whole
 
 __all__ = [
     'ImagePipeline',
     'Prediction',
     'Predictor',
+    'WholePredictor',
     'backbone_of',
     'build_model',
+    'class_map_path',
     'find_images',
     'load_complete_weights',
     'load_model',

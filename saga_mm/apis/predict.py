@@ -209,8 +209,8 @@ def complete_classes(
 
 def _counts(labels: Tensor) -> list[tuple[int, int]]:
     """Labels with their numbers of occurrences, most frequent first."""
-    values, counts = labels.unique(return_counts=True)
-    pairs = zip(values.tolist(), counts.tolist(), strict=True)
+    counts = labels.flatten().bincount().tolist()
+    pairs = [(label, count) for label, count in enumerate(counts) if count]
     return sorted(pairs, key=lambda pair: -pair[1])
 
 

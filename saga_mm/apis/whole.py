@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from mmengine.dataset import pseudo_collate
@@ -12,6 +13,9 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 
 from ..inference import LiveBytes, NotByRowsError, RowProgram, is_watched
+from .class_maps import legend, write_class_map
+from .pipeline import ImagePipeline
+from .predict import complete_classes, toolbox_of
 
 # Bytes of the maps of a chunk, where more memory is allowed: longer chunks are not faster.
 CHUNK = 2**27
@@ -64,6 +68,57 @@ def segment_whole(
         labels = decode(model, maps, sample, max_memory, progress)
     sample.set_data(dict(pred_sem_seg=PixelData(data=labels)))
     return sample
+
+
+class WholePredictor:
+    """Segments image files in one piece, in bounded memory, and writes maps of their classes.
+
+    Args:
+        model (BaseModel): A segmentor of mmseg, from `load_model`.
+        max_memory (int): As in `segment_whole`.
+        progress (Callable[[int, int], None], optional): As in `segment_whole`. Defaults to None.
+
+    Raises:
+        ValueError: The model is not a segmentor.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        max_memory: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if toolbox_of(model) != 'mmseg':
+            raise ValueError(
+                f'bounded memory needs a segmentor of mmseg, got {type(model).__name__}'
+            )
+        self.model = model
+        self.pipeline = ImagePipeline(model.cfg)
+        self.max_memory = max_memory
+        self.progress = progress
+
+    def __call__(self, path: Path, out_file: Path) -> str:
+        """Segment an image file, and write the map of its classes.
+
+        Args:
+            path: The image.
+            out_file: A file from `class_map_path`.
+
+        Returns:
+            A line for each class that was found, as of `legend`.
+
+        Raises:
+            ValueError: The file is not an image that the pipeline can read, or it does not fit into
+                the memory.
+            OSError: `out_file` can't be written.
+        """
+        data, _ = self.pipeline(path)
+        sample = segment_whole(self.model, data, self.max_memory, self.progress)
+        labels = sample.pred_sem_seg.data[0]
+        binary = self.model.decode_head.out_channels == 1
+        classes, palette = complete_classes(self.model.dataset_meta, labels, binary)
+        write_class_map(out_file, labels.numpy(), palette, path)
+        return legend(labels.numpy(), classes, palette)
 
 
 def why_not_by_rows(model: BaseModel) -> str | None:

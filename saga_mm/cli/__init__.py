@@ -3,7 +3,7 @@
 from .errors import command_line
 from .launch import prepare
 from .malloc import keep_freed_memory
-from .options import ConfigOptions, add_common_arguments, add_options, load_config
+from .options import ConfigOptions, add_common_arguments, add_options, byte_size, load_config
 from .preflight import check_data
 from .tool import go_on, run_tool
 
@@ -11,6 +11,7 @@ __all__ = [
     'ConfigOptions',
     'add_common_arguments',
     'add_options',
+    'byte_size',
     'check_data',
     'command_line',
     'go_on',

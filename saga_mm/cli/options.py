@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from traceback import walk_tb
@@ -70,6 +71,17 @@ def add_options(parser: argparse.ArgumentParser, config: bool = True) -> None:
             help='config entries to change, such as model.backbone.drop_path_rate=0.2',
         )
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+
+def byte_size(text: str) -> int:
+    """The bytes of a size such as 4GiB, 800MB or 2e9, for `type` of an argument."""
+    match = re.fullmatch(r'\s*(\d+(?:\.\d*)?(?:e\d)?)\s*(?:([kmgt])(i?))?b?\s*', text.lower())
+    size = 0
+    if match:
+        size = int(float(match[1]) * (1024 if match[3] else 1000) ** ' kmgt'.index(match[2] or ' '))
+    if size < 1:
+        raise argparse.ArgumentTypeError(f'expected a size such as 4GiB or 800MB, got {text!r}')
+    return size
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,10 @@
 """The loader of configs: what it accepts, and how it reports what it cannot read."""
 
+from argparse import ArgumentTypeError
+
 import pytest
 
-from saga_mm.cli import load_config
+from saga_mm.cli import byte_size, load_config
 
 # Files by name, and the error for config.py.
 BROKEN = {
@@ -50,3 +52,23 @@ def test_options_may_add_what_mmengine_reads(tmp_path, entry):
     assert load_config(path, {entry: 'torch'}, ('model',))[entry] == 'torch'
     with pytest.raises(ValueError, match="has no entry 'sink_bn'"):
         load_config(path, {'sink_bn': 'torch'}, ('model',))
+
+
+@pytest.mark.parametrize(
+    ('text', 'size'),
+    [
+        ('4GiB', 2**32),
+        ('1.5 gib', 3 * 2**29),
+        ('800MB', 800_000_000),
+        ('2e9', 2 * 10**9),
+        ('7k', 7000),
+    ],
+)
+def test_sizes(text, size):
+    assert byte_size(text) == size
+
+
+@pytest.mark.parametrize('text', ['', '4 XB', '-1GB', '0', 'GiB', '1.2.3MB', 'inf', '4GiBs'])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(ArgumentTypeError, match='expected a size such as 4GiB'):
+        byte_size(text)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
 
 from saga_mm.apis import build_model
 
@@ -355,3 +356,50 @@ def test_training_parts_may_be_missing(infer, models, image, tmp_path, capsys):
 def test_debug_shows_the_traceback(infer, image, tmp_path):
     with pytest.raises(ValueError, match='no such image'):
         infer.main(['gone.jpg', '--config=c', '--checkpoint=k', f'--out-dir={tmp_path}', '--debug'])
+
+
+def test_bounded_memory_writes_the_class_of_each_pixel(infer, models, image, tmp_path, capsys):
+    out = tmp_path / 'out'
+    infer.main([str(image), f'--out-dir={out}', '--max-memory=100MB', *models['seg']])
+    printed = capsys.readouterr().out
+    assert f'{image} -> {out / "photo.png"}: \n' in printed
+    assert re.search(r'\n +2  bird  #000096 +6,300 pixels +100\.0 %\n', printed)
+    written = Image.open(out / 'photo.png')
+    assert written.mode == 'P'
+    assert np.array_equal(np.asarray(written), np.full((70, 90), 2, np.uint8))
+    assert written.convert('RGB').getpixel((0, 0)) == PALETTE[2]
+
+
+def test_georeferencing_is_kept(infer, models, image, tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    tags = {
+        33550: (12, (0.5, 0.5, 0.0)),
+        33922: (12, (0.0, 0.0, 0.0, 450000.0, 5200000.0, 0.0)),
+        34735: (3, (1, 1, 0, 1, 3072, 0, 1, 32633)),
+        34737: (2, 'WGS 84|'),
+    }
+    path = image.with_suffix('.tif')
+    extra = [(code, kind, len(value), value, True) for code, (kind, value) in tags.items()]
+    pixels = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
+    tifffile.imwrite(path, pixels, extratags=extra, photometric='rgb')
+    infer.main([str(path), f'--out-dir={tmp_path / "out"}', '--max-memory=1GiB', *models['seg']])
+    with tifffile.TiffFile(tmp_path / 'out' / 'photo.tif') as written:
+        page = written.pages[0]
+        assert {code: page.tags[code].value for code in tags} == {
+            code: value for code, (_, value) in tags.items()
+        }
+        assert np.array_equal(page.asarray(), np.full((70, 90), 2, np.uint8))
+        assert page.tags['ColorMap'].value[2][2] == PALETTE[2][2] * 257
+
+
+@pytest.mark.parametrize(
+    ('kind', 'option', 'words'),
+    [
+        ('seg', '100kB', 'photo.png: max_memory must be at least .* for an image of 90x70 pixels'),
+        ('det', '1GB', 'bounded memory needs a segmentor of mmseg, got MaskRCNN'),
+    ],
+)
+def test_bounded_memory_that_can_not_be(fails, models, image, tmp_path, kind, option, words):
+    argv = [image, f'--out-dir={tmp_path / "out"}', f'--max-memory={option}', *models[kind]]
+    assert re.search(words, fails(argv))
+    assert not list(tmp_path.glob('out/*'))
