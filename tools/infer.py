@@ -58,6 +58,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='write maps of classes, from one pass over the whole image with tensors of up to this '
         'size, such as 4GiB; for segmentors',
     )
+    parser.add_argument(
+        '--maps-dir',
+        metavar='DIR',
+        help='with --max-memory: keep large maps of the backbone in files in this folder, which do '
+        'not count as memory',
+    )
     parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to a GPU if there is one')
     add_options(parser)
     return parser.parse_args(argv)
@@ -66,6 +72,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     if not 0 <= args.score_thr < 1:
         raise ValueError(f'score-thr must be in [0, 1), got {args.score_thr}')
+    if args.maps_dir is not None and args.max_memory is None:
+        raise ValueError('--maps-dir needs --max-memory')
     images = find_images(args.images)
     out_files = name_outputs(images, args.out_dir)
     if args.max_memory is not None:
@@ -76,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
     process = make_process(args, load_model(cfg, args.checkpoint, device))
     make_folder(args.out_dir)
+    if args.maps_dir is not None:
+        make_folder(args.maps_dir)
     failed: dict[str, str] = {}
     for path, out_file in zip(images, out_files, strict=True):
         # The name is printed first, so that the last line names the image if the system ends the
@@ -92,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 def make_process(args: argparse.Namespace, model: BaseModel) -> Callable[[Path, Path], str]:
     """A function that predicts on an image, writes a file, and returns what to print."""
     if args.max_memory is not None:
-        write_classes = WholePredictor(model, args.max_memory, show_progress)
+        write_classes = WholePredictor(model, args.max_memory, show_progress, args.maps_dir)
         return lambda path, out_file: f'\n{write_classes(path, out_file)}'
     predict = Predictor(model, args.score_thr)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 
-from ..inference import LiveBytes, NotByRowsError, RowProgram, is_watched
+from ..inference import LiveBytes, NotByRowsError, RowProgram, is_watched, maps_on_disk
 from .class_maps import legend, write_class_map
 from .pipeline import ImagePipeline
 from .predict import complete_classes, toolbox_of
@@ -30,6 +31,7 @@ def segment_whole(
     data: Mapping,
     max_memory: int,
     progress: Callable[[int, int], None] | None = None,
+    maps_dir: str | os.PathLike | None = None,
 ) -> BaseDataElement:
     """Segment an image in one piece, as `test_step` does with `test_cfg.mode='whole'`.
 
@@ -44,6 +46,8 @@ def segment_whole(
         max_memory: Bytes that tensors may take at a time, besides the weights and `data`.
         progress: Called with the number of pixels that are done, and that of all pixels. Defaults
             to None.
+        maps_dir: A folder for large maps of a backbone of this package, as memory-mapped files,
+            which do not count as memory. Defaults to None, for maps in memory.
 
     Returns:
         The data sample, on the CPU, with the classes of all pixels, (1, H, W), in `pred_sem_seg`.
@@ -51,6 +55,7 @@ def segment_whole(
 
     Raises:
         ValueError: `max_memory` is too small; the message says how much is needed.
+        OSError: `maps_dir` is missing, or has no room for the maps.
     """
     batch = model.data_preprocessor(pseudo_collate([data]), False)
     image, (sample,) = batch.pop('inputs'), batch['data_samples']
@@ -62,8 +67,9 @@ def segment_whole(
             )
             (sample,) = model.predict(image, [sample])
             return without_logits(sample, model.num_classes)
-        check_memory(backbone_bytes(model.backbone, image), max_memory, sample)
-        maps = model.backbone(image)
+        with maps_on_disk(maps_dir):
+            check_memory(backbone_bytes(model.backbone, image), max_memory, sample)
+            maps = model.backbone(image)
         del image
         labels = decode(model, maps, sample, max_memory, progress)
     sample.set_data(dict(pred_sem_seg=PixelData(data=labels)))
@@ -77,6 +83,7 @@ class WholePredictor:
         model (BaseModel): A segmentor of mmseg, from `load_model`.
         max_memory (int): As in `segment_whole`.
         progress (Callable[[int, int], None], optional): As in `segment_whole`. Defaults to None.
+        maps_dir (str | os.PathLike, optional): As in `segment_whole`. Defaults to None.
 
     Raises:
         ValueError: The model is not a segmentor.
@@ -87,6 +94,7 @@ class WholePredictor:
         model: BaseModel,
         max_memory: int,
         progress: Callable[[int, int], None] | None = None,
+        maps_dir: str | os.PathLike | None = None,
     ) -> None:
         if toolbox_of(model) != 'mmseg':
             raise ValueError(
@@ -96,6 +104,7 @@ class WholePredictor:
         self.pipeline = ImagePipeline(model.cfg)
         self.max_memory = max_memory
         self.progress = progress
+        self.maps_dir = maps_dir
 
     def __call__(self, path: Path, out_file: Path) -> str:
         """Segment an image file, and write the map of its classes.
@@ -113,7 +122,7 @@ class WholePredictor:
             OSError: `out_file` can't be written.
         """
         data, _ = self.pipeline(path)
-        sample = segment_whole(self.model, data, self.max_memory, self.progress)
+        sample = segment_whole(self.model, data, self.max_memory, self.progress, self.maps_dir)
         labels = sample.pred_sem_seg.data[0]
         binary = self.model.decode_head.out_channels == 1
         classes, palette = complete_classes(self.model.dataset_meta, labels, binary)

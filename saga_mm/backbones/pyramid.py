@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import report_pretrained
-from ..inference import run_block, run_embed
-from ..layers import downsample_mask, join_gradients, mask_padding, unpack
+from ..inference import run_block, run_embed, run_output
+from ..layers import downsample_mask, join_gradients, unpack
 
 # The value by which timm marks the last layer of layer-wise decay.
 NORMS = (r'^norms', (99999,))
@@ -269,8 +269,7 @@ class PyramidBackbone(BaseModule):
 
     def _output(self, i: int, x: Tensor, mask: Tensor | None) -> Tensor:
         """Output i, (B, C, H, W), from the map of stage i."""
-        out = mask_padding(self.norms[str(i)](x), mask).permute(0, 3, 1, 2)
-        return out.clone(memory_format=torch.contiguous_format)
+        return run_output(self.norms[str(i)], x, mask)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Image (B, H, W, in_channels) and mask (B, H, W, 1) or None."""

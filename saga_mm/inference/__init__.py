@@ -1,7 +1,17 @@
 """Runs backbones and heads over chunks of rows, where that saves memory or time."""
 
-from .chunked import is_watched, run_block, run_embed
+from .chunked import is_watched, run_block, run_embed, run_output
+from .disk import maps_on_disk
 from .live_bytes import LiveBytes
 from .rows import NotByRowsError, RowProgram
 
-__all__ = ['LiveBytes', 'NotByRowsError', 'RowProgram', 'is_watched', 'run_block', 'run_embed']
+__all__ = [
+    'LiveBytes',
+    'NotByRowsError',
+    'RowProgram',
+    'is_watched',
+    'maps_on_disk',
+    'run_block',
+    'run_embed',
+    'run_output',
+]

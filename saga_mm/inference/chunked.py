@@ -38,6 +38,7 @@ from ..layers import (
     scale,
     unpack,
 )
+from .disk import new_map
 
 # Bytes of the widest temporary of a chunk, which then fits the cache of a CPU. At 1280 x 1280,
 # SAGA-T takes the same time with 2**18 to 2**21 bytes, and more time and memory with 2**23.
@@ -92,6 +93,24 @@ def run_embed(embed: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor
         # of the map between the convolutions. If a chunk of the image starts at row 4r, only rows
         # 2r - 1 and 2r of that map are wrong, so only row r of the output is, which is dropped.
         out.write(rows, with_halo(embed, x, mask, rows, halo=1, stride=4))
+    return out.map
+
+
+def run_output(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The contiguous map (B, C, H, W) of the norm of x, whose padding is 0; over chunks as above.
+
+    Args:
+        norm: Maps (B, H, W, C) to the same shape, each token by itself.
+        x: (B, H, W, C).
+        mask: As in `mask_padding`, or None.
+    """
+    if torch.is_grad_enabled() or not can_chunk(norm, x) or not hasattr(norm, 'normalized_shape'):
+        plain = mask_padding(norm(x), mask).permute(0, 3, 1, 2)
+        return plain.clone(memory_format=torch.contiguous_format)
+    out = RowBuffer(x.shape[1], axis=2)
+    for rows in row_chunks(x, x.shape[-1]):
+        part = mask_padding(norm(x[:, rows]), None if mask is None else mask[:, rows])
+        out.write(rows, part.permute(0, 3, 1, 2))
     return out.map
 
 
@@ -315,15 +334,17 @@ class RowBuffer:
     Args:
         height: H.
         reuse: A map of the same shape to overwrite if it has the dtype of the chunks.
+        axis: That of the rows.
 
     Attributes:
-        map: (B, H, W, C); exists after the first `write`.
+        map: (B, H, W, C), or (B, C, H, W); exists after the first `write`.
     """
 
     map: Tensor
 
-    def __init__(self, height: int, reuse: Tensor | None = None) -> None:
+    def __init__(self, height: int, reuse: Tensor | None = None, axis: int = 1) -> None:
         self.height = height
+        self.axis = axis
         self.reuse = reuse
 
     def write(self, rows: slice, x: Tensor) -> None:
@@ -331,5 +352,6 @@ class RowBuffer:
             if self.reuse is not None and self.reuse.dtype == x.dtype:
                 self.map = self.reuse
             else:
-                self.map = x.new_empty((x.shape[0], self.height, *x.shape[2:]))
-        self.map[:, rows] = x
+                before, after = x.shape[: self.axis], x.shape[self.axis + 1 :]
+                self.map = new_map(x, (*before, self.height, *after))
+        self.map.narrow(self.axis, rows.start, rows.stop - rows.start).copy_(x)

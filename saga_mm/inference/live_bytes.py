@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Counts the memory of the tensors that operators return in the context, on any device.
 
-    Memory is counted once for all views of it. What an operator allocates and frees inside of
-    itself is not counted.
+    Memory is counted once for all views of it. Memory-mapped files, and what an operator allocates
+    and frees inside of itself, are not counted.
 
     Args:
         fake: Count the memory that fake tensors stand for, in place of that of real ones. Defaults
@@ -37,14 +37,14 @@ class LiveBytes(TorchDispatchMode):
         inputs = {id_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and id_of(leaf) not in self._seen | inputs:
-                self._add(leaf.untyped_storage())
+                self._add(leaf.untyped_storage(), is_file=func is torch.ops.aten.from_file.default)
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage, is_file: bool) -> None:
         # fake tensors contain tensors on the meta device
         if (storage.device.type == 'meta') is not self.fake:
             return
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage._cdata, 0 if is_file else storage.nbytes()
         self._seen.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)

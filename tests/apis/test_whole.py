@@ -1,6 +1,7 @@
 """Images that are segmented in one piece and bounded memory get the classes of a plain pass."""
 
 import copy
+import errno
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mmseg.structures import SegDataSample
 
 from saga_mm.apis import build_model, segment_whole
 from saga_mm.apis import whole as whole_module
-from saga_mm.inference import LiveBytes
+from saga_mm.inference import LiveBytes, disk, maps_on_disk
 
 DIMS = [8, 16, 24, 32]
 CLASSES = 7
@@ -99,12 +100,12 @@ def make_data(height=70, width=90, **meta):
     return dict(inputs=image, data_samples=SegDataSample(metainfo=shapes | meta))
 
 
-def check(model, data, max_memory=2**30):
+def check(model, data, **options):
     """Compare with the plain pass; return the labels. Classes of nearly equal logits may swap."""
     with torch.no_grad():
         (plain,) = model.test_step(pseudo_collate([copy.deepcopy(data)]))
     done = []
-    found = segment_whole(model, data, max_memory, lambda *counts: done.append(counts))
+    found = segment_whole(model, data, 2**30, lambda *counts: done.append(counts), **options)
     labels = found.pred_sem_seg.data
     logits = plain.seg_logits.data
     assert labels.shape == plain.pred_sem_seg.data.shape
@@ -243,3 +244,31 @@ def test_memory_is_bounded():
         segment_whole(model, data, limit)
     assert live.peak <= 1.1 * limit
     assert plain.peak > 10 * limit
+
+
+@pytest.mark.parametrize('backbone', ['saga', 'ravlt', 'sola_vision', 'mit'])
+def test_maps_in_files(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, 'SMALLEST', 1)
+    check(make_model(backbone, 'segformer'), make_data(130, 66), maps_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_maps_in_files_take_less_memory(tmp_path, monkeypatch):
+    model, image = make_model(), torch.zeros(1).expand(1, 3, 4096, 4096)
+    monkeypatch.setattr(disk, 'SMALLEST', 2**16)
+    with torch.no_grad():
+        in_memory = whole_module.backbone_bytes(model.backbone, image)
+        with maps_on_disk(tmp_path):
+            on_disk = whole_module.backbone_bytes(model.backbone, image)
+    assert on_disk < 0.8 * in_memory
+
+
+def test_a_disk_without_room_is_an_error(tmp_path, monkeypatch):
+    def full(descriptor, offset, size):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(disk, 'SMALLEST', 1)
+    monkeypatch.setattr(disk.os, 'posix_fallocate', full)
+    with pytest.raises(OSError, match='No space left'):
+        segment_whole(make_model(), make_data(), 2**30, maps_dir=tmp_path)
+    assert not list(tmp_path.iterdir())

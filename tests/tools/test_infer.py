@@ -360,7 +360,10 @@ def test_debug_shows_the_traceback(infer, image, tmp_path):
 
 def test_bounded_memory_writes_the_class_of_each_pixel(infer, models, image, tmp_path, capsys):
     out = tmp_path / 'out'
-    infer.main([str(image), f'--out-dir={out}', '--max-memory=100MB', *models['seg']])
+    infer.main([
+        str(image), f'--out-dir={out}', '--max-memory=100MB', f'--maps-dir={tmp_path / "maps"}',
+        *models['seg'],
+    ])  # fmt: skip
     printed = capsys.readouterr().out
     assert f'{image} -> {out / "photo.png"}: \n' in printed
     assert re.search(r'\n +2  bird  #000096 +6,300 pixels +100\.0 %\n', printed)
