@@ -7,6 +7,7 @@ the trace: then only what does not depend on a shape is checked.
 import math
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -22,18 +23,42 @@ DECAY_PER: tuple[DecayPer, ...] = get_args(DecayPer)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_packed(name: str, x: Tensor, parts: int) -> None:
-    """Check a packed projection (B, N, parts, H, D)."""
+def check_packed(name: str, x: Tensor | Sequence[Tensor], parts: int) -> Tensor:
+    """Check a packed projection (B, N, parts, H, D), or its parts (B, N, H, D), and return it."""
+    if isinstance(x, list | tuple):
+        x = _pack(name, x, parts)
     if not isinstance(x, Tensor):
-        raise TypeError(f'{name} must be a tensor, got {type(x).__name__}')
+        raise TypeError(
+            f'{name} must be a tensor, or {parts} tensors (B, N, H, D), got {type(x).__name__}'
+        )
     if x.dtype not in DTYPES:
         raise ValueError(f'{name} must be float16, bfloat16, float32 or float64, got {x.dtype}')
     if torch.jit.is_tracing():
-        return
+        return x
     if x.ndim != 5 or x.shape[2] != parts:
         raise ValueError(f'{name} must have shape (B, N, {parts}, H, D), got {tuple(x.shape)}')
     if x.shape[3] == 0 or x.shape[4] == 0:
         raise ValueError(f'{name} must have at least one head and channel, got {tuple(x.shape)}')
+    return x
+
+
+def _pack(name: str, x: Sequence[Tensor], parts: int) -> Tensor:
+    kinds = [
+        (*part.shape, part.dtype, part.device) if isinstance(part, Tensor) else type(part).__name__
+        for part in x
+    ]
+    alike = torch.jit.is_tracing() or len(set(kinds)) == 1
+    if len(x) != parts or not alike or not isinstance(x[0], Tensor) or x[0].ndim != 4:
+        got = ', '.join(
+            f'{tuple(part.shape)} {part.dtype} {part.device}'
+            if isinstance(part, Tensor)
+            else type(part).__name__
+            for part in x
+        )
+        raise ValueError(
+            f'{name} must be {parts} tensors (B, N, H, D) of one shape, dtype and device, got {got}'
+        )
+    return torch.stack(tuple(x), 2)
 
 
 def check_feature_map(feature_map: str) -> None:

@@ -22,6 +22,11 @@ from saga_kernels.dispatch import why_not_triton
 HEADS, DIM = 2, 8
 
 
+def one_part(packed):
+    """A tensor (..., H, D), also if the parts come apart."""
+    return packed if isinstance(packed, torch.Tensor) else packed[0]
+
+
 def plain(packed, size, **options):
     return linear_attention(packed, **options)
 
@@ -31,12 +36,14 @@ def gated(packed, size, **options):
 
 
 def rank_augmented(packed, size, **options):
-    frequencies = torch.ones(packed.shape[-1] // 4, device=packed.device)
+    like = one_part(packed)
+    frequencies = torch.ones(like.shape[-1] // 4, device=like.device)
     return rank_augmented_linear_attention(packed, size, frequencies, **options)
 
 
 def decay(packed, size, **options):
-    log_decay = torch.full((packed.shape[-2],), -0.1, device=packed.device)
+    like = one_part(packed)
+    log_decay = torch.full((like.shape[-2],), -0.1, device=like.device)
     return decay_linear_attention(packed, log_decay, size, **options)
 
 
@@ -56,6 +63,37 @@ def op(request):
 
 def packed_of(parts, size, *, batch=1, heads=HEADS, dim=DIM, **options):
     return torch.randn(batch, math.prod(size), parts, heads, dim, **options)
+
+
+@pytest.mark.parametrize('kind', [tuple, list])
+def test_the_parts_may_come_apart(op, kind):
+    parts, attend = op
+    packed = packed_of(parts, (5, 7), batch=2).requires_grad_()
+    mask = torch.rand(2, 35) > 0.3
+    expected = attend(packed, (5, 7), mask=mask)
+    grad_out = torch.randn_like(expected)
+    (grad,) = torch.autograd.grad(expected, packed, grad_out)
+    apart = kind(part.detach().clone().requires_grad_() for part in packed.unbind(2))
+    out = attend(apart, (5, 7), mask=mask)
+    assert torch.equal(out, expected)
+    assert torch.equal(torch.stack(torch.autograd.grad(out, apart, grad_out), 2), grad)
+
+
+@pytest.mark.parametrize(
+    ('change', 'expected'),
+    [
+        (lambda x: x[:-1], r'must be \d tensors \(B, N, H, D\) of one shape'),
+        (lambda x: [*x[:-1], x[-1][..., :4]], r'got .*\(1, 35, 2, 4\) torch.float32 cpu$'),
+        (lambda x: [*x[:-1], x[-1].double()], r'got .*\(1, 35, 2, 8\) torch.float64 cpu$'),
+        (lambda x: [*x[:-1], None], 'NoneType$'),
+        (lambda x: [part[0] for part in x], r'got \(35, 2, 8\)'),
+    ],
+)
+def test_wrong_parts_are_one_line(op, change, expected):
+    parts, attend = op
+    apart = change(list(packed_of(parts, (5, 7)).unbind(2)))
+    with pytest.raises(ValueError, match=expected):
+        attend(apart, (5, 7))
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])

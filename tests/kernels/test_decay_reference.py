@@ -204,7 +204,10 @@ def zeros(*shape, **options):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(qkv=[1]), 'qkv must be a tensor, got list'),
+        (
+            dict(qkv=[1]),
+            'qkv must be 3 tensors .* got int',
+        ),
         (dict(qkv=zeros(1, 4, 5, 2, 8)), 'qkv must have shape'),
         (dict(qkv=zeros(1, 4, 3, 2, 8, dtype=torch.int32)), 'qkv must be float16'),
         (dict(size=4), r'size must be \(height, width\), got 4'),

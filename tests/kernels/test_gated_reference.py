@@ -158,7 +158,10 @@ def test_gradients_of_gradients():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(qkvab=[1]), 'qkvab must be a tensor, got list'),
+        (
+            dict(qkvab=[1]),
+            'qkvab must be 5 tensors .* got int',
+        ),
         (dict(qkvab=torch.zeros(1, 4, 3, 1, 8)), 'qkvab must have shape'),
         (dict(qkvab=torch.zeros(1, 4, 5, 8)), 'qkvab must have shape'),
         (dict(qkvab=torch.zeros(1, 4, 5, 0, 8)), 'at least one head'),

@@ -205,7 +205,10 @@ qkv, frequencies = torch.randn(2, 25600, 3, 4, 32), torch.rand(8)
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(qkv=[1]), 'qkv must be a tensor, got list'),
+        (
+            dict(qkv=[1]),
+            'qkv must be 3 tensors .* got int',
+        ),
         (dict(qkv=torch.zeros(1, 4, 5, 1, 8)), 'qkv must have shape'),
         (dict(qkv=torch.zeros(1, 4, 3, 8)), 'qkv must have shape'),
         (dict(qkv=torch.zeros(1, 4, 3, 1, 10)), 'divisible by 4 to be rotated, got 10'),

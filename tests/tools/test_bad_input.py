@@ -47,7 +47,7 @@ def optimize(**paramwise_cfg):
 LIBRARY = {
     'op: no tensor': (
         lambda: gated_linear_attention([1.0]),
-        'must be a tensor, got list',
+        'must be 5 tensors .* got float',
     ),
     'op: integers': (lambda: attend(dtype=torch.int64), 'must be float16, .* got torch.int64'),
     'op: rank': (lambda: attend((1, 4, 8)), r'must have shape \(B, N, 5, H, D\), got \(1, 4, 8\)'),

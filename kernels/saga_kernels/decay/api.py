@@ -1,5 +1,7 @@
 """Non-causal linear attention whose weights decay with the distance in a scan of the map."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..defaults import EPS, FEATURE_MAP
@@ -17,7 +19,7 @@ from .registration import decay_forward
 
 
 def decay_linear_attention(
-    qkv: Tensor,
+    qkv: Tensor | Sequence[Tensor],
     log_decay: Tensor,
     size: tuple[int, int],
     *,
@@ -42,7 +44,8 @@ def decay_linear_attention(
 
     Args:
         qkv: (B, N, 3, H, D), float16, bfloat16, float32 or float64: query, key and value, packed as
-            one projection writes them, with any strides; tokens row by row.
+            one projection writes them, with any strides; tokens row by row. Or a list or tuple of
+            these three, (B, N, H, D) each, which are copied into one tensor.
         log_decay: (H,), floating point, not positive. This is not checked, since to look at values
             is to wait for the GPU. Its gradient is exact.
         size: (height, width) of the map in tokens, height * width = N.
@@ -63,7 +66,7 @@ def decay_linear_attention(
     Source: after the linear attention with exponential distance decay that arXiv 2601.11164
     (SoLA-Vision) is about. Two-sided decay along two scans is the project's choice.
     """
-    check_packed('qkv', qkv, parts=3)
+    qkv = check_packed('qkv', qkv, parts=3)
     size = check_size(size, qkv.shape[1])
     check_log_decay(log_decay, qkv)
     check_feature_map(feature_map)

@@ -1,5 +1,7 @@
 """Non-causal linear attention over image tokens, gated (SAGA) and ungated."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..defaults import EPS, FEATURE_MAP
@@ -10,7 +12,7 @@ from .registration import gated_forward
 
 
 def gated_linear_attention(
-    qkvab: Tensor,
+    qkvab: Tensor | Sequence[Tensor],
     *,
     feature_map: str = FEATURE_MAP,
     eps: float = EPS,
@@ -31,7 +33,8 @@ def gated_linear_attention(
 
     Args:
         qkvab: (B, N, 5, H, D), float16, bfloat16, float32 or float64: query, key, value and the two
-            gate logits, packed as one projection writes them, with any strides.
+            gate logits, packed as one projection writes them, with any strides. Or a list or tuple
+            of these five, (B, N, H, D) each, which are copied into one tensor.
         feature_map: :math:`\phi`, `'elu'` for ELU(x) + 1 or `'relu'`.
         eps: Added to the denominator.
         mask: (B, N) bool. False tokens add nothing to S and z, and their output is zero.
@@ -48,12 +51,12 @@ def gated_linear_attention(
     Source: arXiv 2509.12817 states input-adaptive gates with a Hadamard-product decomposition. This
     form of the gate is the project's reconstruction.
     """
-    check_packed('qkvab', qkvab, parts=5)
-    return _attention('gated_linear_attention', qkvab, feature_map, eps, mask, impl)
+    packed = check_packed('qkvab', qkvab, parts=5)
+    return _attention('gated_linear_attention', packed, feature_map, eps, mask, impl)
 
 
 def linear_attention(
-    qkv: Tensor,
+    qkv: Tensor | Sequence[Tensor],
     *,
     feature_map: str = FEATURE_MAP,
     eps: float = EPS,
@@ -65,13 +68,13 @@ def linear_attention(
     :math:`S = \sum_i \phi(k_i)^T v_i` and :math:`z = \sum_i \phi(k_i)`.
 
     Args:
-        qkv: (B, N, 3, H, D): query, key and value, packed. Otherwise as in
+        qkv: (B, N, 3, H, D): query, key and value, packed, or these three. Otherwise as in
             `gated_linear_attention`.
 
     Returns, raises: as `gated_linear_attention`. Source: arXiv 2006.16236.
     """
-    check_packed('qkv', qkv, parts=3)
-    return _attention('linear_attention', qkv, feature_map, eps, mask, impl)
+    packed = check_packed('qkv', qkv, parts=3)
+    return _attention('linear_attention', packed, feature_map, eps, mask, impl)
 
 
 def _attention(

@@ -1,5 +1,7 @@
 """Rank-augmented linear attention over the tokens of an image (RALA)."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..defaults import EPS
@@ -10,7 +12,7 @@ from .registration import rank_augmented_forward
 
 
 def rank_augmented_linear_attention(
-    qkv: Tensor,
+    qkv: Tensor | Sequence[Tensor],
     size: tuple[int, int],
     frequencies: Tensor,
     *,
@@ -36,7 +38,8 @@ def rank_augmented_linear_attention(
 
     Args:
         qkv: (B, N, 3, H, D), float16, bfloat16, float32 or float64: query, key and value, packed
-            as one projection writes them, with any strides; D divisible by 4.
+            as one projection writes them, with any strides; D divisible by 4. Or a list or tuple of
+            these three, (B, N, H, D) each, which are copied into one tensor.
         size: (height, width) of the image in tokens, row by row; height * width = N.
         frequencies: (D / 4,) radians per token, f above; no gradient. Angles are computed in
             float32, or float64 for a float64 input.
@@ -56,7 +59,7 @@ def rank_augmented_linear_attention(
     Source: arXiv 2411.07635 and its official code, whose factors of N cancel. Left out here, to
     stand in a module: the local encoding of v and the gate on the output.
     """
-    check_packed('qkv', qkv, parts=3)
+    qkv = check_packed('qkv', qkv, parts=3)
     size = check_size(size, qkv.shape[1])
     check_frequencies(frequencies, qkv)
     eps = check_eps(eps)
