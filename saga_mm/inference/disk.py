@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# Maps with fewer bytes stay in memory. A backbone's need of memory is measured on small images, whose
+# Maps with fewer bytes stay in memory. The need of a backbone is measured on small images, whose
 # large maps must go where those of large images go.
 SMALLEST = 2**20
 _folder: ContextVar[Path | None] = ContextVar('folder', default=None)

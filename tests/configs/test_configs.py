@@ -27,6 +27,11 @@ PROMISED = {
     *(f'segmentation/upernet_saga_{name}.py' for name in 'tsm'),
     *(f'segmentation/upernet_saga_t_{name}.py' for name in ('camvid', 'demo', 'nuclei', 'padmask')),
     *(f'segmentation/{name}_saga_t.py' for name in ('fpn', 'deeplabv3plus', 'mask2former')),
+    *(
+        f'segmentation/{head}_saga_t{data}.py'
+        for head in ('segformer_head', 'upernet128')
+        for data in ('', '_camvid', '_idrid')
+    ),
     *(f'segmentation/upernet_saga_t_{name}.py' for name in ('cityscapes', 'loveda', 'voc12')),
     *(f'detection/mask_rcnn_sola_vision_{size}.py' for size in 'tsb'),
     *(f'detection/mask_rcnn_sola_vision_{size}_3x.py' for size in 'tsb'),

@@ -56,6 +56,12 @@ def layouts(tmp_path):
             'images/{split}/{name}.jpg', 'annotations/{split}/{name}.png', 11,
         )  # fmt: skip
 
+    def idrid():
+        write_segmentation(
+            tmp_path, ('train', 'val'),
+            'images/{split}/{name}.jpg', 'annotations/{split}/{name}.png', 6,
+        )  # fmt: skip
+
     def ade20k():
         write_segmentation(
             tmp_path, ('training', 'validation'),
@@ -79,7 +85,9 @@ def layouts(tmp_path):
     def scenes():
         make_scenes(tmp_path, train=2, val=2, size=(96, 128), progress=False)
 
-    writers = dict(camvid=camvid, ade20k=ade20k, nuclei=nuclei, coco=coco, scenes=scenes)
+    writers = dict(
+        camvid=camvid, idrid=idrid, ade20k=ade20k, nuclei=nuclei, coco=coco, scenes=scenes
+    )
 
     def write(name):
         writers[name]()
@@ -109,6 +117,7 @@ SETS = [
     ('detection/retinanet_saga_t.py', 'coco'),
     ('segmentation/upernet_saga_t.py', 'ade20k'),
     ('segmentation/upernet_saga_t_camvid.py', 'camvid'),
+    ('segmentation/segformer_head_saga_t_idrid.py', 'idrid'),
     ('segmentation/upernet_saga_t_demo.py', 'scenes'),
     ('segmentation/upernet_saga_t_nuclei.py', 'nuclei'),
 ]
