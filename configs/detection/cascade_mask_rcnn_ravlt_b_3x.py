@@ -1,5 +1,13 @@
 """Cascade Mask R-CNN, RAVLT-B: batch 2 x 8 GPUs, 3x (36 epochs) at multiple scales, COCO."""
 
-_base_ = './cascade_mask_rcnn_ravlt_t_3x.py'
+_base_ = [
+    './_base_/models/cascade_mask_rcnn_4conv1fc.py',
+    './_base_/datasets/coco_instance_multiscale.py',
+    './_base_/schedules/adamw_3x.py',
+    './_base_/default_runtime.py',
+]
 
-model = dict(backbone=dict(arch='base'), neck=dict(in_channels=[96, 192, 384, 512]))
+model = dict(
+    backbone=dict(_delete_=True, type='saga_mm.RAVLT', arch='base', norm_cfg=dict(type='SyncBN')),
+    neck=dict(in_channels=[96, 192, 384, 512]),
+)

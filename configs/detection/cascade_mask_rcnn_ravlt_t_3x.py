@@ -1,7 +1,7 @@
 """Cascade Mask R-CNN, RAVLT-T: batch 2 x 8 GPUs, 3x (36 epochs) at multiple scales, COCO."""
 
 _base_ = [
-    './_base_/models/cascade_mask_rcnn.py',
+    './_base_/models/cascade_mask_rcnn_4conv1fc.py',
     './_base_/datasets/coco_instance_multiscale.py',
     './_base_/schedules/adamw_3x.py',
     './_base_/default_runtime.py',

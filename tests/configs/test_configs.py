@@ -48,9 +48,9 @@ PROMISED = {
     ),
     *(f'detection/mask_rcnn_ravlt_{size}.py' for size in 'tsbl'),
     *(f'detection/{name}.py' for name in ('mask_rcnn_ravlt_t_demo', 'mask_rcnn_ravlt_t_nuclei')),
-    *(f'detection/mask_rcnn_ravlt_{size}_3x.py' for size in 'tsb'),
-    *(f'detection/cascade_mask_rcnn_ravlt_{size}_3x.py' for size in 'tsb'),
-    *(f'detection/retinanet_ravlt_{size}.py' for size in 'tsb'),
+    *(f'detection/mask_rcnn_ravlt_{size}_3x.py' for size in 'tsbl'),
+    *(f'detection/cascade_mask_rcnn_ravlt_{size}_3x.py' for size in 'tsbl'),
+    *(f'detection/retinanet_ravlt_{size}.py' for size in 'tsbl'),
     *(f'segmentation/{head}_ravlt_{size}.py' for head in ('fpn', 'upernet') for size in 'tsbl'),
     *(f'segmentation/upernet_ravlt_t_{name}.py' for name in ('camvid', 'demo', 'nuclei')),
     *(
