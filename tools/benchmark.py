@@ -6,8 +6,9 @@
 Each measurement runs in a new process and is repeated in several rounds, in which the models take
 turns. Time is the median over rounds; its spread is the range over rounds. Memory is the peak that
 the work adds to the loaded model and the input. FLOPs are counted in a further process. They are
-those of one image, two per multiply-add, in matrix products, convolutions and attention. The tool
-writes benchmark.md, benchmark.png and results.jsonl; from the last, an interrupted run continues.
+those of one image, two per multiply-add, in matrix products, convolutions and attention. With
+`--mode parts`, the parts of whole models are measured apart. The tool writes benchmark.md,
+benchmark.png and results.jsonl; from the last, an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -18,10 +19,20 @@ from pathlib import Path
 
 import torch
 
-from saga_mm.analysis.benchmark import KNOWN, make_cells, measure, plot, summarize, table
+from saga_mm.analysis.benchmark import (
+    KNOWN,
+    is_known,
+    is_whole,
+    make_cells,
+    measure,
+    plot,
+    summarize,
+    table,
+)
 from saga_mm.analysis.cells import run_cells
 from saga_mm.analysis.files import check_drawing, write_text
 from saga_mm.analysis.measure import DTYPES
+from saga_mm.analysis.whole_models import HEADS, table_of_parts
 from saga_mm.apis import select_device
 from saga_mm.checkpoint import make_folder
 from saga_mm.cli import add_options, run_tool
@@ -35,14 +46,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--models',
         nargs='+',
         default=['saga_t', 'pvt_t', 'pvt_t_sdpa'],
-        help=f'{", ".join(KNOWN)}; the name of a registered backbone, such as mmdet.ResNet; or the '
-        'config file of a detector or segmentor',
+        help=f'{", ".join(KNOWN)}; HEAD+BACKBONE with one of them and {", ".join(HEADS)}; the name '
+        'of a registered backbone, such as mmdet.ResNet; or the config file of a detector or '
+        'segmentor',
     )
     parser.add_argument(
         '--baseline', help='the model that ratios refer to. Defaults to the first one'
     )
     parser.add_argument('--sizes', nargs='+', type=int, default=[512, 768, 1024, 1280])
-    parser.add_argument('--mode', nargs='+', choices=['infer', 'train'], default=['infer'])
+    parser.add_argument(
+        '--mode',
+        nargs='+',
+        choices=['infer', 'train', 'parts'],
+        default=['infer'],
+        help='parts: backbone, neck, head and post-processing of whole models apart, in inference',
+    )
     parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'])
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to a GPU if there is one')
@@ -75,7 +93,9 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f'--keep-memory is for --device cpu, got {args.device}')
     args.device = 'cpu' if args.keep_memory else str(select_device(args.device))
     for name in args.models:
-        if name not in KNOWN and not Path(name).is_file() and '.' not in name:
+        if 'parts' in args.mode and not is_whole(name):
+            raise ValueError(f'--mode parts needs configs or HEAD+BACKBONE, got {name!r}')
+        if not is_known(name) and not Path(name).is_file() and '.' not in name:
             raise ValueError(
                 f'--models: {name!r} is none of {tuple(KNOWN)}, no file, no scope.Name'
             )
@@ -98,26 +118,40 @@ def run(args: argparse.Namespace) -> None:
     check_drawing()
     check(args)
     make_folder(args.out)
+    text = describe_machine(args)
+    modes = [mode for mode in args.mode if mode != 'parts']
+    if modes:
+        rows = summarize(measure_all(args, modes, not args.no_flops), args.baseline)
+        text += (
+            f'; medians of {args.rounds} rounds, spread: their range.\n'
+            f'Speed-up and memory ratio: against {Path(args.baseline).stem}.\n\n{table(rows)}'
+        )
+        plot(rows, args.out / 'benchmark.png')
+    if 'parts' in args.mode:
+        parts = measure_all(args, ['parts'], flops=False)
+        text += (
+            f'\n\nParts of the models, in inference; medians of {args.rounds} rounds.\n\n'
+            f'{table_of_parts(parts)}'
+        )
+    print(text)
+    write_text(args.out / 'benchmark.md', text)
+
+
+def measure_all(args: argparse.Namespace, modes: list[str], flops: bool) -> list[dict]:
+    """Measure what is not in `results.jsonl` yet, and return all results."""
     cells = make_cells(
         args.models,
-        args.mode,
+        modes,
         args.dtype,
         args.sizes,
         args.rounds,
-        flops=not args.no_flops,
+        flops=flops,
         device=args.device,
         batch_size=args.batch_size,
         threads=torch.get_num_threads(),
         keep_memory=args.keep_memory,
     )
-    rows = summarize(run_cells(cells, measure, args.out / 'results.jsonl'), args.baseline)
-    text = (
-        f'{describe_machine(args)}; medians of {args.rounds} rounds, spread: their range.\n'
-        f'Speed-up and memory ratio: against {Path(args.baseline).stem}.\n\n{table(rows)}'
-    )
-    print(text)
-    write_text(args.out / 'benchmark.md', text)
-    plot(rows, args.out / 'benchmark.png')
+    return run_cells(cells, measure, args.out / 'results.jsonl')
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,9 +24,10 @@ from ..cli import keep_freed_memory, load_config
 from .cost import FORMULAS
 from .files import make_figure, write_figure
 from .measure import DTYPES, added_memory, timed
+from .whole_models import HEADS, build_whole, measure_parts
 
 PVT_T = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
-KNOWN = {
+KNOWN: dict[str, dict] = {
     **{f'saga_{arch}': dict(type='saga_mm.SAGA', arch=arch) for arch in 'tsml'},
     **{f'sola_vision_{arch}': dict(type='saga_mm.SoLAVision', arch=arch) for arch in 'tsb'},
     **{f'ravlt_{arch}': dict(type='saga_mm.RAVLT', arch=arch) for arch in 'tsbl'},
@@ -48,16 +49,31 @@ COUNT = 'count'
 
 def build(name: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], object]]:
     """Build a model, and return it with a function that calls it on images (B, 3, H, W)."""
+    head, _, backbone = name.rpartition('+')
     if Path(name).is_file():
-        return build_model(load_config(name, {}, ('model',))), call_whole
-    model = MODELS.build(KNOWN.get(name, dict(type=name)))
+        model, call = build_model(load_config(name, {}, ('model',))), call_whole
+    elif head:
+        model, call = build_whole(head, KNOWN[backbone]), call_whole
+    else:
+        model, call = MODELS.build(KNOWN.get(name, dict(type=name))), nn.Module.__call__
     if name.endswith('_sdpa'):
         for module in model.modules():
             if isinstance(module, nn.MultiheadAttention):
                 # returning the weights, which are not used, rules out scaled_dot_product_attention
                 forward = partial(module.forward, need_weights=False)
                 module.forward = forward  # type: ignore[method-assign]
-    return model, nn.Module.__call__
+    return model, call
+
+
+def is_whole(name: str) -> bool:
+    """Whether a name stands for a detector or segmentor, not for a backbone alone."""
+    return Path(name).is_file() or '+' in name
+
+
+def is_known(name: str) -> bool:
+    """Whether there is a model of this name in `KNOWN`, or a head on one of them."""
+    head, plus, backbone = name.rpartition('+')
+    return backbone in KNOWN and (head in HEADS or not plus)
 
 
 def call_whole(model: nn.Module, images: Tensor) -> object:
@@ -82,7 +98,7 @@ def measure(cell: dict) -> dict:
 
     Returns:
         `seconds` per image, `bytes` that the work adds to the memory, and `parameters`; or, if the
-        round is `COUNT`, `flops` per image.
+        round is `COUNT`, `flops` per image. In the mode 'parts', as of `measure_parts`.
     """
     device, dtype = torch.device(cell['device']), DTYPES[cell['dtype']]
     torch.set_num_threads(cell['threads'])
@@ -100,6 +116,9 @@ def measure(cell: dict) -> dict:
     images = torch.randn(cell['batch_size'], channels, cell['size'], cell['size'], device=device)
     # the fourth channel is a mask of the padding, and there is no padding
     images[:, 3:] = 1
+    if cell['mode'] == 'parts':
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return dict(parts=measure_parts(model, images))
 
     def step() -> None:
         model.zero_grad()

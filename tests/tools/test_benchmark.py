@@ -142,6 +142,8 @@ def test_a_cell_that_fails_in_its_process(tmp_path, monkeypatch):
     ('options', 'message'),
     [
         (['--models', 'saga_x'], "--models: 'saga_x' is none of"),
+        (['--models', 'upernet+saga_x'], "--models: 'upernet+saga_x' is none of"),
+        (['--models', 'saga_t', '--mode', 'parts'], '--mode parts needs configs or HEAD+BACKBONE'),
         (['--baseline', 'pvt_x'], "--baseline must be one of ['saga_t', 'pvt_t', 'pvt_t_sdpa']"),
         (['--sizes', '8'], '--sizes must be at least 32 pixels, got 8'),
         (['--rounds', '0'], '--rounds must be positive, got 0'),
@@ -154,3 +156,40 @@ def test_wrong_options(tool, options, message, tmp_path):
         tool('benchmark').main([*options, '--out', str(tmp_path / 'out')])
     assert message in str(error.value)
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('model', 'parts'),
+    [
+        ('segformer_head+mit_b1', ['backbone', 'head', 'post-processing']),
+        ('semantic_fpn+swin_t', ['backbone', 'neck', 'head', 'post-processing']),
+        ('upernet128+pvt_t_sdpa', ['backbone', 'head', 'post-processing']),
+        ('retinanet+saga_t', ['backbone', 'neck', 'head', 'post-processing']),
+        ('mask_rcnn+resnet50', ['backbone', 'neck', 'RPN', 'RoI heads and post-processing']),
+    ],
+)
+def test_parts_of_whole_models(model, parts):
+    cell = dict(CELL, model=model, mode='parts', batch_size=1)
+    result = benchmark.measure(cell)
+    assert [part['part'] for part in result['parts']] == parts
+    assert all(part['seconds'] > 0 for part in result['parts'])
+
+
+def test_the_table_of_parts(tool, monkeypatch, tmp_path, capsys):
+    def run(cell, measure):
+        if '+swin_t' in cell['model']:
+            return dict(error='out of memory')
+        times = dict(backbone=1 + cell['round'], head=6)
+        return dict(
+            parts=[dict(part=name, seconds=s, bytes=s * 2**20) for name, s in times.items()]
+        )
+
+    monkeypatch.setattr('saga_mm.analysis.cells._run', run)
+    options = ['--models', 'upernet+saga_t', 'upernet+swin_t', '--mode', 'parts', '--sizes', '64']
+    tool('benchmark').main([*options, '--out', str(tmp_path)])
+    text = capsys.readouterr().out
+    assert text == (tmp_path / 'benchmark.md').read_text()
+    assert '| fp32 | 64 | upernet+saga_t | backbone | 2 | 25% | 2 |\n' in text
+    assert '| fp32 | 64 | upernet+saga_t | head | 6 | 75% | 6 |\n' in text
+    assert '| fp32 | 64 | upernet+saga_t | sum | 8 | 100% | 6 |\n' in text
+    assert '| fp32 | 64 | upernet+swin_t | out of memory |' in text
