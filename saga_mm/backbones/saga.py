@@ -17,14 +17,7 @@ from torch import nn
 from saga_kernels.dispatch import Impl
 
 from ..attention import LINEAR
-from ..layers import (
-    FFN,
-    Block,
-    ConvStem,
-    PatchEmbed,
-    drop_path_schedule,
-    init_linear_layers,
-)
+from ..layers import FFN, Block, ConvStem, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
 
@@ -64,8 +57,6 @@ class SAGA(PyramidBackbone):
             added to it, as in PVTv2 and RAVLT; 0 for no convolution. Defaults to 0.
         layer_scale (float, optional): Initial value of a learned factor per channel on attention
             and FFN. None for no factor. Defaults to None.
-        linear_std (float | str): Standard deviation of the initial weights of linear layers, or
-            'fan_in' for 1 / sqrt(inputs of the layer). Defaults to 0.02.
         feature_map (str): 'elu' (ELU + 1) or 'relu'. Defaults to 'elu'.
         impl (str): 'auto', 'reference' or 'triton'; see `saga_kernels.dispatch`. Defaults to
             'auto'.
@@ -102,7 +93,6 @@ class SAGA(PyramidBackbone):
         qk_norm: Sequence[float] | None = None,
         ffn_kernel_size: int = 0,
         layer_scale: float | None = None,
-        linear_std: float | str = 0.02,
         feature_map: str = 'elu',
         impl: Impl = 'auto',
         norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006
@@ -152,10 +142,7 @@ class SAGA(PyramidBackbone):
             else:
                 embed = PatchEmbed(channels, dims[i], stride, patch_embed != 'plain', norm_layer)
             blocks = [make_block(i, rate) for rate in drop_paths[i]]
-            stage = Stage(embed, blocks, with_cp=with_cp)
-            if linear_std != 0.02:
-                init_linear_layers(stage, linear_std)
-            return stage
+            return Stage(embed, blocks, with_cp=with_cp)
 
         super().__init__(
             make_stage,

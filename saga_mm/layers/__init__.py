@@ -6,7 +6,7 @@ from .channel_mix import ChannelMix
 from .conv import Conv2d, DepthwiseConv2d
 from .drop_path import DropPath, drop_path_schedule
 from .ffn import FFN
-from .init import init_linear, init_linear_layers
+from .init import init_linear
 from .join import join_gradients
 from .mask import downsample_mask, mask_padding
 from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
@@ -30,7 +30,6 @@ __all__ = [
     'downsample_mask',
     'drop_path_schedule',
     'init_linear',
-    'init_linear_layers',
     'join_gradients',
     'mask_padding',
     'rotary_frequencies',
