@@ -250,4 +250,7 @@ def test_distributed_training_finds_every_parameter(case):
             # The second step fails if the first one left a parameter without a gradient.
             sum(out.sum() for out in model(with_mask(some_images()))).backward()
     finally:
+        # If the model were the last owner of the group, it would wait for threads of gloo that may
+        # wait for the interpreter lock, which it holds.
+        model = None
         dist.destroy_process_group()
