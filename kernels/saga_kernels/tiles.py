@@ -53,21 +53,37 @@ def store(p, x, m_live, m_inside):
 
 
 @triton.jit
+def exp(x):
+    """e^x in two instructions; tl.exp takes five, to keep results that are denormal."""
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def sigmoid(x):
+    """The logistic function; a division would take more instructions than all the rest."""
+    r = tl.rsqrt(1.0 + exp(-x))
+    return r * r
+
+
+@triton.jit
 def phi(x, ELU: tl.constexpr):
     """ELU(x) + 1 or ReLU(x). NaN stays NaN, which tl.maximum and tl.minimum would not keep."""
     if ELU:
-        return tl.where(x > 0, x + 1.0, tl.exp(tl.where(x > 0, 0.0, x)))
+        return tl.where(x > 0, x + 1.0, exp(tl.where(x > 0, 0.0, x)))
     else:
         return tl.where(x < 0, 0.0, x)
 
 
 @triton.jit
-def slope(x, scale, y, ELU: tl.constexpr):
-    """Derivative of y = scale * phi(x). ELU + 1 is its own derivative where x <= 0."""
+def slope(scale, y, ELU: tl.constexpr):
+    """Derivative of y = scale * phi(x) with scale >= 0, without x, which would take registers.
+
+    ELU(x) + 1 is greater than 1 where x > 0, and its own derivative elsewhere.
+    """
     if ELU:
-        return tl.where(x > 0, scale, y)
+        return tl.where(y > scale, scale, y)
     else:
-        return tl.where(x <= 0, 0.0, scale)
+        return tl.where(y <= 0, 0.0, scale)
 
 
 @triton.jit

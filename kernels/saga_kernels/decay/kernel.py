@@ -76,12 +76,6 @@ def weight(rate, distance):
 
 
 @triton.jit
-def slope_at(y, ELU: tl.constexpr):
-    """Derivative of phi at the point where phi is y."""
-    return slope(y - 1.0 if ELU else y, 1.0, y, ELU)
-
-
-@triton.jit
 def product(a, b, PRECISION: tl.constexpr):
     """a b; in fp16, the rows of a are divided by their largest element meanwhile."""
     if b.dtype == tl.float16:
@@ -347,7 +341,7 @@ def token_backward(
         b_e = tl.dot(b_do, tl.trans(b_vj), input_precision=PRECISION) - b_delta[:, None]
         b_e *= weight(rate, tl.abs(o_p[:, None] - o_j[None, :]))
         b_dq += product(b_e, b_k, PRECISION)
-    store(p_dx, b_dq * b_r[:, None] * slope_at(b_phi, ELU), m, m_inside)
+    store(p_dx, b_dq * b_r[:, None] * slope(1.0, b_phi, ELU), m, m_inside)
 
     b_phi = tl.where(m, phi(load(p_k + o, m), ELU), 0.0)
     b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
@@ -368,7 +362,7 @@ def token_backward(
         b_s = tl.dot(b_phi.to(T), tl.trans(b_q), input_precision=PRECISION)
         b_decay += tl.sum(b_s * (b_e * distance), 1)
         b_dv += product(b_s * b_a, b_di, PRECISION)
-    store(p_dx + H * D, b_dk * slope_at(b_phi, ELU), m, m_inside)
+    store(p_dx + H * D, b_dk * slope(1.0, b_phi, ELU), m, m_inside)
     store(p_dx + 2 * H * D, b_dv, m, m_inside)
     tl.store(p_partial + i_tile, decay + tl.sum(b_decay, 0))
 

@@ -38,6 +38,7 @@ from ..tiles import (
     phi,
     program_range,
     safe_div,
+    sigmoid,
     slope,
     store,
     store_state,
@@ -57,7 +58,8 @@ def kv_forward(
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
     o_d = tl.arange(0, BD)
     b_s = tl.zeros([BD, BD], tl.float32)
-    b_z = tl.zeros([BD], tl.float32)
+    # Added up over tokens after the loop: in it, that would take shuffles between threads.
+    b_z = tl.zeros([BN, BD], tl.float32)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & (o_d < D)[None, :]
@@ -66,12 +68,12 @@ def kv_forward(
         b_v = load(p_k + x_p + o, m)
         if GATED:
             # x_p is added several times, because 2 * x_p may pass 2^31.
-            b_k *= tl.sigmoid(load(p_k + x_p + x_p + o, m))
-            b_v *= tl.sigmoid(load(p_k + x_p + x_p + x_p + o, m))
+            b_k *= sigmoid(load(p_k + x_p + x_p + o, m))
+            b_v *= sigmoid(load(p_k + x_p + x_p + x_p + o, m))
         b_k = tl.where(m, b_k, 0.0)
         b_s = tl.dot(tl.trans(b_k.to(T)), b_v.to(T), b_s, input_precision=PRECISION)
-        b_z += tl.sum(b_k, 0)
-    store_state(p_partial + i_partial * (D + 1) * D, b_s, b_z, o_d, D)
+        b_z += b_k
+    store_state(p_partial + i_partial * (D + 1) * D, b_s, tl.sum(b_z, 0), o_d, D)
 
 
 @triton.jit(do_not_specialize=['N', 'H', 'SPAN'])
@@ -93,7 +95,7 @@ def out_forward(
         m_d = (o_d < D)[None, :]
         m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & m_d
         b_w = phi(load(p_q + tile(o_n, o_d, x_n), m), ELU) * b_z[None, :]
-        b_w /= tl.sum(b_w, 1)[:, None] + eps
+        b_w *= (1.0 / (tl.sum(b_w, 1) + eps))[:, None]
         b_o = tl.dot(b_w.to(T), b_a, input_precision=PRECISION)
         store(p_o + tile(o_n, o_d, H * D), b_o, m, (o_n < end)[:, None] & m_d)
 
@@ -115,7 +117,7 @@ def q_backward(
     b_s, b_z = load_state(p_state + (i_b * H + i_h) * (D + 1) * D, o_d, D)
     b_a = tl.trans(safe_div(b_s, b_z[:, None]).to(T))
     b_s = tl.zeros([BD, BD], tl.float32)
-    b_g = tl.zeros([BD], tl.float32)
+    b_g = tl.zeros([BN, BD], tl.float32)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m_d = (o_d < D)[None, :]
@@ -126,14 +128,14 @@ def q_backward(
         b_r = 1.0 / (tl.sum(b_phi * b_z[None, :], 1) + eps)
         b_zr = b_z[None, :] * b_r[:, None]
         b_w = b_phi * b_zr
-        b_slope = slope(b_q, b_zr, b_w, ELU)
+        b_slope = slope(1.0, b_phi, ELU) * b_zr
         b_t = tl.dot(b_do, b_a, input_precision=PRECISION)
         b_delta = tl.sum(b_w * b_t, 1)[:, None]
         b_s = tl.dot(tl.trans(b_w.to(T)), b_do, b_s, input_precision=PRECISION)
-        b_g -= tl.sum(b_w * b_delta, 0)
+        b_g -= b_w * b_delta
         b_dq = b_slope * (b_t - b_delta)
         store(p_dq + tile(o_n, o_d, PARTS * H * D), b_dq, m, (o_n < end)[:, None] & m_d)
-    store_state(p_partial + i_partial * (D + 1) * D, b_s, b_g, o_d, D)
+    store_state(p_partial + i_partial * (D + 1) * D, b_s, tl.sum(b_g, 0), o_d, D)
 
 
 @triton.jit(do_not_specialize=['N', 'H', 'SPAN'])
@@ -169,8 +171,8 @@ def kv_backward(
         p_d = p_dk + tile(o_n, o_d, d_n)
         b_k, b_v = load(p_k + o, m), load(p_k + x_p + o, m)
         if GATED:
-            b_a = tl.sigmoid(load(p_k + x_p + x_p + o, m))
-            b_b = tl.sigmoid(load(p_k + x_p + x_p + x_p + o, m))
+            b_a = sigmoid(load(p_k + x_p + x_p + o, m))
+            b_b = sigmoid(load(p_k + x_p + x_p + x_p + o, m))
         else:
             b_a = 1.0
             b_b = 1.0
@@ -181,7 +183,7 @@ def kv_backward(
         if GATED:
             store(p_d + 3 * H * D, b_dv * b_v * (1.0 - b_b), m, m_inside)
         b_dk = tl.dot(b_v.to(T), b_dst, input_precision=PRECISION) * scale + b_dz
-        store(p_d, b_dk * slope(b_k, b_a, b_phi, ELU), m, m_inside)
+        store(p_d, b_dk * slope(b_a, b_phi, ELU), m, m_inside)
         if GATED:
             store(p_d + 2 * H * D, b_dk * b_phi * (1.0 - b_a), m, m_inside)
 

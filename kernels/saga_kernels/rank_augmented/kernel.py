@@ -342,7 +342,7 @@ def kv_backward(
         b_dg += tl.sum(b_da * b_phi, 0)
         p_d = p_dk + tile(o_n, o_d, 3 * H * D)
         b_dk = b_a * b_h + b_da * b_g
-        store(p_d, b_dk * slope(b_k, 1.0, b_phi, True), m, m_inside)
+        store(p_d, b_dk * slope(1.0, b_phi, True), m, m_inside)
         b_phi *= b_c
         b_sum = row_sum(b_phi)
         b_w = rotate(safe_div(b_phi, b_sum), b_cos, b_sin, BN, BD)
@@ -383,7 +383,7 @@ def q_backward(
         b_t = rotate(b_t, b_cos, -b_sin, BN, BD) * b_c[None, :]
         b_delta = row_sum(b_phi * b_t) * b_r
         b_dq = b_r * (b_t - b_delta * b_z[None, :]) + b_mean
-        b_dq *= slope(b_q, 1.0, b_phi, True)
+        b_dq *= slope(1.0, b_phi, True)
         store(p_dq + tile(o_n, o_d, 3 * H * D), b_dq, m, (o_n < end)[:, None] & m_d)
 
 
