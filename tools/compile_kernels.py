@@ -111,6 +111,7 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
     return dict(
         target=target, op=op, kernel=phase, dtype=dtype, D=dim, gated=gated, elu=elu,
         masked=masked, block=block, warps=num_warps, **resources(compiled, target),
+        **loop_counts(compiled, target, block, num_warps, dim),
         shared=compiled.metadata.shared,
     )  # fmt: skip
 
@@ -127,6 +128,36 @@ def resources(compiled, target):
         text = compiled.asm['amdgcn']
         registers, stack = r'\.vgpr_count:\s+(\d+)', r'\.private_segment_fixed_size:\s+(\d+)'
     return dict(registers=int(re.search(registers, text)[1]), stack=int(re.search(stack, text)[1]))
+
+
+def loop_counts(compiled, target, block, num_warps, dim):
+    """What the longest loop of a kernel takes, for NVIDIA GPUs: instructions of a warp per token,
+    results of the special-function unit (exp2, rsqrt, reciprocals) per token and channel, and
+    whether the loop touches local memory, where spilled registers are."""
+    if not target.startswith('sm'):
+        return {}
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(compiled.asm['cubin'])
+        file.flush()
+        command = [knobs.nvidia.nvdisasm.path, '-c', file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    labels, instructions, loop = {}, [], []
+    for line in text.splitlines():
+        if label := re.match(r'\s*(\.L_x_\d+):', line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r'\s*/\*[0-9a-f]+\*/\s+(.*?);', line):
+            instructions.append(instruction[1])
+            # A branch back to a label ends a loop.
+            target_label = re.search(r'BRA.*(\.L_x_\d+)', instruction[1])
+            start = labels.get(target_label[1]) if target_label else None
+            if start is not None and len(instructions) - start > len(loop):
+                loop = instructions[start:]
+    special = sum('MUFU' in instruction for instruction in loop)
+    return dict(
+        instructions=round(len(loop) * num_warps / block, 1),
+        special=round(special * 32 * num_warps / (block * dim), 2),
+        local=any(re.search(r'\b(LDL|STL)\b', instruction) for instruction in loop),
+    )
 
 
 def quick_cases():
