@@ -54,7 +54,7 @@ def test_documented_names_exist():
     names = documented_names()
     assert {'SAGA', 'MaskedDetDataPreprocessor', 'FiniteCheckHook', 'apis.train'} <= set(names)
     # in a new process, where nothing has imported the subpackages
-    code = '\n'.join(['import saga_mm', *(f'saga_mm.{name}' for name in names)])
+    code = f'import pkgutil\nfor name in {names}: pkgutil.resolve_name(f"saga_mm.{{name}}")'
     result = run_python(code)
     assert result.returncode == 0, result.stderr
 
