@@ -20,11 +20,10 @@ import torch
 
 from saga_mm.analysis.cells import run_cells
 from saga_mm.analysis.files import write_text
-from saga_mm.analysis.runtimes import RUNTIMES, load_part, measure, prepare, table
+from saga_mm.analysis.runtimes import RUNTIMES, load, measure, prepare, table
+from saga_mm.apis.export import select
 from saga_mm.checkpoint import make_folder, use_safe_loading
 from saga_mm.cli import add_options, run_tool
-
-PACKAGES = dict(onnxruntime='onnxruntime', openvino='openvino')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,17 +52,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     if min(args.size) < 1:
         raise ValueError(f'--size must be two positive numbers, got {tuple(args.size)}')
-    missing = [
-        name
-        for name in args.runtimes
-        if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None
-    ]
-    if missing:
-        raise ValueError(f'--runtimes: {", ".join(missing)} must be installed by pip')
+    if 'openvino' in args.runtimes and importlib.util.find_spec('openvino') is None:
+        raise ValueError('--runtimes openvino needs openvino: pip install openvino')
     use_safe_loading()
     make_folder(args.out_dir)
-    module, outputs = load_part(args.config, args.checkpoint, args.part)
-    images = torch.randn(1, 3, *args.size, generator=torch.Generator().manual_seed(0))
+    model = load(args.config, args.checkpoint)
+    module, outputs = select(model, args.part)
+    channels = getattr(model.backbone, 'input_channels', 3)
+    images = torch.randn(1, channels, *args.size, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
         prepare(module, outputs, images, args.runtimes, Path(folder))
         common = dict(

@@ -19,8 +19,6 @@ images of any size, at other sizes.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import shutil
 import tempfile
 from itertools import cycle
 from pathlib import Path
@@ -28,12 +26,12 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from torch._inductor import config as inductor
 
 from saga_mm.apis import backbone_of, build_model, load_complete_weights
 from saga_mm.apis.export import (
     BATCHES,
     Subject,
+    check_format,
     describe_input,
     select,
     takes_any_size,
@@ -47,7 +45,6 @@ from saga_mm.cli import add_options, load_config, run_tool
 # map of stride 32 needs at least two rows and columns.
 SMALLEST = 64
 SUFFIXES = dict(onnx='.onnx', aoti='.pt2', pt2='.pt2')
-ONNX = ('onnx', 'onnxruntime', 'onnxscript')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -99,18 +96,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f'--size must be two positive numbers, got {tuple(args.size)}')
     if args.check_size and min(map(min, args.check_size)) < 1:
         raise ValueError(f'--check-size must be two positive numbers, got {args.check_size}')
-    if args.format == 'onnx':
-        missing = [name for name in ONNX if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ValueError(
-                f"--format onnx needs {', '.join(missing)}: pip install 'saga_mm[export]'"
-            )
-    compilers = [name for name in inductor.cpp.cxx if name]
-    if args.format == 'aoti' and not any(map(shutil.which, compilers)):
-        raise ValueError(
-            f'--format aoti needs a C++ compiler, and there is no {" or ".join(compilers)}: '
-            'install g++, or set CXX'
-        )
+    check_format(args.format)
 
 
 def make_subject(args: argparse.Namespace, model: BaseModel) -> Subject:

@@ -44,19 +44,16 @@ def check_packed(name: str, x: Tensor | Sequence[Tensor], parts: int) -> Tensor:
 
 def _pack(name: str, x: Sequence[Tensor], parts: int) -> Tensor:
     kinds = [
-        (*part.shape, part.dtype, part.device) if isinstance(part, Tensor) else type(part).__name__
+        f'{tuple(part.shape)} {part.dtype} {part.device}'
+        if isinstance(part, Tensor)
+        else type(part).__name__
         for part in x
     ]
     alike = torch.jit.is_tracing() or len(set(kinds)) == 1
     if len(x) != parts or not alike or not isinstance(x[0], Tensor) or x[0].ndim != 4:
-        got = ', '.join(
-            f'{tuple(part.shape)} {part.dtype} {part.device}'
-            if isinstance(part, Tensor)
-            else type(part).__name__
-            for part in x
-        )
         raise ValueError(
-            f'{name} must be {parts} tensors (B, N, H, D) of one shape, dtype and device, got {got}'
+            f'{name} must be {parts} tensors (B, N, H, D) of one shape, dtype and device, got '
+            f'{", ".join(kinds)}'
         )
     return torch.stack(tuple(x), 2)
 

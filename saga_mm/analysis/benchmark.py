@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from mmengine.registry import MODELS
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +23,7 @@ from ..cli import keep_freed_memory, load_config
 from .cost import FORMULAS
 from .files import make_figure, write_figure
 from .measure import DTYPES, added_memory, timed
-from .whole_models import HEADS, build_whole, measure_parts
+from .whole_models import HEADS, build_whole, make_samples, measure_parts
 
 PVT_T = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
 KNOWN: dict[str, dict] = {
@@ -77,10 +76,7 @@ def is_known(name: str) -> bool:
 
 
 def call_whole(model: nn.Module, images: Tensor) -> object:
-    size = tuple(images.shape[-2:])
-    info = dict(img_shape=size, ori_shape=size, batch_input_shape=size, scale_factor=(1, 1))
-    samples = [BaseDataElement(metainfo=info) for _ in images]
-    return model(images, samples, mode='tensor')
+    return model(images, make_samples(images), mode='tensor')
 
 
 def tensors(outputs: object) -> list[Tensor]:

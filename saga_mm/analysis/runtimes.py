@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ..apis import build_model, load_complete_weights
-from ..apis.export import Subject, largest_error, select, write
+from ..apis.export import Subject, check_format, largest_error, select, write
 from ..cli import keep_freed_memory, load_config
 from .measure import DTYPES, memory, peak, reset_peak, timed
 
@@ -29,19 +30,18 @@ RUNTIMES = {
 Program = Callable[[Tensor], Sequence[Tensor]]
 
 
-def load_part(config: str, checkpoint: str | None, part: str) -> tuple[nn.Module, list[str]]:
-    """The part of a model to measure, in eval mode, and the names of its outputs.
+def load(config: str, checkpoint: str | None) -> BaseModel:
+    """The model of a config, in eval mode.
 
     Args:
         config: The file.
         checkpoint: Its weights; None for random ones, which are the same each time.
-        part: 'backbone' or 'model', see `saga_mm.apis.export.select`.
     """
     torch.manual_seed(0)
     model = build_model(load_config(config, {}, ('model',)))
     if checkpoint:
         load_complete_weights(model, checkpoint)
-    return select(model, part)
+    return model
 
 
 @torch.no_grad()
@@ -55,8 +55,12 @@ def prepare(
     """Write the files that `measure` needs: the module in each format, images and their outputs.
 
     Raises:
-        ImportError: A runtime is not installed.
+        ValueError: What writes a file is not installed.
     """
+    if 'aoti' in runtimes:
+        check_format('aoti')
+    if {'onnxruntime', 'openvino'} & set(runtimes):
+        check_format('onnx')
     torch.save((images, list(module(images))), folder / 'truth.pt')
     shape = tuple(images.shape)
     subject = Subject(module, outputs, {0: 'batch'}, [(2, *shape[1:])])
@@ -82,10 +86,10 @@ def measure(cell: dict) -> dict:
     torch.set_num_threads(cell['threads'])
     keep_freed_memory()
     images, truth = torch.load(Path(cell['folder'], 'truth.pt'))
-    load = LOADERS[cell['runtime']](cell)
+    prepared = LOADERS[cell['runtime']](cell)
     before = memory(CPU)
     reset_peak(CPU)
-    program = load()
+    program = prepared()
     with torch.no_grad():
         outputs = [output.float() for output in program(images)]
         added = peak(CPU) - before
@@ -96,8 +100,8 @@ def measure(cell: dict) -> dict:
 def _pytorch(cell: dict) -> Callable[[], Program]:
     dtype = DTYPES[cell['precision']]
 
-    def load() -> Program:
-        module, _ = load_part(cell['config'], cell['checkpoint'], cell['part'])
+    def start() -> Program:
+        module, _ = select(load(cell['config'], cell['checkpoint']), cell['part'])
 
         def program(images: Tensor) -> Sequence[Tensor]:
             with torch.autocast('cpu', dtype=dtype, enabled=dtype != torch.float32):
@@ -105,7 +109,7 @@ def _pytorch(cell: dict) -> Callable[[], Program]:
 
         return program
 
-    return load
+    return start
 
 
 def _aoti(cell: dict) -> Callable[[], Program]:
@@ -119,7 +123,7 @@ def _onnxruntime(cell: dict) -> Callable[[], Program]:
 
     name = 'model.onnx' if cell['precision'] == 'fp32' else f'model_{cell["precision"]}.onnx'
 
-    def load() -> Program:
+    def start() -> Program:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cell['threads']
         session = onnxruntime.InferenceSession(
@@ -129,7 +133,7 @@ def _onnxruntime(cell: dict) -> Callable[[], Program]:
             torch.from_numpy(output) for output in session.run(None, {'images': images.numpy()})
         ]
 
-    return load
+    return start
 
 
 def _openvino(cell: dict) -> Callable[[], Program]:
@@ -140,7 +144,7 @@ def _openvino(cell: dict) -> Callable[[], Program]:
         INFERENCE_NUM_THREADS=cell['threads'],
     )
 
-    def load() -> Program:
+    def start() -> Program:
         compiled = openvino.Core().compile_model(
             Path(cell['folder'], 'model.onnx'), 'CPU', settings
         )
@@ -148,7 +152,7 @@ def _openvino(cell: dict) -> Callable[[], Program]:
             torch.from_numpy(output) for output in compiled({'images': images.numpy()}).values()
         ]
 
-    return load
+    return start
 
 
 LOADERS = dict(pytorch=_pytorch, aoti=_aoti, onnxruntime=_onnxruntime, openvino=_openvino)

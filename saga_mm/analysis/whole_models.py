@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..apis import build_model, toolbox_of
@@ -115,7 +116,11 @@ def measure_parts(model: BaseModel, images: Tensor) -> list[dict]:
         For each part: `part`, its name; `seconds` per image; and `bytes` that it adds to the
         memory, its result included.
     """
-    samples = make_samples(model, images)
+    if toolbox_of(model) == 'mmseg':
+        from mmseg.structures import SegDataSample as Sample
+    else:
+        from mmdet.structures import DetDataSample as Sample
+    samples = make_samples(images, Sample)
     results, value = [], images
     with torch.no_grad():
         for name, part in parts_of(model, images, samples):
@@ -130,12 +135,10 @@ def measure_parts(model: BaseModel, images: Tensor) -> list[dict]:
     return results
 
 
-def make_samples(model: BaseModel, images: Tensor) -> list:
+def make_samples(
+    images: Tensor, kind: type[BaseDataElement] = BaseDataElement
+) -> list[BaseDataElement]:
     """Data samples of images that were neither resized nor padded."""
-    if toolbox_of(model) == 'mmseg':
-        from mmseg.structures import SegDataSample as Sample
-    else:
-        from mmdet.structures import DetDataSample as Sample
     size = tuple(images.shape[-2:])
     info = dict(
         img_shape=size,
@@ -144,7 +147,7 @@ def make_samples(model: BaseModel, images: Tensor) -> list:
         batch_input_shape=size,
         scale_factor=(1.0, 1.0),
     )
-    return [Sample(metainfo=info) for _ in images]
+    return [kind(metainfo=info) for _ in images]
 
 
 def table_of_parts(results: Sequence[Mapping]) -> str:

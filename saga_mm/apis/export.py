@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,8 +21,13 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch._inductor import aoti_compile_and_package
+from torch._inductor import config as inductor
 from torch.export import Dim, ExportedProgram
 
+from .predict import toolbox_of
+
+# Packages that write and check an ONNX file.
+ONNX = ('onnx', 'onnxruntime', 'onnxscript')
 # Largest error that is accepted, relative to the largest value of an output.
 TOLERANCE = 1e-4
 # Batch sizes: the first is traced; all are used in turn when the file is checked.
@@ -72,10 +79,12 @@ def with_upsampling_of_torch(model: BaseModel) -> BaseModel:
 
     Those compute the new size by `int`, which makes it a constant of the export.
     """
+    from mmseg.models.utils import Upsample
+
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, part in parent.named_children():
-            if type(part).__name__ == 'Upsample' and getattr(part, 'size', 0) is None:
+            if isinstance(part, Upsample) and not part.size:
                 factor, mode, corners = part.scale_factor, part.mode, part.align_corners
                 setattr(parent, name, nn.Upsample(None, factor, mode, corners))
     return model
@@ -140,11 +149,15 @@ def select(model: BaseModel, part: str) -> tuple[nn.Module, list[str]]:
 
 def has_anchors(model: BaseModel) -> bool:
     """Whether a detector is like RetinaNet: no second stage, anchors, and no further score."""
+    if toolbox_of(model) != 'mmdet':
+        return False
+    from mmdet.models.dense_heads import AnchorHead
+    from mmdet.models.task_modules import DeltaXYWHBBoxCoder
+
     head: Any = getattr(model, 'bbox_head', None)
-    kinds = {kind.__name__ for kind in type(head).__mro__}
     return (
-        'AnchorHead' in kinds
-        and type(head.bbox_coder).__name__ == 'DeltaXYWHBBoxCoder'
+        isinstance(head, AnchorHead)
+        and isinstance(head.bbox_coder, DeltaXYWHBBoxCoder)
         and not any(hasattr(head, name) for name in ('loss_centerness', 'loss_iou'))
     )
 
@@ -158,6 +171,22 @@ def takes_any_size(module: nn.Module) -> bool:
         isinstance(part, nn.AdaptiveAvgPool2d) and part.output_size not in (1, (1, 1))
         for part in module.modules()
     )
+
+
+def check_format(kind: str) -> None:
+    """ValueError if what writes a format, 'onnx', 'aoti' or 'pt2', is not installed."""
+    if kind == 'onnx':
+        missing = [name for name in ONNX if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(
+                f"the format onnx needs {', '.join(missing)}: pip install 'saga_mm[export]'"
+            )
+    compilers = [name for name in inductor.cpp.cxx if name]
+    if kind == 'aoti' and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            f'the format aoti needs a C++ compiler, and there is no {" or ".join(compilers)}: '
+            'install g++, or set CXX'
+        )
 
 
 def describe_input(cfg: Config) -> str:

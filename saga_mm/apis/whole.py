@@ -59,14 +59,18 @@ def segment_whole(
     """
     batch = model.data_preprocessor(pseudo_collate([data]), False)
     image, (sample,) = batch.pop('inputs'), batch['data_samples']
+    mode = (model.test_cfg or {}).get('mode', 'whole')
     with torch.no_grad():
         reason = why_not_by_rows(model)
         if reason is not None:
-            print_log(
-                f'the whole model runs in one piece, in unbounded memory: {reason}', 'current'
-            )
+            how = 'in one piece' if mode == 'whole' else 'in the windows of its config'
+            print_log(f'the whole model runs {how}, in unbounded memory: {reason}', 'current')
             (sample,) = model.predict(image, [sample])
             return without_logits(sample, model.num_classes)
+        if mode != 'whole':
+            print_log(
+                f'the image is segmented in one piece, not by test_cfg.mode={mode!r}', 'current'
+            )
         with maps_on_disk(maps_dir):
             check_memory(backbone_bytes(model.backbone, image), max_memory, sample)
             maps = model.backbone(image)

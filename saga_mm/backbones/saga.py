@@ -109,15 +109,14 @@ class SAGA(PyramidBackbone):
             raise ValueError(f'attention must be one of {tuple(LINEAR)}, got {attention!r}')
         if attention != 'gated' and not gated:
             raise ValueError(f"gated=False is for attention='gated', got attention={attention!r}")
-        if qk_norm is not None:
-            check_qk_norm(qk_norm, attention)
         options: dict[str, Any] = dict(lepe_kernel_size=lepe_kernel_size, impl=impl)
         if attention != 'wkv':
             options['feature_map'] = feature_map
         if attention == 'gated':
             options.update(gated=gated, gate_bias=gate_bias)
         if qk_norm is not None:
-            options.update(qk_norm=tuple(qk_norm))
+            check_qk_norm(qk_norm, attention)
+            options['qk_norm'] = tuple(qk_norm)
         dims = sizes.embed_dims
         norm_layer = channel_norm(norm_cfg)
         drop_paths = drop_path_schedule(drop_path_rate, sizes.depths)

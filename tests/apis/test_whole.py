@@ -221,6 +221,15 @@ def test_others_run_in_one_piece_and_say_so(options, reason, log):
     assert reason in line
 
 
+def test_windows_of_the_config_are_not_used_and_the_log_says_so(log):
+    model, data = make_model(), make_data()
+    expected = segment_whole(model, data, 2**30).pred_sem_seg.data
+    assert not log
+    model.test_cfg.update(mode='slide', crop_size=(32, 32), stride=(16, 16))
+    assert torch.equal(segment_whole(model, data, 2**30).pred_sem_seg.data, expected)
+    assert log == ["the image is segmented in one piece, not by test_cfg.mode='slide'"]
+
+
 def test_hooks_of_a_head_are_called():
     model = make_model()
     seen = []

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch import nn
+from torch._inductor import config as inductor
 
 from saga_mm.apis.export import TOLERANCE, largest_error
 
@@ -276,7 +277,7 @@ def refuse(export, options, expected):
         ('a.pt2', (), 'error: --out must end in .onnx for --format onnx, got '),
         ('a.onnx', ('--format', 'pt2'), '--out must end in .pt2 for --format pt2, got '),
         ('folder.pt2', ('--format', 'pt2'), '--out must be a file, got the folder '),
-        ('a.onnx', (), "--format onnx needs no_such_package: pip install 'saga_mm[export]'"),
+        ('a.onnx', (), "the format onnx needs no_such_package: pip install 'saga_mm[export]'"),
         ('a.pt2', ('--format', 'aoti'), 'needs a C++ compiler, and there is no no-such-compiler'),
         ('a.onnx', ('--size', 0, 64), '--size must be two positive numbers, got (0, 64)'),
         ('a.onnx', ('--check-size', 0, 64), '--check-size must be two positive numbers, got [[0'),
@@ -286,8 +287,8 @@ def test_wrong_options_are_one_line(
     out, options, expected, export, arguments, tmp_path, monkeypatch
 ):
     (tmp_path / 'folder.pt2').mkdir()
-    monkeypatch.setattr(export, 'ONNX', ('torch', 'no_such_package'))
-    with export.inductor.patch({'cpp.cxx': (None, 'no-such-compiler')}):
+    monkeypatch.setattr('saga_mm.apis.export.ONNX', ('torch', 'no_such_package'))
+    with inductor.patch({'cpp.cxx': (None, 'no-such-compiler')}):
         refuse(export, arguments(out, *options), expected)
 
 
