@@ -40,7 +40,7 @@ def _always(tile: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
 TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
     'gated': {
         'kv_forward': {
-            (2, 32): (64, 8), (2, 64): (64, 8), (2, 128): (32, 8),
+            (2, 32): (32, 4), (2, 64): (64, 8), (2, 128): (32, 8),
             (4, 32): (32, 4), (4, 64): (16, 4), (4, 128): (16, 8),
         },
         'out_forward': {
