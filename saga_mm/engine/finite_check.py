@@ -30,8 +30,8 @@ class FiniteCheckHook(Hook):
     leave out such steps.
 
     Args:
-        skip (bool): Leave out a step whose gradients are not finite, and put back the statistics of
-            batch norm from before it, where the training would end. Defaults to False.
+        skip (bool): Leave out a step whose gradients are not finite, where the training would end,
+            and put back the statistics of batch norm from before it. Defaults to False.
         patience (int): End the training after so many iterations in a row that were left out.
             Defaults to 50.
     """
@@ -68,6 +68,7 @@ class FiniteCheckHook(Hook):
         # GradScaler has left out this step
         if scaled and not math.isfinite(loss):
             self.left_out += 1
+            self._put_back_buffers()
         if self.left_out >= self.patience:
             raise ValueError(
                 f'iteration {runner.iter + 1}: loss or gradients were NaN or infinite in '
@@ -109,6 +110,9 @@ class FiniteCheckHook(Hook):
         # an optimizer passes over weights without a gradient
         for weight in weights:
             weight.grad = None
+        self._put_back_buffers()
+
+    def _put_back_buffers(self) -> None:
         with torch.no_grad():
             for buffer, kept in self.buffers:
                 buffer.copy_(kept)

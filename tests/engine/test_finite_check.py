@@ -1,9 +1,11 @@
+import importlib
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from saga_mm.engine import FiniteCheckHook
@@ -79,6 +81,44 @@ def test_steps_of_mixed_precision_are_left_to_its_scaler(model, fused):
     scaler.update()
     assert scaler.get_scale() == 2
     assert all(map(torch.equal, weights(model), before))
+
+
+@pytest.fixture
+def scaling_wrapper(monkeypatch):
+    """mmengine's wrapper of mixed precision, which asks for a GPU, with the scaler of the CPU."""
+    module = importlib.import_module(AmpOptimWrapper.__module__)
+    monkeypatch.setattr(module, 'is_cuda_available', lambda: True)
+    monkeypatch.setattr(module, 'GradScaler', partial(torch.amp.GradScaler, 'cpu', init_scale=4.0))
+    return lambda optimizer: AmpOptimWrapper(optimizer=optimizer)
+
+
+def iterate(runner, hook, factor=1.0):
+    loss = runner.model(torch.randn(4, 2) * factor).sum()
+    runner.optim_wrapper.update_params(loss)
+    hook.after_train_iter(runner, 0, outputs=dict(loss=loss.item()))
+
+
+@pytest.mark.parametrize('skip', [False, True])
+def test_iterations_that_the_scaler_leaves_out(model, scaling_wrapper, skip):
+    hook = FiniteCheckHook(skip=skip, patience=2)
+    runner = start(model, hook, wrap=scaling_wrapper)
+    iterate(runner, hook)
+    before, state = weights(model), {k: v.clone() for k, v in model.state_dict().items()}
+    iterate(runner, hook, math.nan)
+    assert hook.left_out == 1
+    assert all(map(torch.equal, weights(model), before))
+    if skip:
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        hook.before_save_checkpoint(runner, dict(state_dict=model.state_dict()))
+    else:
+        with pytest.raises(ValueError, match=r'in the weights \(1\.running_mean'):
+            hook.before_save_checkpoint(runner, dict(state_dict=model.state_dict()))
+    iterate(runner, hook)
+    assert hook.left_out == 0
+    assert not torch.equal(model[0].weight, before[0])
+    iterate(runner, hook, math.nan)
+    with pytest.raises(ValueError, match='in 2 iterations in a row; the weights are from before'):
+        iterate(runner, hook, math.nan)
 
 
 def test_several_optimizers_are_checked(model):
