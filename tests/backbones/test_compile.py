@@ -9,8 +9,8 @@ ARCH = dict(embed_dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)
 PATTERN = ('L', 'L', 'S', 'L')
 MODELS = {
     'SAGA': lambda: SAGA(ARCH, out_indices=(0, 1)),
-    # On a CPU, Inductor takes minutes for one WKV layer.
-    'SoLA-Vision': lambda: SoLAVision(ARCH, PATTERN, linear='gated'),
+    'SoLA-Vision': lambda: SoLAVision(ARCH, PATTERN, out_indices=(0, 1)),
+    'SoLA-Vision, gated': lambda: SoLAVision(ARCH, PATTERN, linear='gated'),
     'SoLA-Vision, decay': lambda: SoLAVision(ARCH, PATTERN, linear='decay', out_indices=(0, 1)),
     'RAVLT': lambda: RAVLT(ARCH, linear_stages=1, out_indices=(0, 1)),
 }

@@ -209,10 +209,20 @@ torch.save(list(load(file)(torch.load(images))), outputs)
 """
 
 
-@pytest.mark.parametrize('kind', ['aoti', 'pt2'])
+@pytest.mark.parametrize(
+    ('kind', 'backbone'),
+    [
+        ('aoti', dict(SAGA, out_indices=(0,))),
+        ('pt2', dict(SAGA, out_indices=(0,))),
+        *(
+            pytest.param('aoti', backbone, marks=pytest.mark.long)
+            for backbone in (SOLA_VISION, DECAY, RAVLT)
+        ),
+    ],
+)
 @torch.no_grad()
-def test_torch_alone_runs_it(kind, export, segmentor, arguments, tmp_path):
-    backbone = segmentor(dict(SAGA, out_indices=(0,))).backbone
+def test_torch_alone_runs_it(kind, backbone, export, segmentor, arguments, tmp_path):
+    backbone = segmentor(backbone).backbone
     export.main(arguments('out.pt2', '--format', kind, '--size', 64, 96))
     # AOTInductor compiles for one size
     images = torch.randn(4, 3, 64, 96) if kind == 'aoti' else torch.randn(4, 3, 75, 130)
