@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
+from ..shipped import shipped
 from ..stack import check_stack
 from .errors import command_line, describe
 
@@ -26,6 +28,10 @@ def run_tool(run: Callable[[argparse.Namespace], Result], args: argparse.Namespa
     """
     with command_line(args.debug):
         check_stack()
+        # Python looks for modules in the folder of a script first, where `test.py` and the other
+        # tools would hide the modules of these names.
+        if sys.path[0] == str(shipped('tools')):
+            sys.path.append(sys.path.pop(0))
         return run(args)
 
 
