@@ -11,7 +11,7 @@ pytest = OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses 4 --dist w
 # The tests that depend on the stack: configs with a training step of each, backbones, training, demo.
 stack_tests = tests/configs tests/backbones/test_backbones.py tests/tools/test_demo.py tests/tools/test_train.py
 
-.PHONY: setup demo test test-all test-stack compile-kernels lint format clean
+.PHONY: setup demo test test-all test-stack compile-kernels docs lint format clean
 
 setup:
 	tools/setup_env.sh
@@ -34,6 +34,10 @@ test-stack: setup
 # Compiles every kernel variant, without a GPU, and prints registers, spills and shared memory.
 compile-kernels: setup
 	$(python) tools/compile_kernels.py --all
+
+# Builds the site of the documentation into build/site. Warnings, such as dead links, are errors.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
 
 lint: setup
 	$(python) -m ruff check

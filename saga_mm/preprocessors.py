@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import torch
 from mmengine.model import BaseDataPreprocessor
@@ -24,7 +25,7 @@ BASES = dict(
 
 
 @MODELS.register_module(name='MaskedDetDataPreprocessor')
-def masked_det_data_preprocessor(**kwargs) -> BaseDataPreprocessor:
+def masked_det_data_preprocessor(**kwargs: Any) -> BaseDataPreprocessor:
     """mmdet's DetDataPreprocessor, with a mask of the padding as the last channel.
 
     Args:
@@ -40,7 +41,7 @@ def masked_det_data_preprocessor(**kwargs) -> BaseDataPreprocessor:
 
 
 @MODELS.register_module(name='MaskedSegDataPreprocessor')
-def masked_seg_data_preprocessor(**kwargs) -> BaseDataPreprocessor:
+def masked_seg_data_preprocessor(**kwargs: Any) -> BaseDataPreprocessor:
     """mmseg's SegDataPreProcessor, with a mask of the padding as the last channel.
 
     Args:

@@ -227,7 +227,7 @@ install_packages() {
   [ "$(installed "$mmcv")" = "${spec#*==}" ] || install_mmcv "$spec" "$wheels"
 
   printf '%s\n' "torch==$torch" 'setuptools<81' >"$scratch/constraints.txt"
-  "$py" -m pip install --no-build-isolation -c "$scratch/constraints.txt" -e ".[$stack,demo,export,dev]" ||
+  "$py" -m pip install --no-build-isolation -c "$scratch/constraints.txt" -e ".[$stack,demo,export,docs,dev]" ||
     fail 'pip could not install the packages'
 
   # The mmcv that was installed may be built for another torch, and so may a wheel that was found.
@@ -241,7 +241,7 @@ install_packages() {
 }
 
 all_installed() { # whether the two packages of this folder and all of their requirements are installed
-  "$py" -I - "$root" "$stack" demo export dev <<'PY'
+  "$py" -I - "$root" "$stack" demo export docs dev <<'PY'
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec

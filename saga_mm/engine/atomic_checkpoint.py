@@ -72,7 +72,7 @@ class AtomicCheckpointHook(CheckpointHook):
     file_backend: Any
     keep_ckpt_ids: deque[int]
 
-    def __init__(self, **options) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._check_options()
 
