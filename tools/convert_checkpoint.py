@@ -5,8 +5,8 @@ python tools/convert_checkpoint.py configs/segmentation/upernet_saga_t.py pvt_ti
 
 - RAVLT, a classifier, or a detector or segmentor that the config describes: complete. Such files
   also load without a conversion.
-- PVT, https://github.com/whai362/PVT, for a SAGA of the same size: a warm start, of what has a
-  counterpart: projections of q, k and v, output projections, FFN, norms, and with
+- PVT, of its authors (https://github.com/whai362/PVT) or trained with mmdet's, for a SAGA of the
+  same size: a warm start, of what has a counterpart: projections, FFN, norms, and with
   `--cfg-options model.backbone.patch_embed=plain` patch embeddings. Gates start constant.
 
 The result names what `model.backbone.init_cfg` or, for a whole model, `load_from` takes.
@@ -41,11 +41,18 @@ from saga_mm.checkpoint import (
 )
 from saga_mm.cli import add_options, load_config, run_tool
 
-# what is replaced in the names of PVT, by what; stages count from 1 there
+# What is replaced in the names of PVT, by what: first in those of its authors, whose stages count
+# from 1, then in those of mmdet, whose names of blocks see `from_pvt`.
 PVT_TRANSLATION = (
     (r'^patch_embed(\d)\.', lambda m: f'stages.{int(m[1]) - 1}.embed.'),
     (r'^block(\d)\.', lambda m: f'stages.{int(m[1]) - 1}.blocks.'),
-    (r'\.mlp\.', r'.ffn.'),
+    (r'\.mlp\.', '.ffn.'),
+    (r'^layers\.(\d)\.0\.', r'stages.\1.embed.'),
+    (r'\.projection\.', '.proj.'),
+    (r'\.attn\.attn\.in_proj_', '.attn.in_proj.'),
+    (r'\.attn\.attn\.out_proj\.', '.attn.proj.'),
+    (r'\.ffn\.layers\.0\.', '.ffn.fc1.'),
+    (r'\.ffn\.layers\.3\.', '.ffn.fc2.'),
 )
 
 
@@ -96,15 +103,26 @@ def from_pvt(
         kv = weights.pop(name.replace('.q.', '.kv.'), None)
         if kv is not None:
             weights[name.replace('.q.', '.in_proj.')] = torch.cat([weights.pop(name), kv])
+    # mmdet's PVT has the embedding of positions in place of the first block
+    first = int(any(name.endswith('.1.0.pos_embed') for name in weights))
+    mmdet_block = (
+        r'^layers\.(\d)\.1\.(\d+)\.',
+        lambda m: f'stages.{m[1]}.blocks.{int(m[2]) - first}.',
+    )
     translated = {}
     for name, weight in weights.items():
         new = name.removeprefix(prefix)
-        for pattern, replacement in PVT_TRANSLATION:
+        for pattern, replacement in (*PVT_TRANSLATION, mmdet_block):
             new = re.sub(pattern, replacement, new)
         new = prefix + new
-        if '.in_proj.' in new and new in own:
+        if new not in own:
+            new = name
+        elif '.in_proj.' in new:
             weight = with_gates(weight, own[new])
-        translated[new if new in own else name] = weight
+        elif weight.shape == (*own[new].shape, 1, 1):
+            # a linear layer as a convolution
+            weight = weight.flatten(1)
+        translated[new] = weight
     return translated
 
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from mmdet.models.backbones import PyramidVisionTransformer
 from published_ravlt import published
 
 from saga_mm.backbones import RAVLT, SAGA
@@ -112,6 +113,32 @@ def test_pvt_for_saga(convert, capsys, patch_embed):
     if patch_embed == 'plain':
         proj = model.stages[0].embed.proj.weight
         assert torch.equal(proj, weights['patch_embed1.proj.weight'])
+
+
+@pytest.mark.parametrize('positions', [True, False])
+def test_pvt_of_mmdet_for_saga(convert, positions):
+    truth = PyramidVisionTransformer(
+        pretrain_img_size=64,
+        embed_dims=8,
+        num_layers=ARCH['depths'],
+        num_heads=ARCH['num_heads'],
+        mlp_ratios=(4, 4, 4, 4),
+        use_abs_pos_embed=positions,
+    )
+    arch = dict(ARCH, embed_dims=[8 * heads for heads in ARCH['num_heads']])
+    weights = {f'backbone.{name}': weight for name, weight in truth.state_dict().items()}
+    backbone = dict(type='saga_mm.SAGA', arch=arch, patch_embed='plain')
+    out = convert(backbone, dict(state_dict=weights))
+    model = SAGA(arch, patch_embed='plain')
+    match = load_weights(model, out, prefix='backbone.')
+    assert match.unexpected == match.mismatched == []
+    lacking = ('lepe', 'cpe', 'norms.')
+    assert all(any(part in name for part in lacking) for name in match.missing), match.missing
+    block, former = model.stages[1].blocks[1], truth.layers[1][1][1 + positions]
+    assert torch.equal(block.attn.in_proj.weight[:48], former.attn.attn.in_proj_weight)
+    assert torch.equal(block.ffn.fc2.weight, former.ffn.layers[3].weight.flatten(1))
+    assert torch.equal(block.norm2.bias, former.norm2.bias)
+    assert torch.equal(model.stages[2].embed.norm.weight, truth.layers[2][0].norm.weight)
 
 
 def test_a_file_of_safetensors_holds_the_same_weights(convert):
