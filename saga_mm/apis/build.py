@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..backbones.pyramid import PyramidBackbone
+from ..cli.suggest import suggest_type
 from ..cli.types import resolve
 
 
@@ -41,9 +42,12 @@ def build_model(cfg: Config) -> BaseModel:
     kind = resolve(cfg.model.get('type'), MODELS, cfg.get('default_scope'))
     if kind is None:
         _import_models(cfg)
+        with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+            near = suggest_type(str(cfg.model.get('type')), registry)
         raise ValueError(
             f'model.type must be a registered model, got {cfg.model.get("type")!r}, default_scope '
             f'{cfg.get("default_scope")!r}: name the module that registers it in custom_imports'
+            f'{near}'
         )
     init_default_scope(cfg.get('default_scope') or _scope_of(kind))
     model = revert_sync_batchnorm(MODELS.build(cfg.model))

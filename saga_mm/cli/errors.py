@@ -10,10 +10,12 @@ from traceback import walk_tb
 from types import TracebackType
 
 from mmengine.dataset import BaseDataset
+from mmengine.registry import build_from_cfg
 from mmengine.structures import BaseDataElement
 
 from ..engine.classes import describe_empty
 from ..stack import StackError, describe_missing_ops
+from .suggest import suggest_argument, suggest_type
 
 # mistakes of the user; anything else may be a fault of the program
 EXPECTED = (OSError, StackError, ValueError)
@@ -66,7 +68,8 @@ def describe(error: Exception) -> str:
     """An error in one line, with the file that it came from if it came from data."""
     if isinstance(error, ImportError) and error.name == 'mmcv._ext':
         return describe_missing_ops()
-    file, empty, told = _look_into(error.__traceback__)
+    file, empty, told = _look_into(error)
+    near = _nearest(error)
     if empty is not None:
         return describe_empty(empty)
     if isinstance(error, OSError) and error.strerror:
@@ -88,7 +91,7 @@ def describe(error: Exception) -> str:
     message = textwrap.shorten(message, 1000, placeholder=' ...')
     kind = '' if in_worker else f'{type(error).__name__}: '
     told += [hint for pattern, hint in HINTS.items() if re.search(pattern, kind + message)]
-    message = '; '.join([message, *told]) + (f' ({file})' if file else '')
+    message = '; '.join([message, *told]) + near + (f' ({file})' if file else '')
     if isinstance(error, EXPECTED) and message:
         return message
     return f'{kind}{message} (run with --debug for the traceback)'
@@ -101,13 +104,25 @@ def _is_interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _look_into(
-    traceback: TracebackType | None,
-) -> tuple[str | None, BaseDataset | None, list[str]]:
+def _nearest(error: Exception) -> str:
+    """What a mistyped type or argument may stand for, from the object that was being built."""
+    built = [
+        f.f_locals for f, _ in walk_tb(error.__traceback__) if f.f_code is build_from_cfg.__code__
+    ]
+    if not built:
+        return ''
+    kind, registry = built[-1].get('obj_type'), built[-1]['registry']
+    if isinstance(error, KeyError) and isinstance(kind, str) and 'obj_cls' in built[-1]:
+        return suggest_type(kind, registry) if built[-1]['obj_cls'] is None else ''
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return suggest_argument(unknown[1], built[-1].get('obj_cls')) if unknown else ''
+
+
+def _look_into(error: Exception) -> tuple[str | None, BaseDataset | None, list[str]]:
     """What the frames of an error tell: a file, a data set that is empty, what else to say."""
     file = None
     told = []
-    for frame, _ in walk_tb(traceback):
+    for frame, _ in walk_tb(error.__traceback__):
         name, variables = frame.f_code.co_name, frame.f_locals
         owner = variables.get('self')
         # mmengine fails to store an empty list

@@ -13,6 +13,8 @@ from traceback import walk_tb
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from .suggest import suggest, suggest_option
+
 # entries that are read from a config although they are no arguments of the Runner
 READ_ELSEWHERE = (
     'activation_checkpointing',
@@ -61,6 +63,9 @@ def add_options(parser: argparse.ArgumentParser, config: bool = True) -> None:
             `--cfg-options` are added to it.
         config (bool): Whether the tool takes a config. Defaults to True.
     """
+    error = parser.error
+    # an error about an unknown option names the nearest one
+    vars(parser)['error'] = lambda message: error(message + suggest_option(parser, message))
     if config:
         parser.add_argument(
             '--cfg-options',
@@ -122,8 +127,10 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
         raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
     read = {*cfg, *inspect.signature(Runner.__init__).parameters, *READ_ELSEWHERE}
     for key in options:
-        if key.partition('.')[0] not in read:
-            raise ValueError(f'--cfg-options: {path} has no entry {key.partition(".")[0]!r}')
+        entry = key.partition('.')[0]
+        if entry not in read:
+            near = suggest(entry, read)
+            raise ValueError(f'--cfg-options: {path} has no entry {entry!r}{near}')
     try:
         cfg.merge_from_dict(dict(options))
     except (AssertionError, KeyError, IndexError, TypeError, ValueError) as error:

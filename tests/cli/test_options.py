@@ -50,7 +50,7 @@ def test_options_may_add_what_mmengine_reads(tmp_path, entry):
     path = tmp_path / 'config.py'
     path.write_text('model = dict(type=1)')
     assert load_config(path, {entry: 'torch'}, ('model',))[entry] == 'torch'
-    with pytest.raises(ValueError, match="has no entry 'sink_bn'"):
+    with pytest.raises(ValueError, match="has no entry 'sink_bn'; did you mean 'sync_bn'"):
         load_config(path, {'sink_bn': 'torch'}, ('model',))
 
 
