@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import saga_kernels
+import saga_mm
+import saga_mm.analysis
+import saga_mm.apis
+import saga_mm.attention
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())
 # pages that website/hooks.py adds from the folders above docs/
@@ -33,6 +39,17 @@ def test_menu_names_every_page_once():
         for path in folder.glob('**/*.md')
     }
     assert sorted(pages_of(CONFIG['nav'])) == sorted(written | ADDED)
+
+
+@pytest.mark.parametrize(
+    'module', [saga_mm, saga_mm.analysis, saga_mm.apis, saga_mm.attention, saga_kernels]
+)
+def test_reference_has_every_public_function_and_class(module):
+    pages = (path.read_text() for path in ROOT.glob('website/reference/*.md'))
+    shown = {name for page in pages for name in re.findall('^::: (.+)$', page, re.MULTILINE)}
+    names = [name for name in module.__all__ if callable(getattr(module, name))]
+    public = {f'{module.__name__}.{name}' for name in names}
+    assert public and public <= shown
 
 
 @pytest.fixture(scope='module')

@@ -128,6 +128,12 @@ def measure_cost(
                 module.register_forward_hook(leave, always_call=True),
             ):
                 stack.callback(hook.remove)
+        if not grad:
+            # the counter wants a gradient function of inputs with `requires_grad`, which a part of
+            # a parameter, as `split` gives it, has not
+            for parameter in [p for p in model.parameters() if p.requires_grad]:
+                stack.callback(parameter.requires_grad_, True)
+                parameter.requires_grad_(False)
         stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x))
         stack.enter_context(counter)

@@ -147,3 +147,22 @@ def test_nothing_stays_behind():
     with pytest.raises(RuntimeError):
         cost_of(model, torch.randn(1, 3))
     assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+class ReadsPartsOfAnEmbedding(nn.Module):
+    """Passes a part of a parameter to a layer, as Deformable DETR does with its queries."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(3, 8))
+        self.layer = nn.Linear(4, 5)
+
+    def forward(self):
+        position, _ = self.queries.split(4, dim=1)
+        return self.layer(position)
+
+
+def test_parts_of_parameters_without_autograd():
+    model = ReadsPartsOfAnEmbedding()
+    assert measure_cost(model, model, grad=False)['layer'].flops == 2 * 3 * 4 * 5
+    assert all(parameter.requires_grad for parameter in model.parameters())
