@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import re
 from pathlib import Path
@@ -13,6 +14,11 @@ import yaml
 from saga_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[2]
+
+
+spec = importlib.util.spec_from_file_location('models', ROOT / 'website/models.py')
+models = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(models)
 
 
 @pytest.fixture
@@ -59,14 +65,44 @@ def test_pages_list_every_config(configs, pages):
         assert all(f'_{method}_' in config for config in own)
 
 
-def test_pages_tell_batch_size(pages, load_config):
+def test_pages_tell_data_batch_size_and_schedule(pages, load_config):
+    index = models.costs()
+    cells = r'(.+) \| (\d+) x (\d+) \| (\d+)(k?) (epochs|iterations)'
     for page in pages.values():
-        rows = re.findall(r'\(\.\./\.\./configs/(\S+\.py)\) \| \w+ \| (\d+) x (\d+) \|', page)
+        rows = re.findall(rf'\(\.\./\.\./configs/(\S+\.py)\) \| {cells}', page)
         assert rows
-        for path, batch, gpus in rows:
+        for path, data, batch, gpus, length, kilo, unit in rows:
             cfg = load_config(path)
+            assert data == index[f'configs/{path}']['Training Data']
             assert int(batch) == cfg.train_dataloader.batch_size
             assert int(batch) * int(gpus) == cfg.auto_scale_lr.base_batch_size
+            key = dict(epochs='max_epochs', iterations='max_iters')[unit]
+            assert int(length) * (1000 if kilo else 1) == cfg.train_cfg[key]
+
+
+def test_pages_tell_what_the_index_tells(pages):
+    """Run `python website/models.py` if this fails."""
+    for page in pages.values():
+        assert len(models.ROW.findall(page)) > 10
+        assert models.with_costs(page) == page
+
+
+# those of SoLA-Vision take long, because WKV is many operators
+@pytest.mark.parametrize('method', ['saga', 'ravlt'])
+def test_index_tells_what_models_cost(method):
+    check_costs(f'configs/segmentation/fpn_{method}_t.py')
+
+
+@pytest.mark.long
+def test_index_tells_what_each_model_costs(config_path):
+    check_costs(config_path.relative_to(ROOT).as_posix())
+
+
+def check_costs(config):
+    """Run `python website/models.py` if this fails."""
+    known = models.costs()[config]
+    measured = models.measure(config)
+    assert {name: known[name] for name in measured} == measured
 
 
 def test_parameter_counts_of_the_pages(pages):
