@@ -13,10 +13,12 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 
-from ..inference import LiveBytes, NotByRowsError, RowProgram, is_watched, maps_on_disk
+from ..backbones.pyramid import PyramidBackbone
+from ..inference import ImageRows, LiveBytes, NotByRowsError, RowProgram, is_watched, maps_on_disk
 from .class_maps import legend, write_class_map
 from .pipeline import ImagePipeline
 from .predict import complete_classes, toolbox_of
+from .preprocessed import preprocess
 
 # Bytes of the maps of a chunk, where more memory is allowed: longer chunks are not faster.
 CHUNK = 2**27
@@ -57,23 +59,23 @@ def segment_whole(
         ValueError: `max_memory` is too small; the message says how much is needed.
         OSError: `maps_dir` is missing, or has no room for the maps.
     """
-    batch = model.data_preprocessor(pseudo_collate([data]), False)
-    image, (sample,) = batch.pop('inputs'), batch['data_samples']
     mode = (model.test_cfg or {}).get('mode', 'whole')
     with torch.no_grad():
         reason = why_not_by_rows(model)
         if reason is not None:
             how = 'in one piece' if mode == 'whole' else 'in the windows of its config'
             print_log(f'the whole model runs {how}, in unbounded memory: {reason}', 'current')
-            (sample,) = model.predict(image, [sample])
+            batch = model.data_preprocessor(pseudo_collate([data]), False)
+            (sample,) = model.predict(batch.pop('inputs'), batch['data_samples'])
             return without_logits(sample, model.num_classes)
         if mode != 'whole':
             print_log(
                 f'the image is segmented in one piece, not by test_cfg.mode={mode!r}', 'current'
             )
+        image, sample = preprocess(model, data)
         with maps_on_disk(maps_dir):
             check_memory(backbone_bytes(model.backbone, image), max_memory, sample)
-            maps = model.backbone(image)
+            maps = run_backbone(model.backbone, image)
         del image
         labels = decode(model, maps, sample, max_memory, progress)
     sample.set_data(dict(pred_sem_seg=PixelData(data=labels)))
@@ -192,21 +194,35 @@ def choose_rows(program: RowProgram, held: int, max_memory: int, sample: BaseDat
     return max(1, min(rows, program.height))
 
 
-def backbone_bytes(backbone: nn.Module, image: Tensor) -> int:
+def run_backbone(backbone: nn.Module, image: ImageRows) -> tuple[Tensor, ...]:
+    """The maps of a backbone; one of this package reads the image row by row."""
+    by_rows = isinstance(backbone, PyramidBackbone) and not (
+        is_watched(backbone)
+        or type(backbone).forward is not PyramidBackbone.forward
+        or backbone._compiled_call_impl
+    )
+    return backbone(image if by_rows else image.whole())
+
+
+def backbone_bytes(backbone: nn.Module, image: ImageRows) -> int:
     """Bytes that an image and its maps in a backbone take at a time, measured on smaller images.
 
     Beyond these, memory is taken to grow with the number of pixels. Softmax attention without
     fused kernels needs more.
     """
-    height, width = (min(side, SAMPLE) for side in image.shape[2:])
+    batch, *sides, channels = image.shape
+    height, width = (min(side, SAMPLE) for side in sides)
+    first = image.read(range(1))
 
     def measure(height: int) -> int:
-        x = image.new_zeros((*image.shape[:2], height, width))
-        with LiveBytes() as live:
-            backbone(x)
-        return x.nbytes + live.peak
+        def zeros(rows: range) -> Tensor:
+            return first.new_zeros((batch, channels, len(rows), width))
 
-    once, samples = measure(height), image[0, 0].numel() / (height * width)
+        with LiveBytes() as live:
+            run_backbone(backbone, ImageRows((batch, height, width, channels), zeros))
+        return live.peak
+
+    once, samples = measure(height), sides[0] * sides[1] / (height * width)
     if samples < 2:
         return int(once * samples)
     return int(once + (measure(2 * height) - once) * (samples - 1))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import report_pretrained
-from ..inference import run_block, run_embed, run_output
+from ..inference import ImageRows, run_block, run_embed, run_output
 from ..layers import downsample_mask, join_gradients, unpack
 
 # The value by which timm marks the last layer of layer-wise decay.
@@ -122,7 +122,7 @@ class Stage(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | ImageRows,
         masks: tuple[Tensor | None, Tensor | None] = (None, None),
         states: Sequence[tuple[Tensor, Tensor | None]] = (),
     ) -> Tensor | tuple[Tensor, ...]:
@@ -130,24 +130,24 @@ class Stage(nn.Module):
         there are any.
 
         Args:
-            x: The image, or the map of the stage before, (B, H, W, C_in).
+            x: The image, which may be `ImageRows`, or the map of the stage before, (B, H, W, C_in).
             masks: The masks of x and of the map of this stage, as in `mask_padding`, or twice None.
             states: Hidden states of the stages before, each with its mask.
         """
         finer, mask = masks
-        x = run_embed(self.embed, x, finer)
+        map_ = run_embed(self.embed, x, finer)
         states, before = list(states), len(states)
         for i, block in enumerate(self.blocks):
             if i in self.sources:
-                x = self.bridges[str(i)](x, *states[self.sources[i]])
+                map_ = self.bridges[str(i)](map_, *states[self.sources[i]])
             if self.with_cp and torch.is_grad_enabled():
-                out = checkpoint(run_block, block, x, mask, use_reentrant=False)
+                out = checkpoint(run_block, block, map_, mask, use_reentrant=False)
             else:
-                out = run_block(block, x, mask)
-            x, *found = unpack(out)
+                out = run_block(block, map_, mask)
+            map_, *found = unpack(out)
             states += [(state, mask) for state in found]
         found = [state for state, _ in states[before:]]
-        return (x, *found) if found else x
+        return (map_, *found) if found else map_
 
 
 class PyramidBackbone(BaseModule):
@@ -245,12 +245,13 @@ class PyramidBackbone(BaseModule):
             own[name].copy_(value)
         self._built_empty = False
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor | ImageRows) -> tuple[Tensor, ...]:
         """Maps of the stages in `out_indices`.
 
         Args:
             x (Tensor): Images (B, in_channels, H, W), of any size from 1 x 1. With `pad_mask`,
-                (B, in_channels + 1, H, W), where the last channel is the mask.
+                (B, in_channels + 1, H, W), where the last channel is the mask. Or the same as
+                `saga_mm.inference.ImageRows`, which are read chunk by chunk.
 
         Returns:
             tuple[Tensor]: Contiguous maps, as mmcv's ops expect. That of stage 0 has the shape
@@ -271,8 +272,14 @@ class PyramidBackbone(BaseModule):
         """Output i, (B, C, H, W), from the map of stage i."""
         return run_output(self.norms[str(i)], x, mask)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _split(self, x: Tensor | ImageRows) -> tuple[Tensor | ImageRows, Tensor | None]:
         """Image (B, H, W, in_channels) and mask (B, H, W, 1) or None."""
+        if isinstance(x, ImageRows):
+            assert x.shape[-1] == self.input_channels
+            if not self.pad_mask:
+                return x, None
+            mask = x.channels(slice(-1, None)).whole() > 0.5
+            return x.channels(slice(0, -1)), mask.permute(0, 2, 3, 1)
         if x.ndim != 4 or x.shape[1] != self.input_channels or 0 in x.shape[2:]:
             expected = f'(B, {self.input_channels}, H, W)'
             if self.pad_mask:

@@ -2,10 +2,12 @@
 
 from .chunked import is_watched, run_block, run_embed, run_output
 from .disk import maps_on_disk
+from .image_rows import ImageRows
 from .live_bytes import LiveBytes
 from .rows import NotByRowsError, RowProgram
 
 __all__ = [
+    'ImageRows',
     'LiveBytes',
     'NotByRowsError',
     'RowProgram',

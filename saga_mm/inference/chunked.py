@@ -15,7 +15,7 @@ Legend: B batch, H height, W width, C channels. Maps are (B, H, W, C), masks (B,
 """
 
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from ..layers import (
     Block,
     ChannelMix,
     Conv2d,
+    ConvNormEmbed,
     ConvStem,
     DepthwiseConv2d,
     PatchEmbed,
@@ -39,6 +40,7 @@ from ..layers import (
     unpack,
 )
 from .disk import new_map
+from .image_rows import ImageRows
 
 # Bytes of the widest temporary of a chunk, which then fits the cache of a CPU. At 1280 x 1280,
 # SAGA-T takes the same time with 2**18 to 2**21 bytes, and more time and memory with 2**23.
@@ -78,21 +80,42 @@ def run_block(
     return block(x, mask) if halo else block_with_chunked_ffn(block, x, mask, chunks)
 
 
-def run_embed(embed: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute `embed(x, mask)`; in inference a `ConvStem` runs over chunks as in `run_block`."""
-    if torch.is_grad_enabled() or not can_chunk(embed, x) or not is_plain_stem(embed):
+class Reach(NamedTuple):
+    """What a row of the output of an embedding reads.
+
+    Attributes:
+        channels: Channels of the widest map between its convolutions, if all of it that a row of
+            the output needs is laid out in one row as wide as the image.
+        halo: Rows of the output that are wrong at a cut through the image.
+        stride: Rows of the image per row of the output.
+    """
+
+    channels: int
+    halo: int
+    stride: int
+
+
+def run_embed(embed: nn.Module, x: Tensor | ImageRows, mask: Tensor | None = None) -> Tensor:
+    """Compute `embed(x, mask)`; in inference a `ConvStem` runs over chunks as in `run_block`.
+
+    Rows of `ImageRows` are read chunk by chunk by all embeddings of this package, on any device.
+    """
+    reach = reach_of_embed(embed)
+    if isinstance(x, ImageRows):
+        possible = not is_watched(embed)
+    else:
+        possible = type(embed) is ConvStem and can_chunk(embed, x)
+    if reach is None or not possible or torch.is_grad_enabled():
+        return embed(x.whole().permute(0, 2, 3, 1) if isinstance(x, ImageRows) else x, mask)
+    batch, height, width, colors = x.shape
+    out = RowBuffer(-(-height // reach.stride))
+    channels = max(reach.channels, reach.stride * colors)
+    bytes_per_row = batch * width * channels * (4 if isinstance(x, ImageRows) else x.itemsize)
+    chunks = divide(out.height, bytes_per_row, reach.halo)
+    if len(chunks) == 1 and not isinstance(x, ImageRows):
         return embed(x, mask)
-    # One row of the output needs two rows of the map between the convolutions, which is half as
-    # wide as the image: as many tokens as one row of `x[:, ::4]`, which has the output's rows.
-    chunks = row_chunks(x[:, ::4], embed.embed2.proj.in_channels, halo=1)
-    if len(chunks) == 1:
-        return embed(x, mask)
-    out = RowBuffer(-(-x.shape[1] // 4))
     for rows in chunks:
-        # A halo of one row of the output is enough. Row r of the output reads rows 2r - 1 to 2r + 1
-        # of the map between the convolutions. If a chunk of the image starts at row 4r, only rows
-        # 2r - 1 and 2r of that map are wrong, so only row r of the output is, which is dropped.
-        out.write(rows, with_halo(embed, x, mask, rows, halo=1, stride=4))
+        out.write(rows, with_halo(embed, x, mask, rows, reach.halo, reach.stride))
     return out.map
 
 
@@ -165,6 +188,33 @@ def is_plain_stem(embed: nn.Module) -> TypeGuard[ConvStem]:
         type(part) is PatchEmbed and type(part.proj) is Conv2d
         for part in (embed.embed1, embed.embed2)
     )
+
+
+def reach_of_embed(embed: nn.Module) -> Reach | None:
+    """What a row of an embedding reads; None if it may contain what reads a whole map."""
+    if is_plain_stem(embed):
+        # One row of the output needs two rows of the map between the convolutions, which is half as
+        # wide as the image. Row r of the output reads rows 2r - 1 to 2r + 1 of that map. If a chunk
+        # of the image starts at row 4r, only rows 2r - 1 and 2r of that map are wrong, so only row
+        # r of the output is.
+        return Reach(embed.embed2.proj.in_channels, 1, 4)
+    if type(embed) is PatchEmbed and type(embed.proj) is Conv2d:
+        if not hasattr(embed.norm, 'normalized_shape'):
+            return None
+        return Reach(embed.proj.in_channels, int(embed.overlap), embed.stride)
+    if type(embed) is ConvNormEmbed and all(map(is_plain_layer, embed)):
+        pixels, stride = 0, 1
+        for step in embed.strides:
+            pixels, stride = pixels + stride, stride * step
+        return Reach(len(embed.get_parameter('0.weight')), -(-pixels // stride), stride)
+    return None
+
+
+def is_plain_layer(layer: nn.Module) -> bool:
+    """Whether a layer of a `ConvNormEmbed` is an original one, and its norm reads no other row."""
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return not layer.training and layer.track_running_stats
+    return type(layer) in (nn.Conv2d, nn.GELU)
 
 
 def chunked_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor | tuple[Tensor, ...]:
@@ -275,15 +325,19 @@ def row_chunks(x: Tensor, channels: int, halo: int = 0) -> list[slice]:
         halo: Rows that are read beyond either end of a chunk.
     """
     batch, height, width, _ = x.shape
-    bytes_per_row = max(1, batch * width * channels * x.itemsize)
+    return divide(height, batch * width * channels * x.itemsize, halo)
+
+
+def divide(height: int, bytes_per_row: int, halo: int) -> list[slice]:
+    """Divide rows into chunks, from the bytes that each row of their widest temporary takes."""
     budget = BUDGET * GRAD_FACTOR if torch.is_grad_enabled() else BUDGET
-    step = max(1, ROWS_PER_HALO * halo, budget // bytes_per_row)
+    step = max(1, ROWS_PER_HALO * halo, budget // max(1, bytes_per_row))
     return [slice(start, min(start + step, height)) for start in range(0, max(1, height), step)]
 
 
 def with_halo(
     function: Callable[[Tensor, Tensor | None], Tensor],
-    x: Tensor,
+    x: Tensor | ImageRows,
     mask: Tensor | None,
     rows: slice,
     halo: int,

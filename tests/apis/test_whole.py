@@ -13,7 +13,8 @@ from mmseg.structures import SegDataSample
 
 from saga_mm.apis import build_model, segment_whole
 from saga_mm.apis import whole as whole_module
-from saga_mm.inference import LiveBytes, disk, maps_on_disk
+from saga_mm.apis.preprocessed import preprocess
+from saga_mm.inference import ImageRows, LiveBytes, chunked, disk, maps_on_disk, run_embed
 
 DIMS = [8, 16, 24, 32]
 CLASSES = 7
@@ -255,6 +256,43 @@ def test_memory_is_bounded():
     assert plain.peak > 10 * limit
 
 
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        dict(test_cfg=dict(size_divisor=32), pad_val=7),
+        dict(test_cfg=dict(size=(80, 96))),
+        dict(test_cfg=dict(size=(80, 96)), pad_val=3, type='saga_mm.MaskedSegDataPreprocessor'),
+        dict(type='saga_mm.MaskedSegDataPreprocessor', bgr_to_rgb=False, mean=None, std=None),
+    ],
+)
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int16, torch.float32])
+def test_rows_are_preprocessed_as_the_whole_image_is(options, dtype):
+    changes = {f'data_preprocessor.{key}': value for key, value in options.items()}
+    model, data = make_model(changes=changes), make_data()
+    data['inputs'] = data['inputs'].to(dtype)
+    batch = model.data_preprocessor(pseudo_collate([copy.deepcopy(data)]), False)
+    rows, sample = preprocess(model, data)
+    assert sample.metainfo == batch['data_samples'][0].metainfo
+    assert torch.equal(rows.whole(), batch['inputs'])
+    assert torch.equal(rows[:, 60:75].permute(0, 3, 1, 2), batch['inputs'][:, :, 60:75])
+    assert rows.shape == batch['inputs'].permute(0, 2, 3, 1).shape
+
+
+@pytest.mark.parametrize('name', ['saga', 'ravlt', 'sola_vision'])
+def test_the_image_does_not_exist_as_floating_point_numbers(name, monkeypatch):
+    """The map of the first stage has 8 channels at a stride of 4: a sixth of the image."""
+    model, data = make_model(name, 'segformer'), make_data(2048, 512)
+    image, _ = preprocess(model, data)
+    monkeypatch.setattr(chunked, 'BUDGET', 2**17)
+    with LiveBytes() as live, torch.no_grad():
+        run_embed(model.backbone.stages[0].embed, image)
+    assert live.peak < 4 * data['inputs'].numel() / 2
+    with LiveBytes() as live, torch.no_grad():
+        image.whole()
+    assert live.peak >= 4 * data['inputs'].numel()
+
+
 @pytest.mark.parametrize('backbone', ['saga', 'ravlt', 'sola_vision', 'mit'])
 def test_maps_in_files(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(disk, 'SMALLEST', 1)
@@ -263,7 +301,7 @@ def test_maps_in_files(backbone, tmp_path, monkeypatch):
 
 
 def test_maps_in_files_take_less_memory(tmp_path, monkeypatch):
-    model, image = make_model(), torch.zeros(1).expand(1, 3, 4096, 4096)
+    model, image = make_model(), ImageRows.of(torch.zeros(1).expand(1, 3, 4096, 4096))
     monkeypatch.setattr(disk, 'SMALLEST', 2**16)
     with torch.no_grad():
         in_memory = whole_module.backbone_bytes(model.backbone, image)

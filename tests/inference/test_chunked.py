@@ -14,8 +14,8 @@ from saga_mm.attention import (
     SoftmaxAttention,
     WKVAttention,
 )
-from saga_mm.inference import chunked, run_block, run_embed
-from saga_mm.layers import FFN, Block, ChannelMix, ConvStem
+from saga_mm.inference import ImageRows, chunked, run_block, run_embed
+from saga_mm.layers import FFN, Block, ChannelMix, ConvNormEmbed, ConvStem, PatchEmbed
 
 DIM, HEADS = 12, 3
 KINDS = {
@@ -258,3 +258,44 @@ def test_an_explicit_kernel_is_never_replaced(monkeypatch, budget):
     why = r"gated_linear_attention: impl='triton' can't run: it needs a GPU"
     with torch.no_grad(), pytest.raises(RuntimeError, match=why):
         run_block(block, torch.randn(1, 40, 4, DIM))
+
+
+EMBEDS = {
+    'stem': lambda: ConvStem(3, 12, nn.LayerNorm),
+    'plain patches': lambda: PatchEmbed(3, 12, 4, False, nn.LayerNorm),
+    'overlapping patches': lambda: PatchEmbed(3, 12, 4, True, nn.LayerNorm),
+    'four convolutions': lambda: ConvNormEmbed(
+        3, (6, 6, 6, 12), (2, 1, 1, 2), nn.BatchNorm2d, fp32_start=True
+    ),
+    'late strides': lambda: ConvNormEmbed(3, (6, 12), (1, 4), nn.BatchNorm2d),
+    'a norm of the whole map': lambda: ConvNormEmbed(
+        3, (6, 12), (2, 2), lambda dim: nn.GroupNorm(2, dim)
+    ),
+}
+
+
+@pytest.mark.parametrize('height', [1, 37, 300])
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('kind', EMBEDS)
+def test_images_that_are_read_by_rows(kind, padded, height, budget):
+    budget(2**10)
+    torch.manual_seed(0)
+    embed = EMBEDS[kind]().eval()
+    for parameter in embed.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    image, mask = torch.randn(1, 3, height, 18), None
+    if padded:
+        mask = torch.ones(1, height, 18, 1, dtype=torch.bool)
+        mask[:, height // 2 :, 11:] = False
+    reads = []
+
+    def read(rows):
+        reads.append(len(rows))
+        return image[:, :, rows.start : rows.stop]
+
+    with torch.no_grad():
+        expected = embed(image.permute(0, 2, 3, 1), mask)
+        found = run_embed(embed, ImageRows((1, height, 18, 3), read), mask)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if height == 300 and kind != 'a norm of the whole map':
+        assert max(reads) < height
