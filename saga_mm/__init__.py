@@ -8,7 +8,7 @@ read checkpoints without running anything in them.
 from importlib import import_module
 
 try:
-    from . import backbones, datasets, engine, preprocessors
+    from . import backbones, datasets, engine, preprocessors, transforms
     from .backbones import RAVLT, SAGA, SoLAVision
     from .backbones.create import create_backbone, list_backbones
     from .checkpoint import use_safe_loading
@@ -38,9 +38,10 @@ __all__ = [
     'engine',
     'list_backbones',
     'preprocessors',
+    'transforms',
     'use_safe_loading',
 ]
-_IMPORTED_WHEN_USED = ('analysis', 'apis', 'cli')
+_IMPORTED_WHEN_USED = ('analysis', 'apis', 'cli', 'own_data')
 
 
 def __getattr__(name: str) -> object:

@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 from .shipped import configs_dir
@@ -35,7 +36,10 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope='saga_mm',
     locations=['saga_mm.engine'],
 )
-REGISTRIES = (MODELS, DATASETS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS)
+TRANSFORMS = Registry(
+    'transform', parent=MMENGINE_TRANSFORMS, scope='saga_mm', locations=['saga_mm.transforms']
+)
+REGISTRIES = (MODELS, DATASETS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS)
 
 
 def _find_configs_by_package() -> None:

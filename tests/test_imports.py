@@ -120,7 +120,16 @@ def test_attention_layers_and_inference_import_torch_and_kernels_only(package):
 
 # From bottom to top: each room may import only those before it.
 ROOMS = [
-    *('shipped', 'stack', 'registry', 'datasets', 'preprocessors', 'layers', 'attention'),
+    *(
+        'shipped',
+        'stack',
+        'registry',
+        'transforms',
+        'datasets',
+        'preprocessors',
+        'layers',
+        'attention',
+    ),
     *(
         'inference',
         'checkpoint',
@@ -128,6 +137,7 @@ ROOMS = [
         'engine',
         'cli',
         'apis',
+        'own_data',
         'analysis',
         'timm',
         '__main__',
