@@ -59,7 +59,7 @@ def rewrite_metafile(measured: dict[str, dict[str, int]]) -> None:
             r'(?:      (?:FLOPs|Parameters): .*\n)*'
         )
         lines = ''.join(f'      {name}: {value}\n' for name, value in values.items())
-        text, count = block.subn(lambda match, lines=lines: match[1] + lines, text)
+        text, count = block.subn(rf'\g<1>{lines}', text)
         assert count == 1, config
     METAFILE.write_text(text)
 
