@@ -6,7 +6,8 @@ The runtimes are PyTorch, AOTInductor, onnxruntime and OpenVINO (`pip install op
 measured in a process of its own, in float32 and in what else it offers: bfloat16, or int8, which
 onnxruntime's dynamic quantisation uses in matrix products. The error is the largest one, relative
 to the largest value of an output of PyTorch in float32. Memory is what the loaded program and its
-first call add. The tool writes runtimes.md.
+first call add. With `--test`, the accuracy on the test data of the config is measured, too. The
+tool writes runtimes.md.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import torch
 
 from saga_mm.analysis.cells import run_cells
 from saga_mm.analysis.files import write_text
-from saga_mm.analysis.runtimes import RUNTIMES, load, measure, prepare, table
-from saga_mm.apis.export import select
+from saga_mm.analysis.runtimes import RUNTIMES, TESTED, load, measure, prepare, table
+from saga_mm.apis.export import AllBoxes, select
 from saga_mm.checkpoint import make_folder, use_safe_loading
-from saga_mm.cli import add_options, run_tool
+from saga_mm.cli import add_options, check_data, load_config, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,6 +45,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--runtimes', nargs='+', choices=list(RUNTIMES), default=list(RUNTIMES), help='Default: all'
     )
+    parser.add_argument(
+        '--test',
+        action='store_true',
+        help="also test the model on the config's test data, whose images must have the size",
+    )
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/runtimes'))
     add_options(parser, config=False)
     return parser.parse_args(argv)
@@ -55,9 +61,13 @@ def run(args: argparse.Namespace) -> None:
     if 'openvino' in args.runtimes and importlib.util.find_spec('openvino') is None:
         raise ValueError('--runtimes openvino needs openvino: pip install openvino')
     use_safe_loading()
+    if args.test:
+        check_data(load_config(args.config, {}, TESTED), ('test',))
     make_folder(args.out_dir)
     model = load(args.config, args.checkpoint)
     module, outputs = select(model, args.part)
+    if args.test and isinstance(module, AllBoxes):
+        raise ValueError('--test of a detector needs --part backbone, got --part model')
     channels = getattr(model.backbone, 'input_channels', 3)
     images = torch.randn(1, channels, *args.size, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
@@ -66,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
             config=args.config,
             checkpoint=args.checkpoint,
             part=args.part,
+            size=args.size,
+            test=args.test,
             threads=torch.get_num_threads(),
             folder=folder,
         )

@@ -11,13 +11,16 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from mmengine.evaluator import Evaluator
 from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..apis import build_model, load_complete_weights
 from ..apis.export import Subject, check_format, largest_error, select, write
 from ..cli import keep_freed_memory, load_config
 from .measure import DTYPES, memory, peak, reset_peak, timed
+from .trainings import METRICS
 
 CPU = torch.device('cpu')
 # Precisions of each runtime, the reference first.
@@ -27,6 +30,8 @@ RUNTIMES = {
     'onnxruntime': ('fp32', 'int8'),
     'openvino': ('fp32', 'bf16'),
 }
+# Entries of a config that `evaluate` needs.
+TESTED = ('model', 'test_dataloader', 'test_evaluator')
 Program = Callable[[Tensor], Sequence[Tensor]]
 
 
@@ -81,7 +86,8 @@ def measure(cell: dict) -> dict:
 
     Returns:
         `seconds` per call; `bytes` that the loaded program and its first call add to the memory;
-        and `error`, the largest one relative to the largest value of an output.
+        `error`, the largest one relative to the largest value of an output; and with `test`, the
+        `metrics` of the whole model on the test data.
     """
     torch.set_num_threads(cell['threads'])
     keep_freed_memory()
@@ -94,7 +100,39 @@ def measure(cell: dict) -> dict:
         outputs = [output.float() for output in program(images)]
         added = peak(CPU) - before
         seconds = median(timed(lambda: program(images), CPU))
-    return dict(seconds=seconds, bytes=added, error=largest_error(outputs, truth))
+    result = dict(seconds=seconds, bytes=added, error=largest_error(outputs, truth))
+    return {**result, 'metrics': evaluate(cell, program)} if cell['test'] else result
+
+
+@torch.no_grad()
+def evaluate(cell: dict, program: Program) -> dict[str, float]:
+    """Test the model of a cell, a part of which is computed by `program`; return the metrics.
+
+    Raises:
+        ValueError: An image has another size than the program takes.
+    """
+    cfg = load_config(cell['config'], {}, TESTED)
+    model = load(cell['config'], cell['checkpoint'])
+
+    def compute(images: Tensor, *_: object) -> list[Tensor]:
+        if list(images.shape[2:]) != list(cell['size']):
+            raise ValueError(
+                f'--size must be that of the test images, {tuple(images.shape[2:])}, '
+                f'got {tuple(cell["size"])}'
+            )
+        return [output.float() for output in program(images)]
+
+    if cell['part'] == 'backbone':
+        model.backbone.forward = compute
+    else:
+        model.encode_decode = lambda *inputs: compute(*inputs)[0]
+    loader = Runner.build_dataloader(cfg.test_dataloader)
+    evaluator = Evaluator(cfg.test_evaluator)
+    evaluator.dataset_meta = loader.dataset.metainfo
+    for data in loader:
+        evaluator.process(data_samples=model.test_step(data), data_batch=data)
+    metrics = evaluator.evaluate(len(loader.dataset))
+    return {name: float(value) for name, value in metrics.items() if name in METRICS}
 
 
 def _pytorch(cell: dict) -> Callable[[], Program]:
@@ -160,13 +198,20 @@ LOADERS = dict(pytorch=_pytorch, aoti=_aoti, onnxruntime=_onnxruntime, openvino=
 
 def table(results: Sequence[dict]) -> str:
     """Format results as a table in Markdown."""
-    lines = ['| runtime | precision | ms | MiB | error |', '|---|---|--:|--:|--:|']
+    tested = next((one['metrics'] for one in results if 'metrics' in one), {})
+    metrics = [name for name in METRICS if name in tested][:1]
+    heads = ['runtime', 'precision', 'ms', 'MiB', 'error', *metrics]
+    lines = [f'| {" | ".join(heads)} |', f'|---|---|{"--:|" * (len(heads) - 2)}']
     for one in results:
-        name = f'| {one["runtime"]} | {one["precision"]} |'
-        if 'seconds' not in one:
-            lines.append(f'{name} {one["error"]} | | |')
-            continue
-        lines.append(
-            f'{name} {1e3 * one["seconds"]:.0f} | {one["bytes"] / 2**20:.0f} | {one["error"]:.1e} |'
-        )
+        if 'seconds' in one:
+            columns = [
+                f'{1e3 * one["seconds"]:.0f}',
+                f'{one["bytes"] / 2**20:.0f}',
+                f'{one["error"]:.1e}',
+                *(f'{one["metrics"][name]:.2f}' for name in metrics),
+            ]
+        else:
+            columns = [one['error']] + [''] * (len(heads) - 3)
+        cells = [one['runtime'], one['precision'], *columns]
+        lines.append(''.join(f'| {cell} ' if cell else '| ' for cell in cells) + '|')
     return '\n'.join(lines)

@@ -23,7 +23,14 @@ def test_each_runtime_and_precision(tiny_seg, tmp_path):
     module, outputs = runtimes.select(runtimes.load(config, None), 'backbone')
     names = ('pytorch', 'onnxruntime', 'openvino')
     runtimes.prepare(module, outputs, torch.randn(1, 3, 64, 64), names, tmp_path)
-    common = dict(config=config, checkpoint=None, part='backbone', threads=1, folder=str(tmp_path))
+    common = dict(
+        config=config,
+        checkpoint=None,
+        part='backbone',
+        threads=1,
+        folder=str(tmp_path),
+        test=False,
+    )
     results = []
     for runtime in names:
         for precision in runtimes.RUNTIMES[runtime]:
@@ -52,6 +59,23 @@ def test_the_tool(tool, tiny_seg, tmp_path, capsys):
     rows = [line.split(' | ') for line in text.splitlines()[4:]]
     assert [row[0] + row[1] for row in rows] == ['| pytorchfp32', '| pytorchbf16']
     assert rows[0][-1] == '0.0e+00 |'
+
+
+@pytest.mark.parametrize('part', ['backbone', 'model'])
+def test_accuracy_in_each_runtime(part, tool, tiny_seg, tmp_path):
+    weights = tmp_path / 'weights.pth'
+    model = runtimes.load(str(tiny_seg), None)
+    torch.save(model.state_dict(), weights)
+    expected = tool('test').main([str(tiny_seg), str(weights), '--work-dir', str(tmp_path)])['mIoU']
+    arguments = ['--size', '32', '32', '--out-dir', str(tmp_path / 'out'), '--part', part]
+    arguments += ['--checkpoint', str(weights), '--runtimes', 'pytorch', 'onnxruntime', '--test']
+    tool('benchmark_runtimes').main([str(tiny_seg), *arguments])
+    head, _, *rows = (tmp_path / 'out/runtimes.md').read_text().splitlines()[2:]
+    assert head.endswith('| error | mIoU |')
+    found = {tuple(row.split(' | ')[:2]): float(row.split(' | ')[-1].strip(' |')) for row in rows}
+    assert found['| pytorch', 'fp32'] == pytest.approx(expected, abs=0.01)
+    assert found['| onnxruntime', 'fp32'] == pytest.approx(expected, abs=0.5)
+    assert 0 < found['| onnxruntime', 'int8'] <= 100
 
 
 @pytest.mark.parametrize(
