@@ -12,6 +12,8 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
+from .tiff_rows import TiffRows
+
 # what image libraries raise for a file that is not an image, or for an image that is too large
 UNREADABLE = (
     ArithmeticError,
@@ -65,6 +67,31 @@ class ImagePipeline:
         for transform in rest:
             results = transform(results)
         return results, image
+
+    def open_rows(self, path: str | Path) -> dict:
+        """What `__call__` returns as its result for a TIFF image, without reading the image.
+
+        Returns:
+            `inputs`, which are `TiffRows`, and `data_samples`.
+
+        Raises:
+            ValueError: Only the whole image can be read; the message says why.
+        """
+        load, *rest = self.transforms
+        if type(load) is not mmcv.transforms.LoadImageFromFile or not _loads_like_opencv(load):
+            raise ValueError(f'the test pipeline loads it with {load}')
+        if [type(transform).__name__ for transform in rest] != ['PackSegInputs']:
+            names = ', '.join(type(transform).__name__ for transform in rest)
+            raise ValueError(f'the test pipeline has {names or "nothing"} after its loading')
+        if not Path(path).is_file():
+            raise ValueError('not a regular file')
+        try:
+            image = TiffRows(path)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        size = tuple(image.shape[1:])
+        meta = dict(img_path=str(path), img_id=0, img_shape=size, ori_shape=size)
+        return dict(rest[0](meta), inputs=image)
 
     def _load(self, path: str | Path) -> tuple[dict, list[Callable]]:
         """Run the transforms up to the one that loads the image; return its result and the rest."""
@@ -121,6 +148,11 @@ def _test_pipeline(cfg: Config) -> list:
     dataset = innermost_dataset((cfg.get('test_dataloader') or {}).get('dataset') or {})
     pipeline = dataset.get('pipeline') or cfg.get('test_pipeline')
     return pipeline or [dict(type=mmcv.transforms.LoadImageFromFile)]
+
+
+def _loads_like_opencv(load: mmcv.transforms.LoadImageFromFile) -> bool:
+    backend = load.imdecode_backend or mmcv.image.io.imread_backend
+    return load.color_type == 'color' and backend == 'cv2' and not load.to_float32
 
 
 def _loads_annotations(transform: object) -> bool:

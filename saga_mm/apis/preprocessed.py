@@ -24,11 +24,11 @@ def preprocess(model: BaseModel, data: Mapping) -> tuple[ImageRows, BaseDataElem
 
     Args:
         model: A segmentor of mmseg in eval mode.
-        data: What the test pipeline returns for the image, with `inputs` and `data_samples`.
+        data: As in `segment_whole`.
     """
     inputs, sample = data['inputs'], data['data_samples']
     if not computes_pixels(model.data_preprocessor):
-        batch = model.data_preprocessor(pseudo_collate([data]), False)
+        batch = model.data_preprocessor(pseudo_collate([in_memory(data)]), False)
         return ImageRows.of(batch['inputs']), batch['data_samples'][0]
     device = model.data_preprocessor.device
     channels, height, width = inputs.shape
@@ -54,6 +54,12 @@ def preprocess(model: BaseModel, data: Mapping) -> tuple[ImageRows, BaseDataElem
         return torch.cat([image, F.pad(mask, padding)], 1)
 
     return ImageRows((1, padded_height, padded_width, channels), read), sample
+
+
+def in_memory(data: Mapping) -> dict:
+    """The result of a test pipeline, with the whole image as a tensor."""
+    inputs = data['inputs']
+    return dict(data, inputs=inputs if isinstance(inputs, Tensor) else inputs[:])
 
 
 def computes_pixels(preprocessor: nn.Module) -> bool:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..backbones.pyramid import PyramidBackbone
 from ..inference import ImageRows, LiveBytes, NotByRowsError, RowProgram, is_watched, maps_on_disk
-from .class_maps import legend, write_class_map
+from .class_maps import TIFF_SUFFIXES, legend, write_class_map
 from .pipeline import ImagePipeline
 from .predict import complete_classes, toolbox_of
-from .preprocessed import preprocess
+from .preprocessed import in_memory, preprocess
 
 # Bytes of the maps of a chunk, where more memory is allowed: longer chunks are not faster.
 CHUNK = 2**27
@@ -44,7 +44,8 @@ def segment_whole(
 
     Args:
         model: A segmentor of mmseg in eval mode, such as from `load_model`.
-        data: What the test pipeline returns for the image, with `inputs` and `data_samples`.
+        data: What the test pipeline returns for the image, with `inputs` and `data_samples`. Or
+            what `ImagePipeline.open_rows` returns, for an image that is read row by row.
         max_memory: Bytes that tensors may take at a time, besides the weights and `data`.
         progress: Called with the number of pixels that are done, and that of all pixels. Defaults
             to None.
@@ -65,7 +66,7 @@ def segment_whole(
         if reason is not None:
             how = 'in one piece' if mode == 'whole' else 'in the windows of its config'
             print_log(f'the whole model runs {how}, in unbounded memory: {reason}', 'current')
-            batch = model.data_preprocessor(pseudo_collate([data]), False)
+            batch = model.data_preprocessor(pseudo_collate([in_memory(data)]), False)
             (sample,) = model.predict(batch.pop('inputs'), batch['data_samples'])
             return without_logits(sample, model.num_classes)
         if mode != 'whole':
@@ -127,13 +128,22 @@ class WholePredictor:
                 the memory.
             OSError: `out_file` can't be written.
         """
-        data, _ = self.pipeline(path)
+        data = self._open(path)
         sample = segment_whole(self.model, data, self.max_memory, self.progress, self.maps_dir)
         labels = sample.pred_sem_seg.data[0]
         binary = self.model.decode_head.out_channels == 1
         classes, palette = complete_classes(self.model.dataset_meta, labels, binary)
         write_class_map(out_file, labels.numpy(), palette, path)
         return legend(labels.numpy(), classes, palette)
+
+    def _open(self, path: Path) -> dict:
+        """The image, whose rows are read when they are needed, if that is possible."""
+        if path.suffix.lower() in TIFF_SUFFIXES:
+            try:
+                return self.pipeline.open_rows(path)
+            except ValueError as error:
+                print_log(f'{path.name} is loaded as a whole: {error}', 'current')
+        return self.pipeline(path)[0]
 
 
 def why_not_by_rows(model: BaseModel) -> str | None:

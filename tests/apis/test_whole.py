@@ -11,9 +11,10 @@ from mmseg.models import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from saga_mm.apis import build_model, segment_whole
+from saga_mm.apis import ImagePipeline, WholePredictor, build_model, segment_whole
 from saga_mm.apis import whole as whole_module
 from saga_mm.apis.preprocessed import preprocess
+from saga_mm.apis.tiff_rows import TiffRows
 from saga_mm.inference import ImageRows, LiveBytes, chunked, disk, maps_on_disk, run_embed
 
 DIMS = [8, 16, 24, 32]
@@ -291,6 +292,57 @@ def test_the_image_does_not_exist_as_floating_point_numbers(name, monkeypatch):
     with LiveBytes() as live, torch.no_grad():
         image.whole()
     assert live.peak >= 4 * data['inputs'].numel()
+
+
+@pytest.fixture
+def write_tiff(tmp_path):
+    """Writes an image (3, H, W), BGR, as a TIFF file of tiles."""
+    tifffile = pytest.importorskip('tifffile')
+
+    def write(image, **options):
+        pixels = image.flip(0).permute(1, 2, 0).numpy()
+        options = dict(tile=(16, 32), compression='zlib') | options
+        tifffile.imwrite(tmp_path / 'image.tif', pixels, photometric='rgb', **options)
+        return tmp_path / 'image.tif'
+
+    return write
+
+
+@pytest.mark.parametrize(
+    'options', [{}, dict(backbone='mit'), dict(changes={'type': 'OwnDecoder'})]
+)
+def test_an_image_that_is_read_by_rows(options, write_tiff):
+    MODELS.register_module(module=OwnDecoder, force=True)
+    model, data = make_model(head='segformer', **options), make_data(70, 90)
+    expected = segment_whole(model, data, 2**30).pred_sem_seg.data
+    rows = dict(data, inputs=TiffRows(write_tiff(data['inputs'])))
+    assert torch.equal(segment_whole(model, rows, 2**30).pred_sem_seg.data, expected)
+
+
+def make_predictor(steps=()):
+    steps = [dict(type='LoadImageFromFile'), *steps, dict(type='PackSegInputs')]
+    model = make_model(head='segformer')
+    model.cfg, model.dataset_meta = Config(dict(test_pipeline=steps)), {}
+    return WholePredictor(model, 2**30)
+
+
+def test_tiff_images_are_read_by_rows(write_tiff, tmp_path, monkeypatch, log):
+    tifffile = pytest.importorskip('tifffile')
+    data = make_data()
+    path, predictor = write_tiff(data['inputs']), make_predictor()
+    expected = segment_whole(predictor.model, data, 2**30).pred_sem_seg.data[0]
+    monkeypatch.setattr(ImagePipeline, '__call__', None)
+    predictor(path, tmp_path / 'classes.tif')
+    assert (tifffile.imread(tmp_path / 'classes.tif') == expected.numpy()).all()
+    assert not log
+
+
+def test_others_are_read_as_a_whole_and_the_log_says_so(write_tiff, tmp_path, log):
+    path = write_tiff(make_data()['inputs'], tile=None, compression=None)
+    resize = dict(type='Resize', scale=(96, 96))
+    make_predictor([resize])(path, tmp_path / 'classes.tif')
+    (line,) = log
+    assert line.startswith('image.tif is loaded as a whole: the test pipeline has Resize')
 
 
 @pytest.mark.parametrize('backbone', ['saga', 'ravlt', 'sola_vision', 'mit'])
