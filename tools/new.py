@@ -10,8 +10,10 @@ Nothing is written to the folder of the data.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 from saga_mm.checkpoint import printable
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'out must be the name of a config, which ends in .py, got {out}')
     if out.resolve().is_relative_to(root):
         raise ValueError(f'out must not be in the folder of the data, got {out}')
-    print(printable(str(root)), flush=True)
+    print(printable(str(args.data)), flush=True)
     if args.task == 'detection':
         if args.classes or args.ignore or args.images or args.masks:
             raise ValueError('--classes, --ignore, --images and --masks are for segmentation')
@@ -76,7 +78,9 @@ def run(args: argparse.Namespace) -> None:
         )
     print(survey.text)
     files = survey.write(out, args.force)
-    check_data(load_config(out, {}, ('model',)), ('train', 'val'))
+    # what toolboxes print when they are imported is no part of the survey
+    with contextlib.redirect_stdout(sys.stderr):
+        check_data(load_config(out, {}, ('model',)), ('train', 'val'))
     print('\nwrote ' + ', '.join(map(str, files)))
     print(f'to train: python -m saga_mm train {shlex.quote(str(out))}')
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -445,3 +447,26 @@ def test_from_another_folder(tmp_path):
     command = [sys.executable, '-m', 'saga_mm', 'new', '--task', 'segmentation', '--data']
     subprocess.run([*command, 'my data'], cwd=tmp_path, check=True, env=os.environ)
     assert (tmp_path / 'my_data.py').is_file()
+
+
+def commands_of_the_page():
+    text = (ROOT / 'docs/own_data.md').read_text().replace('\\\n', '')
+    pattern = r'```bash\npython -m saga_mm new ([^\n]+)\n```\s+```\n(.*?)```'
+    return re.findall(pattern, text, re.DOTALL)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not REAL.is_dir(), reason='needs the real data sets')
+@pytest.mark.parametrize(('command', 'output'), commands_of_the_page())
+def test_the_page_shows_what_the_command_prints(
+    tool, tmp_path, capsys, monkeypatch, command, output
+):
+    """Paste what the command prints into the page if this fails."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'data').symlink_to(REAL)
+    tool('new').main(shlex.split(command))
+    assert capsys.readouterr().out == output
+
+
+def test_the_page_has_commands():
+    assert len(commands_of_the_page()) == 3
