@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # in a wheel, these are side by side in `saga_mm/.mim`
 SHIPPED = ('configs', 'docs', 'tools')
 PAGES = sorted(
-    path for name in ('*.md', *(f'{name}/**/*.md' for name in SHIPPED)) for path in ROOT.glob(name)
+    path
+    for pattern in ('*.md', *(f'{name}/**/*.md' for name in (*SHIPPED, 'website')))
+    for path in ROOT.glob(pattern)
 )
 # commands whose output is the same on every machine
 PRINTED = re.compile(
