@@ -31,7 +31,10 @@ def live(o_n, end, p_mask, i_b, mask_b, mask_n):
     m_n = o_n < end
     if p_mask is not None:
         p = p_mask + i_b * mask_b + o_n.to(tl.int64) * mask_n
-        m_n &= tl.load(p, mask=m_n, other=0).to(tl.int1)
+        b_m = tl.load(p, mask=m_n, other=0).to(tl.int32)
+        # The maximum of one number: Triton sets out the operands of a matrix product by the
+        # narrowest load that it finds behind them, and looks no further than a reduction.
+        m_n &= tl.max(b_m[:, None], 1) > 0
     return m_n[:, None]
 
 
@@ -44,6 +47,18 @@ def tile(o_n, o_d, stride):
 @triton.jit
 def load(p, m):
     return tl.load(p, mask=m, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_live(p, m_inside, m_live, p_mask):
+    """A tile in its own dtype; zero where tokens are masked, whatever they hold.
+
+    The mask is applied to what was loaded: a load that waited for it could not start a tile ahead.
+    """
+    x = tl.load(p, mask=m_inside, other=0.0)
+    if p_mask is not None:
+        x = tl.where(m_live, x, 0.0)
+    return x
 
 
 @triton.jit
