@@ -21,6 +21,15 @@ from saga_mm.cli import add_options, check_data, load_config, run_tool
 from saga_mm.own_data import survey_detection, survey_segmentation
 
 
+def mask_value(text: str) -> int | tuple[int, int, int]:
+    """A value in masks, or a colour such as 255,0,0."""
+    numbers = [int(number) for number in text.split(',')]
+    if len(numbers) == 1:
+        return numbers[0]
+    red, green, blue = numbers
+    return red, green, blue
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--task', required=True, choices=['segmentation', 'detection'])
@@ -42,10 +51,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--ignore',
         nargs='+',
-        type=int,
+        type=mask_value,
         default=(),
         metavar='VALUE',
-        help='values in masks that count for no class, beside 255',
+        help='values in masks that count for no class, beside 255, or colours such as 0,0,0',
     )
     for what in ('images', 'masks'):
         parser.add_argument(
@@ -66,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     if out.suffix != '.py':
         raise ValueError(f'out must be the name of a config, which ends in .py, got {out}')
     if out.resolve().is_relative_to(root):
-        raise ValueError(f'out must not be in the folder of the data, got {out}')
+        raise ValueError(f'out must not be in the folder of the data, got {out}: name another')
     print(printable(str(args.data)), flush=True)
     if args.task == 'detection':
         if args.classes or args.ignore or args.images or args.masks:

@@ -79,13 +79,21 @@ def find_folder(root: Path, names: Sequence[str], split: str | None) -> PurePosi
 def check_coco(content: dict, problems: dict[str, list[str]]) -> dict:
     """A copy of a COCO file without what can't be trained on, which is added to `problems`.
 
+    Objects without an area, or without a number of their own, get one.
+
     Raises:
-        ValueError: Its categories are not a list of different names, or two images have one id.
+        ValueError: Its categories are not a list of different names, or its images have no names,
+            or not different ids.
     """
     categories = [(item.get('id'), item.get('name')) for item in content['categories']]
     different = [len(set(values)) for values in zip(*categories, strict=True)]
     if not categories or min(different) < len(categories):
         raise ValueError(f'categories must have different ids and names, got {categories[:5]}')
+    if not all(isinstance(name, str) for _, name in categories):
+        raise ValueError(f'categories must have names, got {categories[:5]}')
+    for item in content['images']:
+        if not isinstance(item.get('file_name'), str) or 'id' not in item:
+            raise ValueError(f'images must have a file_name and an id, got {item}')
     images = {item['id']: item for item in content['images']}
     if len(images) < len(content['images']):
         raise ValueError('images must have different ids')
@@ -95,7 +103,12 @@ def check_coco(content: dict, problems: dict[str, list[str]]) -> dict:
         if reason := _problem(item, images, known):
             problems[reason].append(f'annotation {item.get("id")}')
         else:
-            kept.append(item)
+            box = item['bbox']
+            kept.append(dict(area=box[2] * box[3], iscrowd=0) | item)
+    numbers = {item.get('id') for item in kept}
+    # pycocotools takes an object 0 for none
+    if len(numbers) < len(kept) or numbers & {0, None}:
+        kept = [item | dict(id=number) for number, item in enumerate(kept, 1)]
     return dict(content, annotations=kept)
 
 

@@ -14,7 +14,7 @@ from .config import beside, detection_config
 from .files import divide, split_of
 from .images import Loading, Look, choose_loading, look_at_image
 from .labels import distinct_colors
-from .survey import Survey, look_at_all, tell_images, tell_problems, tell_table
+from .survey import Survey, look_at_all, tell_images, tell_problems, tell_table, title_of
 
 
 @dataclass
@@ -73,11 +73,14 @@ def _choose(root: Path) -> dict[str, Path]:
 
 def _read(root: Path, path: Path, problems: dict[str, list[str]]) -> Split:
     content = json.loads(path.read_bytes())
-    names = [item['file_name'] for item in content['images']]
+    try:
+        checked = check_coco(content, problems)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+    names = [item['file_name'] for item in checked['images']]
     if not names:
         raise ValueError(f'{path} lists no images')
-    checked = check_coco(content, problems)
-    changed = len(checked['annotations']) < len(content['annotations'])
+    changed = checked != content
     split = split_of(PurePosixPath(path.relative_to(root).as_posix()), stem=True)
     return Split(path, checked, find_folder(root, names, split), changed)
 
@@ -169,7 +172,7 @@ def _describe(
         files[name] = path, f'{split.folder.as_posix()}/'
     model = 'Mask R-CNN' if with_masks else 'RetinaNet'
     config = detection_config(
-        f'{model}, SAGA-T, from scratch, on {root.name}: batch 4 x 1 CPU or GPU.',
+        f'{model}, SAGA-T, from scratch, on {title_of(root)}: batch 4 x 1 CPU or GPU.',
         root,
         files,
         loading,

@@ -125,6 +125,12 @@ def find_pairs(root: Path, images: str | None = None, masks: str | None = None) 
     splits: dict[str, list[Pair]] = defaultdict(list)
     for split, pair in _match(files, roles['images'], roles['masks']):
         splits[split or 'all'].append(pair)
+    if not splits:
+        first = (next(iter(paths)) for paths in roles.values())
+        raise ValueError(
+            'no image has a mask of the same name, or with an ending such as _mask: got {} and '
+            '{}'.format(*first)
+        )
     _choose_splits(files, splits)
     return files
 

@@ -77,7 +77,9 @@ def count_pixels(masks: Iterable[Mask]) -> Counter[int]:
 
 
 def choose_classes(
-    masks: Sequence[Mask], names: Sequence[str] = (), ignore: Sequence[int] = ()
+    masks: Sequence[Mask],
+    names: Sequence[str] = (),
+    ignore: Sequence[int | tuple[int, int, int]] = (),
 ) -> Classes:
     """Choose the classes that the values of masks stand for.
 
@@ -87,12 +89,12 @@ def choose_classes(
     Args:
         masks: Their values are either all numbers or all colours.
         names: Of the classes, in the order of their values.
-        ignore: Values of pixels that count for no class, beside 255.
+        ignore: Values or colours of pixels that count for no class, beside 255.
 
     Raises:
         ValueError: There are no classes, too many of them, or another number of names.
     """
-    found = sorted(set(count_pixels(masks)) - set(ignore))
+    found = sorted(set(count_pixels(masks)) - set(map(code_of, ignore)))
     is_color = masks[0].is_color
     counted = [value for value in found if is_color or value != IGNORED]
     # a few classes may be in no mask
@@ -110,8 +112,8 @@ def choose_classes(
         )
     if names and len(names) != len(codes):
         raise ValueError(
-            f'--classes must name each of the {len(codes)} classes, got {len(names)}: the masks '
-            f'have the values {_list(_value(code, is_color) for code in codes)}'
+            f'--classes or classes.txt must name each of {len(codes)} classes, got {len(names)}: '
+            f'masks have the values {_list(_value(code, is_color) for code in codes)}'
         )
     values = tuple(_value(code, is_color) for code in codes)
     return Classes(values, _names(names, len(codes)), _palette(masks, values, is_color), is_plain)

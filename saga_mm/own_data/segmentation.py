@@ -12,14 +12,14 @@ from .config import segmentation_config
 from .files import Files, Pair, Source, find_pairs, find_sources, is_listed_alone
 from .images import Loading, Look, choose_loading, look_at_image
 from .labels import Classes, Mask, choose_classes, code_of, count_pixels, look_at_mask
-from .survey import Survey, look_at_all, tell_images, tell_problems, tell_table
+from .survey import Survey, look_at_all, tell_images, tell_problems, tell_table, title_of
 
 
 def survey_segmentation(
     root: Path,
     stem: str,
     classes: Sequence[str] = (),
-    ignore: Sequence[int] = (),
+    ignore: Sequence[int | tuple[int, int, int]] = (),
     images: str | None = None,
     masks: str | None = None,
 ) -> Survey:
@@ -29,7 +29,7 @@ def survey_segmentation(
         root: The folder of the data.
         stem: The name of the config, with which the names of the files beside it begin.
         classes: Names of the classes; by default the lines of `classes.txt` in `root`.
-        ignore: Values of pixels that count for no class, beside 255.
+        ignore: Values or colours of pixels that count for no class, beside 255.
         images: The folder of the images, relative to `root`, if it has none of the usual names.
         masks: That of the masks.
 
@@ -51,7 +51,7 @@ def survey_segmentation(
     sources, lists = _list_images(files, stem)
     looks = [look for look, _ in seen.values()]
     config = segmentation_config(
-        f"SegFormer's head, SAGA-T, from scratch, on {root.name}: batch 8 x 1 CPU or GPU.",
+        f"SegFormer's head, SAGA-T, from scratch, on {title_of(root)}: batch 8 x 1 CPU or GPU.",
         root,
         sources,
         loading,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,6 +114,11 @@ def tell_problems(problems: Mapping[str, Sequence[str]]) -> list[str]:
         for reason, names in problems.items()
         if names
     ]
+
+
+def title_of(root: Path) -> str:
+    """The name of a folder, for a docstring."""
+    return re.sub(r'[^\w .()-]', '_', root.name)
 
 
 def shorten(names: Sequence[str]) -> str:

@@ -207,6 +207,14 @@ def test_colour_masks_train(tool, tmp_path):
     train_and_test(out, tmp_path, SEGMENTOR)
 
 
+def test_a_colour_is_ignored(tool, tmp_path):
+    make_pairs(tmp_path / 'data')
+    for path in (tmp_path / 'data/masks').iterdir():
+        save_color_mask(path, [(0, 0, 0), (255, 0, 0), (0, 0, 255)])
+    cfg = new(tool, tmp_path / 'data', tmp_path / 'config.py', 'segmentation', '--ignore', '0,0,0')
+    assert labels_of(cfg) == {0, 1, 255}
+
+
 def test_options_for_classes(tool, tmp_path):
     make_pairs(tmp_path / 'data', mask=lambda: label_map((0, 1, 2)))
     options = ('--ignore', '0', '--classes', 'cat', 'dog')
@@ -297,7 +305,7 @@ def coco(tmp_path):
         for i in range(number):
             save(tmp_path / f'data/{split}/{i}.jpg', pixels(seed=i))
             content['images'].append(dict(id=i, file_name=f'{i}.jpg', width=SIZE, height=SIZE))
-            box = dict(id=i, image_id=i, category_id=(3, 7)[i % 2], bbox=[5, 6, 20, 20])
+            box = dict(id=i + 1, image_id=i, category_id=(3, 7)[i % 2], bbox=[5, 6, 20, 20])
             content['annotations'].append(dict(box, area=400, iscrowd=0))
         path = tmp_path / f'data/annotations/instances_{split}.json'
         path.parent.mkdir(exist_ok=True)
@@ -318,6 +326,63 @@ def test_coco_boxes(tool, tmp_path, coco):
     assert cfg.metainfo.classes == ('a', 'b')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['config.py', 'data']
     train_and_test(out, tmp_path, DETECTOR)
+
+
+def strip(content):
+    for item in content['annotations']:
+        for key in ('id', 'area', 'iscrowd'):
+            del item[key]
+    for item in content['images']:
+        del item['width'], item['height']
+
+
+def test_what_coco_lacks_is_added(tool, tmp_path, coco):
+    for split in ('train', 'val'):
+        edit(coco / f'annotations/instances_{split}.json', strip)
+        for path in coco.glob(f'{split}/*.jpg'):
+            save(path.with_suffix('.png'), pixels(np.uint16, 1))
+            path.unlink()
+        edit(
+            coco / f'annotations/instances_{split}.json',
+            lambda content: [i.update(file_name=f'{i["id"]}.png') for i in content['images']],
+        )
+    out = tmp_path / 'config.py'
+    cfg = new(tool, coco, out, 'detection')
+    assert cfg.model.backbone.in_channels == 1
+    content = json.loads((tmp_path / 'config_train.json').read_text())
+    assert [(item['id'], item['area']) for item in content['annotations']] == [
+        (i, 400) for i in (1, 2, 3, 4)
+    ]
+    assert {item['width'] for item in content['images']} == {SIZE}
+    train_and_test(out, tmp_path, DETECTOR)
+
+
+COCO_MISTAKES = {
+    'no categories': (lambda c: c['categories'].clear(), 'categories must have different ids'),
+    'no names': (lambda c: c.update(categories=[dict(id=3)]), 'categories must have names'),
+    'equal names': (
+        lambda c: c.update(categories=[dict(id=3, name='a'), dict(id=7, name='a')]),
+        'categories must have different ids and names',
+    ),
+    'no file names': (lambda c: c['images'][0].pop('file_name'), 'must have a file_name'),
+    'equal ids': (lambda c: c['images'][0].update(id=1), 'images must have different ids'),
+    'no images': (lambda c: c['images'].clear(), 'lists no images'),
+    'no objects': (lambda c: c['annotations'].clear(), 'there must be objects for train'),
+    'other categories': (
+        lambda c: c['categories'].reverse(),
+        'the COCO files must have the same categories',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', COCO_MISTAKES)
+def test_mistakes_in_coco_are_one_line(tool, tmp_path, coco, name):
+    spoil, expected = COCO_MISTAKES[name]
+    edit(coco / 'annotations/instances_train.json', spoil)
+    with pytest.raises(SystemExit) as error:
+        new(tool, coco, tmp_path / 'out/config.py', 'detection')
+    assert expected in str(error.value) and '\n' not in str(error.value)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_coco_masks_without_a_split(tool, tmp_path, coco):
@@ -356,7 +421,7 @@ def test_what_is_left_out_of_coco_is_named(tool, tmp_path, coco, capsys):
     cfg = new(tool, coco, tmp_path / 'config.py', 'detection')
     told = capsys.readouterr().out
     for reason in (
-        '2 objects without an area in the image: annotation 0, annotation 12',
+        '2 objects without an area in the image: annotation 1, annotation 12',
         '1 objects of an unknown category: annotation 10',
         '1 objects in no image: annotation 11',
         '1 images that are not there: train/none.jpg',
@@ -366,7 +431,7 @@ def test_what_is_left_out_of_coco_is_named(tool, tmp_path, coco, capsys):
         assert f'left out: {reason}' in told
     content = json.loads(Path(cfg.train_dataloader.dataset.ann_file).read_text())
     assert [item['id'] for item in content['images']] == [0, 1]
-    assert [item['id'] for item in content['annotations']] == [1]
+    assert [item['id'] for item in content['annotations']] == [2]
 
 
 def break_all(data):
@@ -389,13 +454,23 @@ MISTAKES = {
         'no images in',
     ),
     'broken': (break_all, [], 'no image with a mask can be used: left out: 6 broken images'),
-    'names': (lambda data: None, ['--classes', 'a'], 'must name each of the 2 classes, got 1'),
+    'names': (lambda data: None, ['--classes', 'a'], 'must name each of 2 classes, got 1'),
     'two masks': (
         lambda data: shutil.copytree(data / 'masks', data / 'labels'),
         [],
         'may be the masks of one image',
     ),
     'in the data': (lambda data: None, ['--out', '{data}/x.py'], 'out must not be in the folder'),
+    'other names': (
+        lambda data: [p.rename(p.with_stem(f'm{p.stem}')) for p in data.glob('masks/*')],
+        [],
+        'no image has a mask of the same name',
+    ),
+    'one image': (
+        lambda data: [p.unlink() for p in data.glob('*/[1-5].png')],
+        [],
+        'an image with a mask for training and another for validation, got 0 and 1',
+    ),
     'no config': (lambda data: None, ['--out', 'x.txt'], 'out must be the name of a config'),
     'one value': (fill_all, [], 'masks must have two values or more that count, got 0'),
     'no COCO file': (lambda data: None, ['--task', 'detection'], 'no COCO file'),
