@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import print_log
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from ..backbones.pyramid import PyramidBackbone
 from ..inference import ImageRows, LiveBytes, NotByRowsError, RowProgram, is_watched, maps_on_disk
-from .class_maps import TIFF_SUFFIXES, legend, write_class_map
+from .class_maps import TIFF_SUFFIXES, is_streamed, legend, pixel_area, write_class_map
 from .pipeline import ImagePipeline
 from .predict import complete_classes, toolbox_of
 from .preprocessed import in_memory, preprocess
@@ -60,27 +62,61 @@ def segment_whole(
         ValueError: `max_memory` is too small; the message says how much is needed.
         OSError: `maps_dir` is missing, or has no room for the maps.
     """
-    mode = (model.test_cfg or {}).get('mode', 'whole')
     with torch.no_grad():
-        reason = why_not_by_rows(model)
-        if reason is not None:
-            how = 'in one piece' if mode == 'whole' else 'in the windows of its config'
-            print_log(f'the whole model runs {how}, in unbounded memory: {reason}', 'current')
-            batch = model.data_preprocessor(pseudo_collate([in_memory(data)]), False)
-            (sample,) = model.predict(batch.pop('inputs'), batch['data_samples'])
-            return without_logits(sample, model.num_classes)
-        if mode != 'whole':
-            print_log(
-                f'the image is segmented in one piece, not by test_cfg.mode={mode!r}', 'current'
-            )
-        image, sample = preprocess(model, data)
-        with maps_on_disk(maps_dir):
-            check_memory(backbone_bytes(model.backbone, image), max_memory, sample)
-            maps = run_backbone(model.backbone, image)
-        del image
-        labels = decode(model, maps, sample, max_memory, progress)
+        sample, parts = segment_rows(model, data, max_memory, maps_dir)
+        height, width = sample.ori_shape[:2]
+        labels = torch.empty((1, height, width), dtype=label_dtype(model.num_classes))
+        for rows, part in parts:
+            labels[:, rows.start : rows.stop] = part
+            if progress is not None:
+                progress(rows.stop * width, height * width)
     sample.set_data(dict(pred_sem_seg=PixelData(data=labels)))
     return sample
+
+
+def segment_rows(
+    model: BaseModel,
+    data: Mapping,
+    max_memory: int,
+    maps_dir: str | os.PathLike | None = None,
+    keeps_result: bool = True,
+) -> tuple[BaseDataElement, Iterator[tuple[range, Tensor]]]:
+    """Segment an image as `segment_whole` does, and give its rows as they are computed.
+
+    It must be called, and its result read, without gradients.
+
+    Args:
+        model: As in `segment_whole`.
+        data: As in `segment_whole`.
+        max_memory: As in `segment_whole`.
+        maps_dir: As in `segment_whole`. Defaults to None.
+        keeps_result: The caller keeps the classes of all pixels, which then count as memory.
+            Defaults to True.
+
+    Returns:
+        The data sample, on the CPU, and the rows in order, with their classes (1, rows, W).
+
+    Raises:
+        ValueError: As in `segment_whole`.
+        OSError: As in `segment_whole`.
+    """
+    mode = (model.test_cfg or {}).get('mode', 'whole')
+    reason = why_not_by_rows(model)
+    if reason is not None:
+        how = 'in one piece' if mode == 'whole' else 'in the windows of its config'
+        print_log(f'the whole model runs {how}, in unbounded memory: {reason}', 'current')
+        batch = model.data_preprocessor(pseudo_collate([in_memory(data)]), False)
+        (sample,) = model.predict(batch.pop('inputs'), batch['data_samples'])
+        sample = without_logits(sample, model.num_classes)
+        labels = sample.pred_sem_seg.data
+        return sample, iter([(range(labels.shape[1]), labels)])
+    if mode != 'whole':
+        print_log(f'the image is segmented in one piece, not by test_cfg.mode={mode!r}', 'current')
+    image, sample = preprocess(model, data)
+    with maps_on_disk(maps_dir):
+        check_memory(backbone_bytes(model.backbone, image), max_memory, sample)
+        maps = run_backbone(model.backbone, image)
+    return sample.cpu(), decode(model, maps, sample, max_memory, keeps_result)
 
 
 class WholePredictor:
@@ -121,20 +157,39 @@ class WholePredictor:
             out_file: A file from `class_map_path`.
 
         Returns:
-            A line for each class that was found, as of `legend`.
+            A line for each class that was found, as of `legend`, with its area on the ground if the
+            image is georeferenced.
 
         Raises:
             ValueError: The file is not an image that the pipeline can read, or it does not fit into
                 the memory.
             OSError: `out_file` can't be written.
         """
-        data = self._open(path)
-        sample = segment_whole(self.model, data, self.max_memory, self.progress, self.maps_dir)
-        labels = sample.pred_sem_seg.data[0]
-        binary = self.model.decode_head.out_channels == 1
-        classes, palette = complete_classes(self.model.dataset_meta, labels, binary)
-        write_class_map(out_file, labels.numpy(), palette, path)
-        return legend(labels.numpy(), classes, palette)
+        model, data = self.model, self._open(path)
+        labels = torch.arange(model.num_classes)
+        binary = model.decode_head.out_channels == 1
+        classes, palette = complete_classes(model.dataset_meta, labels, binary)
+        counts = np.zeros(len(classes), np.int64)
+        with torch.no_grad():
+            sample, parts = segment_rows(
+                model, data, self.max_memory, self.maps_dir, not is_streamed(out_file)
+            )
+            size = tuple(sample.ori_shape[:2])
+            dtype = np.uint8 if model.num_classes <= 256 else np.uint16
+            write_class_map(out_file, self._count(parts, size, counts), size, dtype, palette, path)
+        return legend(counts, classes, palette, pixel_area(path))
+
+    def _count(
+        self, parts: Iterator[tuple[range, Tensor]], size: tuple[int, int], counts: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """Yield the classes of rows, (rows, W), and add the pixels of each class to `counts`."""
+        height, width = size
+        for rows, part in parts:
+            labels = part[0].long().cpu().numpy()
+            counts += np.bincount(labels.ravel(), minlength=len(counts))
+            yield labels
+            if self.progress is not None:
+                self.progress(rows.stop * width, height * width)
 
     def _open(self, path: Path) -> dict:
         """The image, whose rows are read when they are needed, if that is possible."""
@@ -167,9 +222,9 @@ def decode(
     maps: tuple[Tensor, ...],
     sample: BaseDataElement,
     max_memory: int,
-    progress: Callable[[int, int], None] | None,
-) -> Tensor:
-    """The classes of all pixels, (1, H, W), from the maps of the backbone."""
+    keeps_result: bool,
+) -> Iterator[tuple[range, Tensor]]:
+    """Yield the classes of rows, (1, rows, W), from the maps of the backbone."""
 
     def classes(*maps: Tensor) -> Tensor:
         features = model.neck(maps) if model.with_neck else maps
@@ -183,16 +238,13 @@ def decode(
     except NotByRowsError as error:
         head = type(model.decode_head).__name__
         print_log(f'{head} runs in one piece, in unbounded memory: {error}', 'current')
-        return classes(*maps).to(label_dtype(model.num_classes)).cpu()
-    height, width = sample.ori_shape[:2]
-    labels = torch.empty((1, height, width), dtype=label_dtype(model.num_classes))
-    held = sum(map_.nbytes for map_ in maps) + labels.nbytes
-    rows_per_chunk = choose_rows(program, held, max_memory, sample)
-    for rows, part in program.run(rows_per_chunk):
-        labels[:, rows.start : rows.stop] = part
-        if progress is not None:
-            progress(rows.stop * width, height * width)
-    return labels
+        labels = classes(*maps)
+        yield range(labels.shape[1]), labels
+        return
+    held = sum(map_.nbytes for map_ in maps)
+    if keeps_result:
+        held += math.prod(sample.ori_shape[:2]) * label_dtype(model.num_classes).itemsize
+    yield from program.run(choose_rows(program, held, max_memory, sample))
 
 
 def choose_rows(program: RowProgram, held: int, max_memory: int, sample: BaseDataElement) -> int:

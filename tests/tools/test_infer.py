@@ -373,7 +373,7 @@ def test_bounded_memory_writes_the_class_of_each_pixel(infer, models, image, tmp
     assert written.convert('RGB').getpixel((0, 0)) == PALETTE[2]
 
 
-def test_georeferencing_is_kept(infer, models, image, tmp_path):
+def test_georeferencing_is_kept(infer, models, image, tmp_path, capsys):
     tifffile = pytest.importorskip('tifffile')
     tags = {
         33550: (12, (0.5, 0.5, 0.0)),
@@ -393,6 +393,8 @@ def test_georeferencing_is_kept(infer, models, image, tmp_path):
         }
         assert np.array_equal(page.asarray(), np.full((70, 90), 2, np.uint8))
         assert page.tags['ColorMap'].value[2][2] == PALETTE[2][2] * 257
+    # pixels of half a metre
+    assert '6,300 pixels  100.0 %  1,575.0 m2' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
