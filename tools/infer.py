@@ -19,6 +19,7 @@ from pathlib import Path
 from mmengine.model import BaseModel
 
 from saga_mm.apis import (
+    PredictionFiles,
     Predictor,
     WholePredictor,
     class_map_path,
@@ -45,6 +46,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--config', required=True, help='config of the model')
     parser.add_argument('--checkpoint', required=True, help='its weights, a file or a URL')
     parser.add_argument('--out-dir', required=True, type=Path, help='folder of the drawings')
+    parser.add_argument(
+        '--predictions-dir',
+        type=Path,
+        metavar='DIR',
+        help='also write the predictions as data: a label map (PNG) for each image, of a '
+        'segmentor, or predictions.json, a COCO file with scores, of a detector',
+    )
     parser.add_argument(
         '--score-thr',
         type=float,
@@ -74,18 +82,31 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'score-thr must be in [0, 1), got {args.score_thr}')
     if args.maps_dir is not None and args.max_memory is None:
         raise ValueError('--maps-dir needs --max-memory')
+    if args.predictions_dir is not None and args.max_memory is not None:
+        raise ValueError('--max-memory writes label maps to out-dir, without --predictions-dir')
     images = find_images(args.images)
     out_files = name_outputs(images, args.out_dir)
+    if args.predictions_dir is not None:
+        taken = {folder.resolve() for folder in (args.out_dir, *(path.parent for path in images))}
+        if args.predictions_dir.resolve() in taken:
+            raise ValueError(
+                'predictions-dir must be neither out-dir nor the folder of an image, got '
+                f'{args.predictions_dir}'
+            )
     if args.max_memory is not None:
         out_files = list(map(class_map_path, out_files, images))
     device = select_device(args.device)
     if device.type == 'cpu':
         keep_freed_memory()
     cfg = load_config(args.config, args.cfg_options, ('model', 'test_dataloader'))
-    process = make_process(args, load_model(cfg, args.checkpoint, device))
-    make_folder(args.out_dir)
-    if args.maps_dir is not None:
-        make_folder(args.maps_dir)
+    model = load_model(cfg, args.checkpoint, device)
+    files = None
+    if args.predictions_dir is not None:
+        files = PredictionFiles(model, args.predictions_dir, args.score_thr)
+    process = make_process(args, model, files)
+    for folder in (args.out_dir, args.maps_dir, args.predictions_dir):
+        if folder is not None:
+            make_folder(folder)
     failed: dict[str, str] = {}
     for path, out_file in zip(images, out_files, strict=True):
         # The name is printed first, so that the last line names the image if the system ends the
@@ -94,13 +115,17 @@ def run(args: argparse.Namespace) -> None:
         print(f'{name} -> {printable(str(out_file))}: ', end='', flush=True)
         with go_on(name, failed, args.debug):
             print(process(path, out_file), flush=True)
+    if files is not None and (written := files.finish()):
+        print(f'objects: {written}', flush=True)
     if failed:
         names = ', '.join(failed) if len(failed) > 1 else ': '.join(*failed.items())
         raise ValueError(f'{len(failed)} of {len(images)} images failed: {names}')
 
 
-def make_process(args: argparse.Namespace, model: BaseModel) -> Callable[[Path, Path], str]:
-    """A function that predicts on an image, writes a file, and returns what to print."""
+def make_process(
+    args: argparse.Namespace, model: BaseModel, files: PredictionFiles | None
+) -> Callable[[Path, Path], str]:
+    """A function that predicts on an image, writes what it finds, and returns what to print."""
     if args.max_memory is not None:
         write_classes = WholePredictor(model, args.max_memory, show_progress, args.maps_dir)
         return lambda path, out_file: f'\n{write_classes(path, out_file)}'
@@ -109,7 +134,8 @@ def make_process(args: argparse.Namespace, model: BaseModel) -> Callable[[Path, 
     def draw(path: Path, out_file: Path) -> str:
         prediction = predict(path)
         write_image(out_file, prediction.picture)
-        return prediction.text
+        told = '' if files is None else files.add(path, out_file.name, prediction.sample)
+        return prediction.text + told
 
     return draw
 

@@ -6,12 +6,15 @@ from .images import find_images, name_outputs, write_image
 from .load import load_complete_weights, load_model
 from .pipeline import ImagePipeline, to_8_bit
 from .predict import Prediction, Predictor, toolbox_of
+from .predictions import CocoFile, PredictionFiles, write_label_map
 from .runs import test, train
 from .whole import WholePredictor, segment_whole
 
 __all__ = [
+    'CocoFile',
     'ImagePipeline',
     'Prediction',
+    'PredictionFiles',
     'Predictor',
     'WholePredictor',
     'backbone_of',
@@ -28,4 +31,5 @@ __all__ = [
     'toolbox_of',
     'train',
     'write_image',
+    'write_label_map',
 ]

@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
+from pycocotools.coco import COCO
 
 from saga_mm.apis import build_model
 
@@ -133,6 +134,38 @@ def test_detector_counts_objects_and_draws_them(infer, models, image, tmp_path, 
     drawn = cv2.imread(str(out / 'photo.png'))
     assert drawn.shape == (70, 90, 3)
     assert (drawn != (50, 100, 200)).any(axis=2).mean() > 0.05
+
+
+def test_label_maps_are_written_beside_drawings(infer, models, image, tmp_path, capsys):
+    out, data = tmp_path / 'out', tmp_path / 'data'
+    infer.main([str(image), f'--out-dir={out}', f'--predictions-dir={data}', *models['seg']])
+    assert f': bird 100.0 %; label map: {data / "photo.png"}\n' in capsys.readouterr().out
+    written = Image.open(data / 'photo.png')
+    assert (np.asarray(written) == CLASSES.index('bird')).all()
+    assert written.size == (90, 70)
+    assert tuple(written.getpalette()[6:9]) == PALETTE[2]
+
+
+def test_objects_are_written_as_a_coco_file(infer, models, image, tmp_path, capsys):
+    out, data = tmp_path / 'out', tmp_path / 'data'
+    (image.parent / 'broken.jpg').write_bytes(b'')
+    with pytest.raises(SystemExit, match='1 of 2 images failed'):
+        infer.main(
+            [str(image.parent), f'--out-dir={out}', f'--predictions-dir={data}', *models['det']]
+        )
+    assert f'\nobjects: {data / "predictions.json"}\n' in capsys.readouterr().out
+    coco = COCO(data / 'predictions.json')
+    assert [item['name'] for item in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    (photo,) = coco.loadImgs(coco.getImgIds())
+    assert (photo['file_name'], photo['width'], photo['height']) == (str(image), 90, 70)
+    objects = coco.loadAnns(coco.getAnnIds(photo['id']))
+    assert [item['category_id'] for item in objects] == [2] * 4
+    for item in objects:
+        x, y, width, height = item['bbox']
+        assert 0 <= x < x + width <= 90.01 and 0 <= y < y + height <= 70.01
+        assert item['score'] > 0.9
+        mask = coco.annToMask(item)
+        assert mask.shape == (70, 90) and mask.sum() == item['area']
 
 
 def test_score_threshold_holds_for_text_and_drawing(infer, models, image, tmp_path, capsys):
@@ -299,6 +332,9 @@ def test_broken_images_are_named_and_the_others_drawn(fails, models, image, tmp_
         (['--score-thr=1.5'], 'score-thr'),
         (['--config=missing.py'], 'missing.py'),
         (['--checkpoint=missing.pth'], 'missing.pth'),
+        (['--predictions-dir=out'], 'predictions-dir must be neither out-dir nor'),
+        (['--predictions-dir=in'], 'predictions-dir must be neither out-dir nor'),
+        (['--predictions-dir=p', '--max-memory=1GB'], 'without --predictions-dir'),
         (['--cfg-options', 'default_scope=mmpose'], "'EncoderDecoder', default_scope 'mmpose'"),
         (['--cfg-options', 'optim_wraper.lr=1'], "has no entry 'optim_wraper'"),
     ],
