@@ -165,14 +165,19 @@ class WholePredictor:
                 the memory.
             OSError: `out_file` can't be written.
         """
-        model, data = self.model, self._open(path)
+        model = self.model
         labels = torch.arange(model.num_classes)
         binary = model.decode_head.out_channels == 1
         classes, palette = complete_classes(model.dataset_meta, labels, binary)
         counts = np.zeros(len(classes), np.int64)
         with torch.no_grad():
+            # the image is not kept here, so that it is gone when the backbone has read it
             sample, parts = segment_rows(
-                model, data, self.max_memory, self.maps_dir, not is_streamed(out_file)
+                model,
+                self._open(path),
+                self.max_memory,
+                self.maps_dir,
+                keeps_result=not is_streamed(out_file),
             )
             size = tuple(sample.ori_shape[:2])
             dtype = np.uint8 if model.num_classes <= 256 else np.uint16
