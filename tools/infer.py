@@ -87,7 +87,10 @@ def run(args: argparse.Namespace) -> None:
     images = find_images(args.images)
     out_files = name_outputs(images, args.out_dir)
     if args.predictions_dir is not None:
-        taken = {folder.resolve() for folder in (args.out_dir, *(path.parent for path in images))}
+        taken = {
+            folder.resolve()
+            for folder in (args.out_dir, *(path.resolve().parent for path in images))
+        }
         if args.predictions_dir.resolve() in taken:
             raise ValueError(
                 'predictions-dir must be neither out-dir nor the folder of an image, got '

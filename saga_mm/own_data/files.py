@@ -20,9 +20,10 @@ _MASKS = (
     'annot|annots|annotations?|ann_dir|ann|masks?|labels?|label_?maps?|gts?|ground_?truths?|'
     'semantic|segs?|segmentations?|segmentation_?class|seg_?maps?|targets?'
 )
-# a folder such as masks, train, val2017, train_masks or trainannot
+_IMAGES = 'images?|imgs?|img_dir|jpegimages'
+# a folder such as masks, train, val2017, train_masks, images_train or trainannot
 FOLDER = re.compile(
-    rf'(?P<before>{_SPLIT})?[_-]?(?P<masks>{_MASKS})?[_-]?(?P<after>{_SPLIT})?(?:20\d\d)?',
+    rf'(?P<before>{_SPLIT})?[_-]?(?:(?P<masks>{_MASKS})|{_IMAGES})?[_-]?(?P<after>{_SPLIT})?(?:20\d\d)?',
     re.IGNORECASE,
 )
 MASK_STEM = re.compile(r'(.+)[_-](?:masks?|labels?|gt|segs?|segmentation|annotation)', re.I)
@@ -170,7 +171,7 @@ def _match(
     deep = max(counts.values()) > 1
 
     def key(path: PurePosixPath, stem: str) -> tuple:
-        parts = (part for part in path.parent.parts if not _is_role(part))
+        parts = (part for part in path.parent.parts if not FOLDER.fullmatch(part))
         return (split_of(path), *(parts if deep else ()), stem)
 
     of_key: dict[tuple, PurePosixPath] = {}
@@ -189,11 +190,6 @@ def _match(
         elif split != 'test':
             files.problems['images without a mask'].append(str(path))
     files.problems['masks without an image'] += map(str, of_key.values())
-
-
-def _is_role(part: str) -> bool:
-    usual = ('images', 'image', 'imgs', 'img', 'img_dir', 'jpegimages')
-    return part.lower() in usual or FOLDER.fullmatch(part) is not None
 
 
 def _choose_splits(files: Files, splits: dict[str, list[Pair]]) -> None:

@@ -230,6 +230,8 @@ LAYOUTS = {
     'split below': ('images/{s}/{i}.png', 'annotations/{s}/{i}.png', False),
     'split above': ('{s}/images/{i}.png', '{s}/labels/{i}.png', False),
     'CamVid': ('{s}/{i}.png', '{s}annot/{i}.png', False),
+    'joined': ('{s}_images/{i}.png', '{s}_masks/{i}.png', False),
+    'joined the other way': ('images_{s}/{i}.png', 'labels-{s}/{i}.png', False),
     'years': ('images/{s}2017/{i}.png', 'annotations/{s}2017/{i}.png', False),
     'masks below the images': ('{s}/{i}.png', 'semantic/{s}/{i}.png', False),
     'side by side': ('{s}/{i}.png', '{s}/{i}_mask.png', True),
