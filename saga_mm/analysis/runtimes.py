@@ -198,7 +198,7 @@ LOADERS = dict(pytorch=_pytorch, aoti=_aoti, onnxruntime=_onnxruntime, openvino=
 
 def table(results: Sequence[dict]) -> str:
     """Format results as a table in Markdown."""
-    tested = next((one['metrics'] for one in results if 'metrics' in one), {})
+    tested: dict[str, float] = next((one['metrics'] for one in results if 'metrics' in one), {})
     metrics = [name for name in METRICS if name in tested][:1]
     heads = ['runtime', 'precision', 'ms', 'MiB', 'error', *metrics]
     lines = [f'| {" | ".join(heads)} |', f'|---|---|{"--:|" * (len(heads) - 2)}']

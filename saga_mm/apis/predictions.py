@@ -31,8 +31,9 @@ def write_label_map(path: Path, sample: BaseDataElement, meta: Mapping, image: P
     labels = sample.pred_sem_seg.data[0].long()
     binary = 'seg_logits' in sample and sample.seg_logits.data.shape[0] == 1
     classes, palette = complete_classes(meta, labels, binary)
-    dtype = np.uint8 if len(classes) <= 256 else np.int16
-    write_class_map(path, labels.numpy().astype(dtype), palette, image)
+    dtype = np.uint8 if len(classes) <= 256 else np.uint16
+    height, width = labels.shape
+    write_class_map(path, [labels.numpy()], (height, width), dtype, palette, image)
 
 
 class PredictionFiles:
