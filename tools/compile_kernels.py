@@ -161,10 +161,15 @@ def loop_counts(compiled, target, block, num_warps, dim):
 
 
 def quick_cases():
-    """At most 64: every kernel in half precision at D = 64 for the GPUs that must not spill, and
-    once more with everything else different, for one GPU after the other."""
+    """At most 68: every kernel in half precision at D = 64 for the GPUs that must not spill, the
+    gated ones with a mask, and all once more with everything else different, for one GPU after the
+    other."""
     for (op, phase), target in itertools.product(CASES, ('sm_80', 'sm_90')):
         yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=64)
+    for phase in KERNELS['gated']:
+        yield dict(
+            target='sm_80', op='gated', phase=phase, dtype='bf16', dim=48, elu=False, masked=True
+        )
     for index, (op, phase) in enumerate(CASES):
         yield dict(
             target=list(TARGETS)[index % 4], op=op, phase=phase,

@@ -50,18 +50,6 @@ def load(p, m):
 
 
 @triton.jit
-def load_live(p, m_inside, m_live, p_mask):
-    """A tile in its own dtype; zero where tokens are masked, whatever they hold.
-
-    The mask is applied to what was loaded: a load that waited for it could not start a tile ahead.
-    """
-    x = tl.load(p, mask=m_inside, other=0.0)
-    if p_mask is not None:
-        x = tl.where(m_live, x, 0.0)
-    return x
-
-
-@triton.jit
 def store(p, x, m_live, m_inside):
     """Write a tile; masked tokens get zeros, so that every element inside is written."""
     tl.store(p, tl.where(m_live, x, 0.0).to(p.dtype.element_ty), mask=m_inside)

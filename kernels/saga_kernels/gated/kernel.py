@@ -34,7 +34,6 @@ from ..launch import (
 from ..tiles import (
     live,
     load,
-    load_live,
     load_state,
     phi,
     program_range,
@@ -63,18 +62,15 @@ def kv_forward(
     b_z = tl.zeros([BN, BD], tl.float32)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
-        m_n = live(o_n, end, p_mask, i_b, mask_b, mask_n)
-        m_inside = (o_n < end)[:, None] & (o_d < D)[None, :]
+        m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & (o_d < D)[None, :]
         o = tile(o_n, o_d, x_n)
-        b_k = phi(load_live(p_k + o, m_inside, m_n, p_mask).to(tl.float32), ELU)
-        b_v = load_live(p_k + x_p + o, m_inside, m_n, p_mask).to(tl.float32)
+        b_k = phi(load(p_k + o, m), ELU)
+        b_v = load(p_k + x_p + o, m)
         if GATED:
             # x_p is added several times, because 2 * x_p may pass 2^31.
-            b_k *= sigmoid(load_live(p_k + x_p + x_p + o, m_inside, m_n, p_mask).to(tl.float32))
-            b_v *= sigmoid(
-                load_live(p_k + x_p + x_p + x_p + o, m_inside, m_n, p_mask).to(tl.float32)
-            )
-        b_k = tl.where(m_n, b_k, 0.0)
+            b_k *= sigmoid(load(p_k + x_p + x_p + o, m))
+            b_v *= sigmoid(load(p_k + x_p + x_p + x_p + o, m))
+        b_k = tl.where(m, b_k, 0.0)
         b_s = tl.dot(tl.trans(b_k.to(T)), b_v.to(T), b_s, input_precision=PRECISION)
         b_z += b_k
     store_state(p_partial + i_partial * (D + 1) * D, b_s, tl.sum(b_z, 0), o_d, D)
@@ -125,10 +121,11 @@ def q_backward(
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m_n = live(o_n, end, p_mask, i_b, mask_b, mask_n)
-        m_inside = (o_n < end)[:, None] & (o_d < D)[None, :]
-        b_q = load_live(p_q + tile(o_n, o_d, x_n), m_inside, m_n, p_mask)
-        b_do = load_live(p_do + tile(o_n, o_d, do_n), m_inside, m_n, p_mask)
-        b_phi = phi(b_q.to(tl.float32), ELU)
+        m_d = (o_d < D)[None, :]
+        m = m_n & m_d
+        b_q = load(p_q + tile(o_n, o_d, x_n), m)
+        b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
+        b_phi = phi(b_q, ELU)
         b_r = 1.0 / (tl.sum(b_phi * b_z[None, :], 1) + eps)
         b_zr = b_z[None, :] * b_r[:, None]
         b_w = b_phi * b_zr
@@ -138,7 +135,7 @@ def q_backward(
         b_s = tl.dot(tl.trans(b_w.to(T)), b_do, b_s, input_precision=PRECISION)
         b_g -= b_w * b_delta
         b_dq = b_slope * (b_t - b_delta)
-        store(p_dq + tile(o_n, o_d, PARTS * H * D), b_dq, m_n, m_inside)
+        store(p_dq + tile(o_n, o_d, PARTS * H * D), b_dq, m_n, (o_n < end)[:, None] & m_d)
     store_state(p_partial + i_partial * (D + 1) * D, b_s, tl.sum(b_g, 0), o_d, D)
 
 
@@ -166,10 +163,12 @@ def kv_backward(
     scale = tl.where(scale > 0, scale, 1.0)
     b_ds = (b_ds / scale).to(T)
     b_dst = tl.trans(b_ds)
+    m_d = (o_d < D)[None, :]
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
-        m_n = live(o_n, end, p_mask, i_b, mask_b, mask_n)
-        m_inside = (o_n < end)[:, None] & (o_d < D)[None, :]
+        # Only what is stored needs the mask, as no token sees another one here.
+        m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & m_d
+        m_inside = (o_n < end)[:, None] & m_d
         o = tile(o_n, o_d, x_n)
         p_d = p_dk + tile(o_n, o_d, d_n)
         b_k = load(p_k + o, m_inside)
@@ -183,13 +182,13 @@ def kv_backward(
         b_v *= b_b
         b_phi = phi(b_k, ELU) * b_a
         b_dv = tl.dot(b_phi.to(T), b_ds, input_precision=PRECISION) * scale
-        store(p_d + H * D, b_dv * b_b, m_n, m_inside)
+        store(p_d + H * D, b_dv * b_b, m, m_inside)
         if GATED:
-            store(p_d + 3 * H * D, b_dv * b_v * (1.0 - b_b), m_n, m_inside)
+            store(p_d + 3 * H * D, b_dv * b_v * (1.0 - b_b), m, m_inside)
         b_dk = tl.dot(b_v.to(T), b_dst, input_precision=PRECISION) * scale + b_dz
-        store(p_d, b_dk * slope(b_a, b_phi, ELU), m_n, m_inside)
+        store(p_d, b_dk * slope(b_a, b_phi, ELU), m, m_inside)
         if GATED:
-            store(p_d + 2 * H * D, b_dk * b_phi * (1.0 - b_a), m_n, m_inside)
+            store(p_d + 2 * H * D, b_dk * b_phi * (1.0 - b_a), m, m_inside)
 
 
 def forward(packed: Tensor, mask: Tensor | None, elu: bool, eps: float) -> tuple[Tensor, Tensor]:
