@@ -18,11 +18,12 @@ All exponents here are differences that the largest term bounds by zero. They ar
 decay is: a `top` that was rounded costs nothing, as the sums follow it exactly.
 
 Traffic, in token tensors T. Forward 5: k and v for the states; k, v and o. A pass must have read
-the last token before it can write the first, so k and v are read twice, where 3 is the minimum. It
-is the traffic of the second pass that the L2 cache may save: programs start where the first pass
-ended. Backward 8: k, v and do for the states; these, dk and dv. o and D are computed again from the
-states of the forward pass. To write or to read all states once moves 6 / CHUNK of a token tensor in
-fp32, and 12 / CHUNK in half precision; the forward pass does so 4 times, the backward pass 6 times.
+the last token before it can write the first, so k and v are read twice. 3 is the minimum, and two
+passes load at least 5 / 3 of it. What is left of the second reading is up to the L2 cache: programs
+start where the first pass ended. Backward 8: k, v and do for the states; these, dk and dv. o and D
+are computed again from the states of the forward pass. To write or to read all states once moves
+6 / CHUNK of a token tensor in fp32, and 12 / CHUNK in half precision; the forward pass does so 4
+times, the backward pass 6 times.
 """
 
 # The loops over the tokens of a group let tuples grow, which changes their types.
