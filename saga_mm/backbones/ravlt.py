@@ -1,9 +1,9 @@
 """RAVLT: rank-augmented vision linear transformer, arXiv 2411.07635 (Fan, Huang & He, CVPR 2025).
 
-Everything follows the paper's official code, https://github.com/qhfan/RALA: rank-augmented linear
-attention in the first two stages, softmax attention in the others, both with rotary position
-encoding, LePE and an output gate. Published checkpoints can be loaded without conversion; their
-names are translated.
+Rank-augmented linear attention in the first two stages, softmax attention in the others, both with
+rotary position encoding, LePE and an output gate. Written from the paper's formulas and the names
+and shapes of the weights published at https://github.com/qhfan/RALA, which can be loaded without
+conversion; their names are translated.
 """
 
 from __future__ import annotations
