@@ -39,7 +39,13 @@ KNOWN: dict[str, dict] = {
     'swin_t': dict(type='mmdet.SwinTransformer'),
     'resnet50': dict(type='mmdet.ResNet', depth=50),
     # needs the extra `pretrain`
-    'convnext_t': dict(type='mmpretrain.ConvNeXt', arch='tiny', out_indices=(0, 1, 2, 3)),
+    'convnext_t': dict(
+        type='mmpretrain.ConvNeXt',
+        arch='tiny',
+        out_indices=(0, 1, 2, 3),
+        # maps, and not their means
+        gap_before_final_norm=False,
+    ),
 }
 # Takes the place of the number of a round if the cell counts FLOPs: the counter needs time and
 # memory of its own, so it must not run while these are measured.
