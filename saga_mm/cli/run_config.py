@@ -31,10 +31,7 @@ class RunConfig(Config):
 
     @property
     def pretty_text(self) -> str:
-        # it takes seconds for a config of nested data sets, and a run asks several times
-        if 'formatted' not in vars(self):
-            object.__setattr__(self, 'formatted', self.saved.pretty_text)
-        return vars(self)['formatted']
+        return self.saved.pretty_text
 
     def dump(self, file: str | Path | None = None) -> str | None:
         if file is None:
