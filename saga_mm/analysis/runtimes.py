@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.model import BaseModel
@@ -132,7 +133,11 @@ def evaluate(cell: dict, program: Program) -> dict[str, float]:
     for data in loader:
         evaluator.process(data_samples=model.test_step(data), data_batch=data)
     metrics = evaluator.evaluate(len(loader.dataset))
-    return {name: float(value) for name, value in metrics.items() if name in METRICS}
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, (float, np.floating))
+    }
 
 
 def _pytorch(cell: dict) -> Callable[[], Program]:
@@ -199,7 +204,7 @@ LOADERS = dict(pytorch=_pytorch, aoti=_aoti, onnxruntime=_onnxruntime, openvino=
 def table(results: Sequence[dict]) -> str:
     """Format results as a table in Markdown."""
     tested: dict[str, float] = next((one['metrics'] for one in results if 'metrics' in one), {})
-    metrics = [name for name in METRICS if name in tested][:1]
+    metrics = [name for name in (*METRICS, *tested) if name in tested][:1]
     heads = ['runtime', 'precision', 'ms', 'MiB', 'error', *metrics]
     lines = [f'| {" | ".join(heads)} |', f'|---|---|{"--:|" * (len(heads) - 2)}']
     for one in results:

@@ -107,9 +107,9 @@ class Comparison:
         if not hasattr(model, 'slide_inference'):
             raise ValueError(f'windows need an EncoderDecoder of mmseg, got {type(model).__name__}')
         self.model = model
-        self.windows = windows
+        self.windows = {str(window): window for window in windows}
         self.max_memory = max_memory
-        self.results = {name: Result() for name in (WHOLE, *map(str, windows))}
+        self.results = {name: Result() for name in (WHOLE, *self.windows)}
         self.shown: Shown | None = None
         self._most = -1.0
 
@@ -123,13 +123,12 @@ class Comparison:
             check_size(sample)
             if not self.results[WHOLE].seconds:
                 self._measure_peaks(sample)
-            maps = {WHOLE: self._timed(WHOLE, sample)}
-            maps |= {str(window): self._timed(str(window), sample) for window in self.windows}
+            maps = {name: self._timed(name, sample) for name in self.results}
             if sample.truth is not None:
                 for name, labels in maps.items():
                     self._add_areas(self.results[name], labels, sample.truth)
-            for window in self.windows:
-                self._add_seams(window, maps, sample)
+            for name in self.windows:
+                self._add_seams(name, maps, sample)
             times = ', '.join(f'{name} {self.results[name].seconds[-1]:.1f} s' for name in maps)
             yield f'{sample.name}: {times}'
 
@@ -138,7 +137,7 @@ class Comparison:
         if name == WHOLE:
             found = segment_whole(self.model, sample.data, self.max_memory)
             return found.pred_sem_seg.data[0]
-        window = next(window for window in self.windows if str(window) == name)
+        window = self.windows[name]
         before = self.model.test_cfg
         side, stride = (window.size,) * 2, (window.stride,) * 2
         slide = dict(before or {}, mode='slide', crop_size=side, stride=stride)
@@ -173,8 +172,8 @@ class Comparison:
         areas = IoUMetric.intersect_and_union(found, truth.long(), classes, IGNORED)
         result.areas = (0 if result.areas is None else result.areas) + torch.stack(areas).double()
 
-    def _add_seams(self, window: Window, maps: dict[str, np.ndarray], sample: Sample) -> None:
-        name, (height, width) = str(window), maps[WHOLE].shape
+    def _add_seams(self, name: str, maps: dict[str, np.ndarray], sample: Sample) -> None:
+        window, (height, width) = self.windows[name], maps[WHOLE].shape
         # windows are placed on the image with the padding of the preprocessor
         sides = padded_size(self.model, sample)
         spans = [window.spans(side) for side in sides]
@@ -213,8 +212,8 @@ class Comparison:
             to_8_bit(sample.data['inputs'].permute(1, 2, 0).numpy())[..., ::-1],
             truth | maps,
             {
-                str(window): [borders(window.spans(side)) for side in sides]
-                for window in self.windows
+                name: [borders(window.spans(side)) for side in sides]
+                for name, window in self.windows.items()
             },
             (int(row), int(column)),
         )

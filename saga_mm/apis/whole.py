@@ -16,7 +16,15 @@ from mmengine.structures import BaseDataElement, PixelData
 from torch import Tensor, nn
 
 from ..backbones.pyramid import PyramidBackbone
-from ..inference import ImageRows, LiveBytes, NotByRowsError, RowProgram, is_watched, maps_on_disk
+from ..inference import (
+    ImageRows,
+    LiveBytes,
+    NotByRowsError,
+    RowProgram,
+    bytes_in_memory,
+    is_watched,
+    maps_on_disk,
+)
 from .class_maps import TIFF_SUFFIXES, is_streamed, legend, pixel_area, write_class_map
 from .pipeline import ImagePipeline
 from .predict import complete_classes, toolbox_of
@@ -246,7 +254,7 @@ def decode(
         labels = classes(*maps)
         yield range(labels.shape[1]), labels
         return
-    held = sum(map_.nbytes for map_ in maps)
+    held = bytes_in_memory(maps)
     if keeps_result:
         held += math.prod(sample.ori_shape[:2]) * label_dtype(model.num_classes).itemsize
     yield from program.run(choose_rows(program, held, max_memory, sample))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from mmengine import fileio
@@ -29,8 +30,9 @@ class RunConfig(Config):
     def __reduce__(self) -> tuple:
         return _make_config, (self.__getstate__(),)
 
-    @property
+    @cached_property
     def pretty_text(self) -> str:
+        # it takes seconds for a config of nested data sets, and a run asks several times
         return self.saved.pretty_text
 
     def dump(self, file: str | Path | None = None) -> str | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from ..shipped import shipped
 from ..stack import check_stack
 from .errors import command_line, describe
 
@@ -30,7 +30,8 @@ def run_tool(run: Callable[[argparse.Namespace], Result], args: argparse.Namespa
         check_stack()
         # Python looks for modules in the folder of a script first, where `test.py` and the other
         # tools would hide the modules of these names.
-        if sys.path[0] == str(shipped('tools')):
+        script = Path(sys.argv[0]).resolve()
+        if script.is_file() and sys.path[0] == str(script.parent):
             sys.path.append(sys.path.pop(0))
         return run(args)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -32,6 +32,11 @@ def maps_on_disk(folder: str | os.PathLike | None) -> Iterator[None]:
         yield
     finally:
         _folder.reset(token)
+
+
+def bytes_in_memory(maps: Iterable[Tensor]) -> int:
+    """Bytes of maps that do not share memory, without those that are in files."""
+    return sum(map_.nbytes for map_ in maps if map_.untyped_storage().filename is None)
 
 
 def new_map(like: Tensor, shape: Sequence[int]) -> Tensor:

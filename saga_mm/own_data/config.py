@@ -20,13 +20,13 @@ LONGEST_WHOLE, WINDOW, STRIDE = 2048, 1024, 768
 SMALL_OBJECT = 16
 LONGEST_DETECTION, SHORTEST_DETECTION = 1024, 256
 
-SEGMENTATION = '''"""{title}"""
+HEAD = '''"""{title}"""
 
 _base_ = [
-    'saga_mm::segmentation/_base_/models/segformer_head_small.py',
-    'saga_mm::segmentation/_base_/datasets/own.py',
-    'saga_mm::segmentation/_base_/schedules/adamw_short.py',
-    'saga_mm::segmentation/_base_/default_runtime.py',
+    'saga_mm::{task}/_base_/models/{model}.py',
+    'saga_mm::{task}/_base_/datasets/own.py',
+    'saga_mm::{task}/_base_/schedules/adamw_short.py',
+    'saga_mm::{task}/_base_/default_runtime.py',
 ]
 
 data_root = {root}
@@ -37,7 +37,9 @@ metainfo = dict(
 load = [
 {load}
 ]
-train_pipeline = [
+'''
+
+SEGMENTATION = """train_pipeline = [
     *load,
     dict(type='RandomResize', scale={scale}, ratio_range=(0.75, 1.5), keep_ratio=True),
     dict(type='RandomCrop', crop_size={crop}, cat_max_ratio=0.95),
@@ -62,26 +64,9 @@ model = dict(
 )
 # iterations of 8 crops, which suit a first look: more of them give better results
 train_cfg = dict(max_iters=450)
-'''
+"""
 
-DETECTION = '''"""{title}"""
-
-_base_ = [
-    'saga_mm::detection/_base_/models/{model}.py',
-    'saga_mm::detection/_base_/datasets/own.py',
-    'saga_mm::detection/_base_/schedules/adamw_short.py',
-    'saga_mm::detection/_base_/default_runtime.py',
-]
-
-data_root = {root}
-metainfo = dict(
-    classes={classes},
-    palette={palette},
-)
-load = [
-{load}
-]
-annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask={masks})
+DETECTION = """annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask={masks})
 train_pipeline = [
     *load,
     annotations,
@@ -129,7 +114,7 @@ model = dict(
 )
 # of 4 images: more epochs give better results
 train_cfg = dict(max_epochs=12)
-'''
+"""
 
 
 def segmentation_config(
@@ -160,8 +145,10 @@ def segmentation_config(
     if sizes.max() > LONGEST_WHOLE:
         window = f'crop_size=({WINDOW}, {WINDOW}), stride=({STRIDE}, {STRIDE})'
         test_cfg = f"\n    test_cfg=dict(mode='slide', {window}),"
-    return SEGMENTATION.format(
+    return (HEAD + SEGMENTATION).format(
         title=title,
+        task='segmentation',
+        model='segformer_head_small',
         root=repr(str(root)),
         classes=_format(classes.names, 4),
         palette=_format([list(color) for color in classes.palette], 4),
@@ -209,8 +196,9 @@ def detection_config(
     evaluated = {split: name for split, (name, _) in files.items()}['val']
     if not evaluated.startswith("'{{"):
         evaluated = f"data_root + '/' + {evaluated}"
-    return DETECTION.format(
+    return (HEAD + DETECTION).format(
         title=title,
+        task='detection',
         model='mask_rcnn_small' if with_masks else 'retinanet',
         root=repr(str(root)),
         classes=_format(tuple(names), 4),

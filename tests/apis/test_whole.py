@@ -362,6 +362,22 @@ def test_maps_in_files_take_less_memory(tmp_path, monkeypatch):
     assert on_disk < 0.8 * in_memory
 
 
+def test_maps_in_files_are_no_memory_of_the_head(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, 'SMALLEST', 1)
+    # many rows, of which few are needed at a time
+    model, data = make_model(head='fcn'), make_data(4096, 32)
+    image, sample = preprocess(model, data)
+    with torch.no_grad():
+        with maps_on_disk(tmp_path):
+            maps = model.backbone(image)
+        limit = sum(map_.nbytes for map_ in maps)
+        parts = list(whole_module.decode(model, maps, sample, limit, keeps_result=False))
+        assert parts[-1][0].stop == 4096
+        in_memory = tuple(map(torch.clone, maps))
+        with pytest.raises(ValueError, match='max_memory must be at least'):
+            list(whole_module.decode(model, in_memory, sample, limit, keeps_result=False))
+
+
 def test_a_disk_without_room_is_an_error(tmp_path, monkeypatch):
     def full(descriptor, offset, size):
         raise OSError(errno.ENOSPC, 'No space left on device')

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -274,10 +275,22 @@ def tiny_det(tmp_path, tiny_data):
 
 @pytest.fixture
 def tool(monkeypatch):
-    """Imports a script of tools/ by name, and undoes its changes to mmengine's loader."""
+    """Imports a script of tools/ by name, and undoes its changes to mmengine's loader.
+
+    Runs are named by the second in which they start, and those of the same name would share a log
+    and a visualizer: here, each starts a second later than the one before.
+    """
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     # mmengine sleeps for two seconds before each epoch.
     monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
+    starts = [0.0]
+
+    def start():
+        starts.append(max(starts[-1] + 1, time.time()))
+        return starts[-1]
+
+    clock = SimpleNamespace(**{**vars(time), 'time': start})
+    monkeypatch.setattr('mmengine.runner.runner.time', clock)
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / f'tools/{name}.py')
