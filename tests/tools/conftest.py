@@ -1,6 +1,7 @@
 """Tiny data, and configs for it that train in about a second."""
 
 import importlib.util
+import itertools
 import json
 import sys
 import time
@@ -15,6 +16,7 @@ from mmengine.runner import CheckpointLoader
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
 TRAIN, VAL = 6, 2
+SECONDS = itertools.count(int(time.time()))
 
 BACKBONE = """
 default_scope = '{scope}'
@@ -273,24 +275,22 @@ def tiny_det(tmp_path, tiny_data):
     return path
 
 
+@pytest.fixture(autouse=True)
+def own_second(monkeypatch):
+    """Starts each run a second later than the one before it, in any test.
+
+    mmengine names runs by their second, and those of the same name share a log and a visualizer.
+    """
+    clock = SimpleNamespace(**{**vars(time), 'time': lambda: next(SECONDS)})
+    monkeypatch.setattr('mmengine.runner.runner.time', clock)
+
+
 @pytest.fixture
 def tool(monkeypatch):
-    """Imports a script of tools/ by name, and undoes its changes to mmengine's loader.
-
-    Runs are named by the second in which they start, and those of the same name would share a log
-    and a visualizer: here, each starts a second later than the one before.
-    """
+    """Imports a script of tools/ by name, and undoes its changes to mmengine's loader."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     # mmengine sleeps for two seconds before each epoch.
     monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
-    starts = [0.0]
-
-    def start():
-        starts.append(max(starts[-1] + 1, time.time()))
-        return starts[-1]
-
-    clock = SimpleNamespace(**{**vars(time), 'time': start})
-    monkeypatch.setattr('mmengine.runner.runner.time', clock)
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / f'tools/{name}.py')
