@@ -15,9 +15,15 @@ from torch import Tensor
 
 from .chunks import ceil_div
 
-# Programs per processor that a split over tokens aims at. Several run at a time, and enough follow
-# them that little of the GPU is idle while the last ones finish.
+# The most programs per processor that a split over tokens makes. More would only start more often.
 PROGRAMS_PER_PROCESSOR = 8
+# Warps with which a processor works at full speed. With 128 registers a thread they run at a time;
+# programs that take more run half as many at a time, which makes no difference to the plan.
+BUSY_WARPS = 16
+# What programs take besides their tiles, in tiles: to start one and to read or write a state, and
+# to launch the sum of partial states.
+START = 2
+SUM = 4
 
 # Tokens of `wkv` that share a state, those of them that a thread goes through one by one, and
 # channels of a program. A thread of `token_backward` would spill registers with more than one.
@@ -191,10 +197,16 @@ def decay_chunk(dtype: torch.dtype, dim: int) -> int:
     return max(64, 8 * padded_dim(dim) // dtype.itemsize)
 
 
+@functools.lru_cache(4096)
 def plan(
     op: str, kernel: str, dtype: torch.dtype, dim: int, heads: int, tokens: int, processors: int
 ) -> Launch:
     """Parameters of one launch.
+
+    The ops that sum states over all tokens are split such that the processors finish together, see
+    `_duration`. Small images are split into as many programs as there are processors, down to one
+    tile; on large ones, the partial states add at most some 15 % to the traffic. The chunks of
+    `decay` and `wkv` follow from the dtype and head dim alone.
 
     Args:
         op: Name of the op, a key of `KERNELS`.
@@ -213,18 +225,41 @@ def plan(
     if op == 'wkv':
         splits = ceil_div(tokens, block)
         return Launch(block, block, splits, heads * splits, num_warps)
-    splits = min(PROGRAMS_PER_PROCESSOR * processors // heads, tokens // _shortest(op, kernel, dim))
     tiles = ceil_div(tokens, block)
-    span = ceil_div(tiles, max(1, splits)) * block
+    # As many as add little traffic, or as many as the processors.
+    most = max(tokens // _shortest(op, kernel, dim), ceil_div(processors, heads))
+    rounds = range(1, PROGRAMS_PER_PROCESSOR + 1)
+    choices = {1} | {min(most, n * processors // heads) for n in rounds} - {0}
+    spans = {ceil_div(tiles, splits) for splits in choices}
+    summing = kernel in _SUMMING[op]
+    span = block * min(
+        sorted(spans, reverse=True),
+        key=lambda span: _duration(
+            span, ceil_div(tiles, span), heads, num_warps, summing, processors
+        ),
+    )
     splits = ceil_div(tokens, span)
     return Launch(block, span, splits, heads * splits, num_warps)
 
 
+def _duration(
+    span: int, splits: int, heads: int, num_warps: int, summing: bool, processors: int
+) -> float:
+    """How long a launch takes, in the time that a tile takes a busy processor.
+
+    All wait for the processor that gets the most programs. With few warps it is not busy: they wait
+    for memory, though less than in proportion.
+    """
+    rounds = ceil_div(heads * splits, processors)
+    time = (rounds + max(rounds, BUSY_WARPS // num_warps)) / 2 * (span + START)
+    return time + SUM if summing and splits > 1 else time
+
+
 def _shortest(op: str, kernel: str, dim: int) -> int:
-    """The fewest tokens for which a program of its own pays."""
+    """The fewest tokens for which a program of its own pays on a GPU that is busy."""
     if kernel in _SUMMING[op]:
         # Each program writes a partial state, D + 1 rows of fp32, which another kernel reads.
-        return 256 if dim <= 32 else 512 if dim <= 64 else 640
+        return 256 if dim <= 32 else 384 if dim <= 64 else 640
     # Each program reads the state from the L2 cache.
     return 256
 
