@@ -44,7 +44,7 @@ from saga_mm.attention import (
     WKVAttention,
 )
 from saga_mm.checkpoint import make_folder, printable
-from saga_mm.cli import add_options, run_tool
+from saga_mm.cli import add_options, print_written, run_tool
 
 KINDS = ('wkv', 'decay', 'gated', 'plain', 'softmax')
 
@@ -197,9 +197,11 @@ def run_rank(args: argparse.Namespace) -> None:
     if any(one['gates'] for layers in found.values() for one in layers.values()):
         texts += ['Gates: mean and standard deviation over tokens.', gate_table(found)]
     texts += ['Effective number of tokens that a token attends to.', token_table(found)]
-    write(args.out_dir / 'rank', found, '\n\n'.join(texts))
-    plots.rank_curves(found, args.out_dir / 'rank_curves.png')
-    plots.rank_layers(found, args.out_dir / 'rank_layers.png')
+    files = write(args.out_dir / 'rank', found, '\n\n'.join(texts))
+    curves, layers = args.out_dir / 'rank_curves.png', args.out_dir / 'rank_layers.png'
+    plots.rank_curves(found, curves)
+    plots.rank_layers(found, layers)
+    print_written(*files, curves, layers)
 
 
 def run_field(args: argparse.Namespace) -> None:
@@ -236,8 +238,9 @@ def field_by_stage(args: argparse.Namespace) -> None:
     rows = make_rows(found, lambda field: cell(field['radii']))
     uniform = cell(radii(torch.ones(next(iter(images.values()))[0].shape[:2])))
     text = f'{describe(images)}; uniform: {uniform}. {shares("pixels")}'
-    write(args.out_dir / 'field', found, f'{text}\n\n{table("stage", found, rows)}')
+    files = write(args.out_dir / 'field', found, f'{text}\n\n{table("stage", found, rows)}')
     plots.stage_fields(found, args.out_dir / 'field.png')
+    print_written(*files, args.out_dir / 'field.png')
     decays = {
         name: layer_decays(one.model.backbone, one.prepare(images[name][0]))
         for name, one in models.items()
@@ -246,8 +249,9 @@ def field_by_stage(args: argparse.Namespace) -> None:
     if decays:
         rows = make_rows(decays, lambda layer: cell(layer['lengths']))
         text = 'Tokens of the scan at which weights fall to 1 / e: shortest / median / longest.'
-        write(args.out_dir / 'decay', decays, f'{text}\n\n{table("layer", decays, rows)}')
+        files = write(args.out_dir / 'decay', decays, f'{text}\n\n{table("layer", decays, rows)}')
         plots.layer_decays(decays, args.out_dir / 'decay.png')
+        print_written(*files, args.out_dir / 'decay.png')
 
 
 def field_by_depth(args: argparse.Namespace) -> None:
@@ -275,8 +279,9 @@ def field_by_depth(args: argparse.Namespace) -> None:
         f'{args.inputs} inputs; decay lengths {" to ".join(map(str, args.decay_lengths))}. '
         f'{shares("tokens")}\n\n{table("depth", found, rows)}'
     )
-    write(args.out_dir / 'field_by_depth', found, text)
+    files = write(args.out_dir / 'field_by_depth', found, text)
     plots.field_by_depth(found, args.out_dir / 'field_by_depth.png')
+    print_written(*files, args.out_dir / 'field_by_depth.png')
 
 
 def make_layer(kind: str, args: argparse.Namespace) -> nn.Module:
@@ -322,10 +327,11 @@ def run_map(args: argparse.Namespace) -> None:
         out = out.with_name(f'map_{out.name}')
         rows = make_rows(found, tokens_that_count)
         text = f'{printable(str(path))}\n\n{table("layer", found, rows)}'
-        write(out.with_suffix(''), found, text)
+        files = write(out.with_suffix(''), found, text)
         # the image as the first model loads it
         picture = to_8_bit(next(iter(images.values()))[i])
         plots.attention_maps(found, picture[..., ::-1], x.shape[2:], args.pixel, out)
+        print_written(*files, out)
 
 
 def tokens_that_count(row: dict) -> str:
@@ -346,11 +352,13 @@ def cell(values: list[float]) -> str:
     return ' / '.join(f'{value:.1f}' for value in values)
 
 
-def write(path: Path, found: object, text: str) -> None:
-    """Write numbers to `path`.json and a text to `path`.md; print the text."""
-    write_json(f'{path}.json', found)
-    write_text(f'{path}.md', text)
-    print(f'{text}\n\n{printable(str(path))}.json')
+def write(path: Path, found: object, text: str) -> list[str]:
+    """Write numbers to `path`.json and a text to `path`.md; print the text; return the files."""
+    files = [f'{path}.json', f'{path}.md']
+    write_json(files[0], found)
+    write_text(files[1], text)
+    print(f'{text}\n')
+    return files
 
 
 def run(args: argparse.Namespace) -> None:

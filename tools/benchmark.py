@@ -35,7 +35,7 @@ from saga_mm.analysis.measure import DTYPES
 from saga_mm.analysis.whole_models import HEADS, table_of_parts
 from saga_mm.apis import select_device
 from saga_mm.checkpoint import make_folder
-from saga_mm.cli import add_options, run_tool
+from saga_mm.cli import add_options, print_written, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -119,6 +119,7 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     make_folder(args.out)
     text = describe_machine(args)
+    files = [args.out / 'benchmark.md', args.out / 'results.jsonl']
     modes = [mode for mode in args.mode if mode != 'parts']
     if modes:
         rows = summarize(measure_all(args, modes, not args.no_flops), args.baseline)
@@ -126,15 +127,18 @@ def run(args: argparse.Namespace) -> None:
             f'; medians of {args.rounds} rounds, spread: their range.\n'
             f'Speed-up and memory ratio: against {Path(args.baseline).stem}.\n\n{table(rows)}'
         )
-        plot(rows, args.out / 'benchmark.png')
+        if any('error' not in row for row in rows):
+            files.append(args.out / 'benchmark.png')
+            plot(rows, files[-1])
     if 'parts' in args.mode:
         parts = measure_all(args, ['parts'], flops=False)
         text += (
             f'\n\nParts of the models, in inference; medians of {args.rounds} rounds.\n\n'
             f'{table_of_parts(parts)}'
         )
-    print(text)
-    write_text(args.out / 'benchmark.md', text)
+    write_text(files[0], text)
+    print(f'{text}\n')
+    print_written(*files)
 
 
 def measure_all(args: argparse.Namespace, modes: list[str], flops: bool) -> list[dict]:

@@ -25,7 +25,7 @@ from saga_mm.analysis.files import write_text
 from saga_mm.analysis.op_benchmark import OPS, benchmark, markdown
 from saga_mm.apis import select_device
 from saga_mm.checkpoint import make_folder
-from saga_mm.cli import add_options, run_tool
+from saga_mm.cli import add_options, print_written, run_tool
 
 TOKENS = (3136, 25600, 102400, 409600)
 SHAPES = ((1, 1, 32), (1, 2, 64), (1, 8, 64), (2, 16, 64), (32, 8, 32))
@@ -56,13 +56,15 @@ def run(args: argparse.Namespace) -> None:
     select_device(args.device)
     dtype = args.dtype or ('bfloat16' if args.device == 'cuda' else 'float32')
     make_folder(args.out_dir)
+    numbers, tables = args.out_dir / 'ops.json', args.out_dir / 'ops.md'
 
     def save(report: dict) -> None:
-        write_text(args.out_dir / 'ops.json', json.dumps(report, indent=1))
-        write_text(args.out_dir / 'ops.md', markdown(report))
+        write_text(numbers, json.dumps(report, indent=1))
+        write_text(tables, markdown(report))
 
     report = benchmark(args.op, args.device, dtype, args.tokens, args.shapes, args.seconds, save)
-    print(markdown(report))
+    print(f'{markdown(report)}\n')
+    print_written(numbers, tables)
 
 
 def main(argv: list[str] | None = None) -> None:

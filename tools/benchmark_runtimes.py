@@ -24,7 +24,7 @@ from saga_mm.analysis.files import write_text
 from saga_mm.analysis.runtimes import RUNTIMES, TESTED, load, measure, prepare, table
 from saga_mm.apis.export import AllBoxes, select
 from saga_mm.checkpoint import make_folder, use_safe_loading
-from saga_mm.cli import add_options, check_data, load_config, run_tool
+from saga_mm.cli import add_options, check_data, load_config, print_written, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> None:
         f'{torch.get_num_threads()} threads, torch {torch.__version__}\n\n{table(results)}'
     )
     write_text(args.out_dir / 'runtimes.md', text)
-    print(f'{text}\n\n{args.out_dir}/runtimes.md')
+    print(f'{text}\n')
+    print_written(args.out_dir / 'runtimes.md')
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from saga_mm.analysis.files import write_text
 from saga_mm.analysis.trainings import METRICS, best_rates, make_cell, measure, table
 from saga_mm.apis.runs import TRAINING
 from saga_mm.checkpoint import make_folder
-from saga_mm.cli import add_options, check_data, load_config, run_tool
+from saga_mm.cli import add_options, check_data, load_config, print_written, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -85,7 +85,9 @@ def run(args: argparse.Namespace) -> None:
     )
     text = '\n'.join(table(results))
     write_text(args.out_dir / 'trainings.md', text)
-    print(f'{text}\n\n{args.out_dir}/trainings.md')
+    print(f'{text}\n')
+    folders = [args.out_dir / Path(cfg.filename).stem for cfg in configs]
+    print_written(args.out_dir / 'trainings.md', args.out_dir / 'trainings.jsonl', *folders)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,7 +26,15 @@ from saga_mm.analysis.window_comparison import Comparison, Sample, draw, summary
 from saga_mm.analysis.windows import Window
 from saga_mm.apis import ImagePipeline, find_images, load_model, select_device
 from saga_mm.checkpoint import make_folder, printable
-from saga_mm.cli import add_options, byte_size, check_data, keep_freed_memory, load_config, run_tool
+from saga_mm.cli import (
+    add_options,
+    byte_size,
+    check_data,
+    keep_freed_memory,
+    load_config,
+    print_written,
+    run_tool,
+)
 from saga_mm.cli.types import find_datasets, name_of
 
 
@@ -127,11 +135,13 @@ def run(args: argparse.Namespace) -> None:
     for line in comparison.run(itertools.islice(samples(cfg, images), args.limit)):
         print(line, flush=True)
     text = summary(comparison.results, model.dataset_meta)
-    write_text(args.out_dir / 'windows.md', text)
-    print(f'\n{text}\n\n{args.out_dir}/windows.md')
+    files = [args.out_dir / 'windows.md']
+    write_text(files[0], text)
+    print(f'\n{text}\n')
     if comparison.shown is not None:
-        draw(comparison.shown, model.dataset_meta, args.out_dir / 'windows.png')
-        print(f'{args.out_dir}/windows.png')
+        files.append(args.out_dir / 'windows.png')
+        draw(comparison.shown, model.dataset_meta, files[1])
+    print_written(*files)
 
 
 def main(argv: list[str] | None = None) -> None:

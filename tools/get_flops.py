@@ -26,7 +26,7 @@ from saga_mm.analysis.cost import Cost
 from saga_mm.analysis.model_cost import model_cost, not_counted
 from saga_mm.apis import build_model
 from saga_mm.checkpoint import make_folder, write_atomically
-from saga_mm.cli import add_options, load_config, run_tool
+from saga_mm.cli import add_options, load_config, print_written, run_tool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         found = {name: vars(cost) for name, cost in costs.items()}
         write_atomically(args.json, json.dumps(found, indent=1).encode())
+        print_written(args.json)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from saga_mm.checkpoint import printable
-from saga_mm.cli import add_options, check_data, load_config, run_tool
+from saga_mm.cli import add_options, check_data, load_config, print_written, run_tool
 from saga_mm.own_data import survey_detection, survey_segmentation
 
 
@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> None:
     # what toolboxes print when they are imported is no part of the survey
     with contextlib.redirect_stdout(sys.stderr):
         check_data(load_config(out, {}, ('model',)), ('train', 'val'))
-    print('\nwrote ' + ', '.join(map(str, files)))
+    print()
+    print_written(*files)
     print(f'to train: python -m saga_mm train {shlex.quote(str(out))}')
 
 

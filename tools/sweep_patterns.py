@@ -32,10 +32,11 @@ from saga_mm.analysis.cells import run_cells
 from saga_mm.analysis.files import check_drawing, write_text
 from saga_mm.analysis.measure import DTYPES
 from saga_mm.analysis.patterns import draw, fill, make_cells, make_rows, measure, table
+from saga_mm.analysis.patterns import name_of as folder_of
 from saga_mm.apis import select_device
 from saga_mm.backbones.sola_vision import LINEAR, PRESETS, SoLAVision
 from saga_mm.checkpoint import make_folder
-from saga_mm.cli import add_options, check_data, load_config, run_tool
+from saga_mm.cli import add_options, check_data, load_config, print_written, run_tool
 from saga_mm.cli.types import name_of, resolve
 from saga_mm.registry import MODELS
 
@@ -125,9 +126,12 @@ def run(args: argparse.Namespace) -> None:
     )
     fill(rows, run_cells(cells, measure, args.out_dir / 'cells.jsonl'))
     text = '\n'.join([describe(args), '', *table(rows)])
-    write_text(args.out_dir / 'patterns.md', text)
-    draw(rows, args.out_dir / 'patterns.png')
-    print(f'{text}\n\n{args.out_dir}/patterns.md, {args.out_dir}/patterns.png')
+    files = [args.out_dir / name for name in ('patterns.md', 'patterns.png', 'cells.jsonl')]
+    write_text(files[0], text)
+    draw(rows, files[1])
+    print(f'{text}\n')
+    folders = [args.out_dir / folder_of(row) for row in rows] if args.train else []
+    print_written(*files, *folders)
 
 
 def main(argv: list[str] | None = None) -> None:

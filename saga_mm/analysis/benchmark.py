@@ -47,6 +47,26 @@ KNOWN: dict[str, dict] = {
         gap_before_final_norm=False,
     ),
 }
+# the names in pictures
+TITLES = {
+    **{f'saga_{arch}': f'SAGA-{arch.upper()}' for arch in 'tsml'},
+    **{f'sola_vision_{arch}': f'SoLA-Vision-{arch.upper()}' for arch in 'tsb'},
+    **{f'ravlt_{arch}': f'RAVLT-{arch.upper()}' for arch in 'tsbl'},
+    'pvt_t': 'PVT-T',
+    'pvt_t_sdpa': 'PVT-T with SDPA',
+    'pvtv2_b1': 'PVTv2-B1',
+    'mit_b1': 'MiT-B1',
+    'swin_t': 'Swin-T',
+    'resnet50': 'ResNet-50',
+    'convnext_t': 'ConvNeXt-T',
+    'upernet': 'UperNet',
+    'upernet128': 'UperNet of 128 channels',
+    'semantic_fpn': 'Semantic FPN',
+    'segformer_head': "SegFormer's head",
+    'mask_rcnn': 'Mask R-CNN',
+    'retinanet': 'RetinaNet',
+}
+MODES = dict(infer='inference', train='training step')
 # Takes the place of the number of a round if the cell counts FLOPs: the counter needs time and
 # memory of its own, so it must not run while these are measured.
 COUNT = 'count'
@@ -79,6 +99,18 @@ def is_known(name: str) -> bool:
     """Whether there is a model of this name in `KNOWN`, or a head on one of them."""
     head, plus, backbone = name.rpartition('+')
     return backbone in KNOWN and (head in HEADS or not plus)
+
+
+def title(name: str) -> str:
+    """The name of a model in pictures."""
+    if not is_known(name):
+        return Path(name).stem if Path(name).is_file() else name
+    return ' + '.join(TITLES[part] for part in name.split('+'))
+
+
+def is_ours(name: str) -> bool:
+    """Whether a model of `KNOWN`, alone or under a head, has a backbone of this project."""
+    return KNOWN.get(name.rpartition('+')[2], {}).get('type', '').startswith('saga_mm.')
 
 
 def call_whole(model: nn.Module, images: Tensor) -> object:
@@ -208,7 +240,7 @@ def summarize(results: list[dict], baseline: str) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """Format the rows of `summarize` as a table in Markdown."""
     lines = [
-        '| mode | dtype | side | model | parameters, M | GFLOPs | images/s | spread | ns/token '
+        '| mode | dtype | side | model | parameters, M | GFLOPs | images/s | spread | us/token '
         '| speed-up | peak memory, MiB | memory ratio |',
         '|---|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|',
     ]
@@ -222,7 +254,7 @@ def table(rows: list[dict]) -> str:
             f'{row["flops"] / 1e9:.1f}' if row['flops'] is not None else '',
             f'{1 / row["seconds"]:.3g}',
             f'{row["spread"]:.0%}',
-            f'{per_token(row):.0f}',
+            f'{per_token(row):.1f}',
             f'{row["speedup"]:.2f}' if 'speedup' in row else '',
             f'{row["bytes"] / 2**20:.0f}',
             f'{row["memory"]:.2f}' if 'memory' in row else '',
@@ -232,34 +264,54 @@ def table(rows: list[dict]) -> str:
 
 
 def per_token(row: dict) -> float:
-    """Nanoseconds per token of the finest map, of stride 4."""
-    return 1e9 * row['seconds'] / (row['size'] / 4) ** 2
+    """Microseconds per token of the finest map, of stride 4."""
+    return 1e6 * row['seconds'] / (row['size'] / 4) ** 2
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Draw speed and memory against the size of the image, for each mode and dtype."""
+    """Draw speed and memory against the size of the image, for each mode and dtype.
+
+    All axes are logarithmic, so that costs which grow with the number of pixels are parallel lines,
+    and models that differ a lot can be told apart. The models of this project have full lines.
+    Rows without a result are left out; there must be another one. So are values of 0.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    rows = [row for row in rows if 'error' not in row]
     groups = sorted({(row['mode'], row['dtype']) for row in rows})
     values = {
         'images per second': lambda row: 1 / row['seconds'],
+        # it is 0 for work that fits into memory that was free before
         'peak memory, MiB': lambda row: row['bytes'] / 2**20,
-        'ns per token': per_token,
+        'microseconds per token': per_token,
     }
-    figure = make_figure(13, 3.6 * len(groups))
+    figure = make_figure(13, 0.8 + 3.8 * len(groups))
     axes = figure.subplots(len(groups), 3, squeeze=False)
     models = list(dict.fromkeys(row['model'] for row in rows))
+    sizes = sorted({row['size'] for row in rows})
     for line, (mode, dtype) in zip(axes, groups, strict=True):
         for axis, (name, value) in zip(line, values.items(), strict=True):
-            for model in models:
+            for i, model in enumerate(models):
                 points = [
                     (row['size'], value(row))
                     for row in rows
                     if (row['mode'], row['dtype'], row['model']) == (mode, dtype, model)
-                    and 'error' not in row
+                    and value(row) > 0
                 ]
                 if points:
-                    axis.plot(*zip(*points, strict=True), marker='o', label=Path(model).stem)
-            axis.set(xlabel='side of the image, pixels', ylabel=name, title=f'{mode}, {dtype}')
-            axis.set_ylim(bottom=0)
+                    style = '-' if is_ours(model) else '--'
+                    axis.plot(*zip(*points, strict=True), f'C{i}o{style}', label=title(model))
+            if not axis.get_lines():
+                axis.set_axis_off()
+                continue
+            axis.set(xscale='log', yscale='log', xlabel='side of the image, pixels', ylabel=name)
+            axis.set_title(f'{MODES[mode]}, {dtype}')
+            axis.set_xticks(sizes, sizes)
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter('{x:g}')
+            axis.yaxis.set_minor_locator(NullLocator())
             axis.grid(alpha=0.3)
-        line[0].legend()
-    write_figure(path, figure, dpi=110)
+    lines = {line.get_label(): line for axis in axes[:, 0] for line in axis.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=5)
+    write_figure(path, figure, dpi=110, colors=256)

@@ -39,8 +39,23 @@ def make_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout='constrained')
 
 
-def write_figure(path: str | Path, figure: Figure, dpi: int) -> None:
-    """Write a figure as PNG."""
+def write_figure(path: str | Path, figure: Figure, dpi: int, colors: int | None = None) -> None:
+    """Write a figure as PNG.
+
+    Args:
+        path: File of the picture.
+        figure: The figure.
+        dpi: Pixels per inch.
+        colors: Number of colours that are kept, at most 256. Lines and maps of colours need no
+            more, and take half of the bytes then. Defaults to None, which keeps all.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=dpi)
+    if colors is not None:
+        from PIL import Image
+
+        with Image.open(buffer) as picture:
+            few = picture.convert('RGB').quantize(colors, dither=Image.Dither.NONE)
+        buffer = io.BytesIO()
+        few.save(buffer, format='png', optimize=True)
     write_atomically(path, buffer.getvalue())

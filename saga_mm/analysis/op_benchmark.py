@@ -293,7 +293,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         ', '.join(f'{key} {value}' for key, value in report['environment'].items()),
         '',
-        f'Copy: {report["copy_gb_per_s"]:.0f} GB/s. Milliseconds, forward / forward and backward.',
+        f'Copy: {report["copy_gb_per_s"]:.0f} GB/s. Microseconds, forward / forward and backward.',
         '',
         '| B, H, D | N | ' + ' | '.join(names) + ' | forward | backward |',
         '|---|---|' + '---|' * len(names) + '---|---|',
@@ -310,5 +310,5 @@ def markdown(report: dict[str, Any]) -> str:
 
 def text(cell: dict[str, Any]) -> str:
     if 'forward' in cell:
-        return f'{cell["forward"]:.3f} / {cell["both"]:.3f}'
+        return ' / '.join(f'{1e3 * cell[name]:,.1f}' for name in ('forward', 'both'))
     return cell.get('error', '')

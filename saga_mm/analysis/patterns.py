@@ -209,4 +209,4 @@ def draw(rows: Sequence[dict], path: Path) -> None:
         units = [f'{name}, {COLUMNS[name][2]}'.rstrip(', ') for name in pair]
         axes.set(xlabel=units[0], ylabel=units[1])
         axes.margins(0.3, 0.2)
-    write_figure(path, figure, dpi=120)
+    write_figure(path, figure, dpi=120, colors=256)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from ..checkpoint import write_atomically
 from .field import SHARES
-from .files import make_figure
+from .files import make_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.colors import Normalize
@@ -26,12 +23,7 @@ COLORS = 256
 
 
 def _save(figure: Figure, path: Path) -> None:
-    buffer, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=DPI)
-    with Image.open(buffer) as picture:
-        few = picture.convert('RGB').quantize(COLORS, dither=Image.Dither.NONE)
-    few.save(small, format='png', optimize=True)
-    write_atomically(path, small.getvalue())
+    write_figure(path, figure, DPI, COLORS)
 
 
 def in_order(found: Results) -> list[str]:

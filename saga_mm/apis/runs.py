@@ -177,7 +177,11 @@ def _run_test(
         _add_hook(runner, drawings)
     if out is not None:
         _save_predictions(runner, out)
-    return runner.test()
+    metrics = runner.test()
+    for written in (out, drawings and drawings.folder):
+        if written is not None:
+            print_log(f'wrote {written}', 'current')
+    return metrics
 
 
 def _set_precision(cfg: Config, amp: bool) -> None:

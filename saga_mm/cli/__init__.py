@@ -5,7 +5,7 @@ from .launch import prepare
 from .malloc import keep_freed_memory
 from .options import ConfigOptions, add_common_arguments, add_options, byte_size, load_config
 from .preflight import check_data
-from .tool import go_on, run_tool
+from .tool import go_on, print_written, run_tool
 
 __all__ = [
     'ConfigOptions',
@@ -18,5 +18,6 @@ __all__ = [
     'keep_freed_memory',
     'load_config',
     'prepare',
+    'print_written',
     'run_tool',
 ]

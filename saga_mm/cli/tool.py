@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from ..checkpoint import printable
 from ..stack import check_stack
 from .errors import command_line, describe
 
@@ -34,6 +35,11 @@ def run_tool(run: Callable[[argparse.Namespace], Result], args: argparse.Namespa
         if script.is_file() and sys.path[0] == str(script.parent):
             sys.path.append(sys.path.pop(0))
         return run(args)
+
+
+def print_written(*files: str | Path) -> None:
+    """Print the names of all files that a tool wrote, and of folders that it filled."""
+    print(f'wrote {", ".join(printable(str(file)) for file in files)}', flush=True)
 
 
 class go_on:

@@ -85,11 +85,11 @@ def test_ratios_failed_cells_and_resuming(tool, monkeypatch, tmp_path, capsys):
     assert [cell['model'] for cell in measured[:4]] == ['saga_t', 'pvt_t', 'swin_t', 'saga_t']
     assert len(measured) == 3 * 2 * (3 + 1)
     text = capsys.readouterr().out
-    assert text == (tmp_path / 'benchmark.md').read_text()
+    assert (tmp_path / 'benchmark.md').read_text() in text
     (row,) = (line for line in text.splitlines() if '| 64 | saga_t |' in line)
     # The median of 1, 2 and 3 s is 2 s; time and memory are a third of the baseline's.
     cells = [cell.strip() for cell in row.split('|')]
-    assert cells[5:13] == ['10.0', '2.0', '0.5', '100%', '7812500', '3.00', '1', '0.33']
+    assert cells[5:13] == ['10.0', '2.0', '0.5', '100%', '7812.5', '3.00', '1', '0.33']
     # FLOPs that could not be counted leave only a gap in the table.
     assert '| infer | fp32 | 64 | pvt_t | 10.0 |  | 0.167 |' in text
     assert '| infer | fp32 | 64 | swin_t | out of memory |' in text
@@ -188,8 +188,34 @@ def test_the_table_of_parts(tool, monkeypatch, tmp_path, capsys):
     options = ['--models', 'upernet+saga_t', 'upernet+swin_t', '--mode', 'parts', '--sizes', '64']
     tool('benchmark').main([*options, '--out', str(tmp_path)])
     text = capsys.readouterr().out
-    assert text == (tmp_path / 'benchmark.md').read_text()
+    assert (tmp_path / 'benchmark.md').read_text() in text
     assert '| fp32 | 64 | upernet+saga_t | backbone | 2 | 25% | 2 |\n' in text
     assert '| fp32 | 64 | upernet+saga_t | head | 6 | 75% | 6 |\n' in text
     assert '| fp32 | 64 | upernet+saga_t | sum | 8 | 100% | 6 |\n' in text
     assert '| fp32 | 64 | upernet+swin_t | out of memory |' in text
+
+
+def test_names_in_pictures():
+    for name in benchmark.KNOWN:
+        assert benchmark.title(name) == benchmark.TITLES[name]
+        assert benchmark.is_ours(name) == name.startswith(('saga', 'sola', 'ravlt'))
+    for head in benchmark.HEADS:
+        assert benchmark.title(f'{head}+pvt_t_sdpa').endswith(' + PVT-T with SDPA')
+    assert benchmark.title('mmdet.ResNet') == 'mmdet.ResNet'
+
+
+def test_axes_are_logarithmic_and_results_of_zero_are_left_out(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(benchmark, 'write_figure', lambda path, figure, **_: figures.append(figure))
+    row = dict(mode='infer', dtype='fp32', model='saga_t', bytes=0)
+    rows = [dict(row, size=size, seconds=size / 1e3) for size in (64, 128)]
+    benchmark.plot([*rows, dict(row, size=256, error='out of memory')], tmp_path / 'plot.png')
+    (figure,) = figures
+    speed, memory, times = figure.axes
+    assert {axis.get_xscale() for axis in (speed, times)} == {'log'}
+    assert {axis.get_yscale() for axis in (speed, times)} == {'log'}
+    assert not memory.get_lines()
+    (times,) = times.get_lines()
+    assert times.get_label() == 'SAGA-T'
+    assert list(times.get_ydata()) == pytest.approx([1e6 * 0.064 / 16**2, 1e6 * 0.128 / 32**2])
+    figure.savefig(tmp_path / 'plot.png')

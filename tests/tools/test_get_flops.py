@@ -9,7 +9,8 @@ def test_detector_part_by_part(tool, tiny_det, tmp_path, capsys):
     path = tmp_path / 'new' / 'cost.json'
     tool('get_flops').main([str(tiny_det), '--size', '48', '64', '--json', str(path)])
     rows = capsys.readouterr().out.splitlines()
-    names = [row.split('|')[1].strip() for row in rows[2:]]
+    names = [row.split('|')[1].strip() for row in rows[2:-1]]
+    assert rows[-1] == f'wrote {path}'
     assert names == [
         'backbone',
         'backbone.stages.0',
