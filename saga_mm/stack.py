@@ -60,6 +60,13 @@ def describe_missing_ops() -> str:
     )
 
 
+def describe_missing_toolbox(name: str) -> str:
+    """What to install for a toolbox that is missing, such as 'mmpretrain', beside this stack."""
+    if providers()['mmengine'] != {'onedl-mmengine'}:
+        return f'pip install {name}'
+    return f"pip install 'saga_mm[onedl{',pretrain' if name == 'mmpretrain' else ''}]'"
+
+
 def _import_names(distribution: Distribution) -> set[str]:
     # importlib.metadata.packages_distributions() is not used, because in Python 3.10 it reads only
     # top_level.txt, which some build back ends do not write.

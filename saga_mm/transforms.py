@@ -1,4 +1,4 @@
-"""Transforms that load what those of mmcv, mmdet and mmseg do not."""
+"""Transforms that load and crop what those of mmcv, mmdet and mmseg do not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import mmcv
 import numpy as np
-from mmcv.transforms import LoadAnnotations, LoadImageFromFile
+from mmcv.transforms import BaseTransform, LoadAnnotations, LoadImageFromFile
 from mmengine import fileio
 
 from .registry import TRANSFORMS
@@ -117,3 +117,35 @@ def encode_colors(colors: np.ndarray) -> np.ndarray:
 def decode_color(code: int) -> tuple[int, int, int]:
     """The colour of a number of `encode_colors`."""
     return code >> 16, code >> 8 & 255, code & 255
+
+
+@TRANSFORMS.register_module()
+class CropObject(BaseTransform):
+    """Crops an image to a square around the object that a sample is about.
+
+    The square is black where it extends beyond the image. Samples without `bbox` are unchanged.
+
+    Args:
+        context (float): The side of the square, in lengths of the longer side of the object's box.
+            Defaults to 1.2.
+
+    Raises:
+        ValueError: `context` is not positive.
+    """
+
+    def __init__(self, context: float = 1.2) -> None:
+        if not context > 0:
+            raise ValueError(f'context must be positive, got {context!r}')
+        self.context = context
+
+    def transform(self, results: dict) -> dict:
+        """Crop `img` (H, W, ...) around `bbox`, which is (x1, y1, x2, y2) in pixels."""
+        if 'bbox' in results:
+            x1, y1, x2, y2 = results['bbox']
+            side = max(1, round(self.context * max(x2 - x1, y2 - y1)))
+            left, top = round((x1 + x2 - side) / 2), round((y1 + y2 - side) / 2)
+            # mmcv counts the last pixel as part of a box
+            square = np.array([left, top, left + side - 1, top + side - 1])
+            results['img'] = mmcv.imcrop(results['img'], square, pad_fill=0)
+            results['img_shape'] = results['img'].shape[:2]
+        return results

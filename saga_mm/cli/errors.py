@@ -29,6 +29,10 @@ HINTS = {
         "an object has no mask ('segmentation' in a COCO file), which a mask head and "
         'LoadAnnotations(with_mask=True) need'
     ),
+    'operator torchvision::': (
+        'torchvision was built for another torch: install both from the same index, such as '
+        'https://download.pytorch.org/whl/cpu'
+    ),
     'Cannot find valid image': (
         'the pipeline leaves no sample: see whether the classes of the data set have the names of '
         'its annotations, and which objects its filters and crops keep'

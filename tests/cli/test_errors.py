@@ -72,6 +72,7 @@ def test_ctrl_c_is_no_error_of_syntax(capsys):
             TypeError("class `EncoderDecoder`: got an unexpected keyword argument 'pretrained'"),
             'set pretrained=None in model',
         ),
+        (RuntimeError('operator torchvision::nms does not exist'), 'from the same index'),
         (Exception('Cannot find valid image after 1000!'), 'whether the classes of the data set'),
     ],
 )

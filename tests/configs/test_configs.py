@@ -56,11 +56,11 @@ PROMISED = {
     *(
         f'classification/classifier_{method}_{name}.py'
         for method in ('saga', 'ravlt')
-        for name in ('s', 't', 't_tiny_imagenet50')
+        for name in ('s', 't', 't_demo', 't_tiny_imagenet50')
     ),
     *(
         f'classification/classifier_sola_vision_{name}.py'
-        for name in ('t', 's', 'b', 't_tiny_imagenet50')
+        for name in ('t', 's', 'b', 't_demo', 't_tiny_imagenet50')
     ),
 }
 SCOPES = dict(classification='mmpretrain', detection='mmdet', segmentation='mmseg')

@@ -1,20 +1,23 @@
 """The data set classes, pipelines and metrics of the toolboxes read the generated folders."""
 
 import dataclasses
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 import saga_mm  # noqa: F401  registers the data sets
-from saga_mm.datasets.scenes import CLASSES, LAYOUTS, make_scenes
+from saga_mm.datasets.scenes import CLASSES, LAYOUTS, make_scenes, scenes_cls_dataset
 
 SMALL = dict(train=6, val=4, size=(64, 80), progress=False)
 DET_PIPELINE = [
@@ -85,6 +88,39 @@ def test_segmentation(scenes):
         labels = cv2.imread(str(scenes / f'annotations/val/{path.stem}.png'), 0)
         np.testing.assert_array_equal(packed['data_samples'].gt_sem_seg.data[0], labels)
         assert packed['inputs'].shape == (3, 64, 80)
+
+
+@pytest.fixture
+def mmpretrain(monkeypatch):
+    """Stands in for mmpretrain, whose base class takes the folder of images as text."""
+
+    def base_dataset(data_prefix, **kwargs):
+        return BaseDataset(data_prefix=dict(img_path=data_prefix), **kwargs)
+
+    module = SimpleNamespace(BaseDataset=base_dataset)
+    monkeypatch.setitem(sys.modules, 'mmpretrain', SimpleNamespace(datasets=module))
+    monkeypatch.setitem(sys.modules, 'mmpretrain.datasets', module)
+
+
+@pytest.mark.parametrize('lazy_init', [False, True])
+def test_classification(scenes, mmpretrain, lazy_init):
+    data = scenes_cls_dataset(str(scenes), 'val', lazy_init, pipeline=[], test_mode=True)
+    assert data.metainfo['classes'] == CLASSES
+    data.full_init()
+    seen = {}
+    for i in range(len(data)):
+        sample = data[i]
+        path = Path(sample['img_path'])
+        assert path.is_file()
+        labels = cv2.imread(str(scenes / f'annotations/val/{path.stem}.png'), 0)
+        x1, y1, x2, y2 = sample['bbox']
+        found = seen.setdefault(path.stem, np.zeros_like(labels))
+        found[y1:y2, x1:x2][labels[y1:y2, x1:x2] == sample['gt_label'] + 1] = 1
+    # the boxes hold each object, and nothing is in none of them
+    assert len(seen) == 4
+    for stem, found in seen.items():
+        labels = cv2.imread(str(scenes / f'annotations/val/{stem}.png'), 0)
+        np.testing.assert_array_equal(found > 0, labels > 0)
 
 
 def test_arguments_go_to_the_real_data_set(scenes):

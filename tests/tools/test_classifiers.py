@@ -6,6 +6,7 @@ own, with a torchvision of which only the transforms are used.
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from saga_mm.backbones import SAGA
+from saga_mm.datasets.scenes import make_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / '.cache' / 'pretrain'
@@ -112,6 +114,33 @@ def test_from_images_to_the_backbone_of_a_detector_or_segmentor(run, data, tmp_p
     new = ('norms.0.', 'norms.1.', 'norms.2.')
     for name, value in backbone.state_dict().items():
         assert name.startswith(new) or torch.equal(value, trained[f'backbone.{name}']), name
+
+
+def test_demo_compares_segmentors_with_and_without_a_classifier(environment, tmp_path):
+    make_scenes(tmp_path / 'scenes', train=2, val=1, size=(64, 96), progress=False)
+    options = [
+        '--cfg-options',
+        'train_dataloader.batch_size=2',
+        'model.backbone.qk_norm=(2.0,-4.0)',
+    ]
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools/demo.py', '--pretrain', '--max-iters=1', *options],
+        cwd=tmp_path,
+        env={**environment, 'DATA_ROOT': str(tmp_path / 'scenes')},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'^classifier: \d+\.\d % of the objects of scenes', done.stdout, re.M)
+    report = r'^from \S+/classifier/epoch_5\.pth into the backbone: (\d+) loaded, 6 missing'
+    loaded = re.search(report, done.stdout, re.M)[1]
+    for name in ('scratch', 'the classifier'):
+        assert re.search(rf'^from {name}: mIoU \d+\.\d on 1 scenes', done.stdout, re.M)
+    folder = tmp_path / 'work_dirs/demo'
+    assert (folder / 'iter_1.pth').is_file() and (folder / 'pretrained/scenes.png').is_file()
+    log = ''.join(path.read_text() for path in folder.glob('pretrained/*/*.log'))
+    assert f'epoch_5.pth, weights: {loaded} loaded, 6 missing' in log
+    assert 'epoch_5.pth' not in ''.join(path.read_text() for path in folder.glob('2*/*.log'))
 
 
 def test_flops_are_counted(run):

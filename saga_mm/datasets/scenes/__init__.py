@@ -6,7 +6,7 @@ The modules, from the lowest level to the highest: `photos` (the photographs of 
 `writing` (a whole folder, complete or absent), `datasets` (the data sets that configs name).
 """
 
-from .datasets import scenes_det_dataset, scenes_seg_dataset
+from .datasets import scenes_cls_dataset, scenes_det_dataset, scenes_seg_dataset
 from .layouts import CLASSES, LAYOUTS, PALETTE
 from .writing import make_scenes
 
@@ -15,6 +15,7 @@ __all__ = [
     'LAYOUTS',
     'PALETTE',
     'make_scenes',
+    'scenes_cls_dataset',
     'scenes_det_dataset',
     'scenes_seg_dataset',
 ]

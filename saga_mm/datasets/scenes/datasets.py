@@ -1,4 +1,4 @@
-"""The scenes as data sets of mmdet and mmseg, made on first use.
+"""The scenes as data sets of mmdet, mmpretrain and mmseg, made on first use.
 
 The registry holds functions that import the toolbox when they are called and return an instance of
 its data set class.
@@ -6,6 +6,8 @@ its data set class.
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -66,6 +68,59 @@ def scenes_seg_dataset(data_root: str = 'data/scenes', split: str = 'train', **k
         metainfo=dict(classes=('background', *CLASSES), palette=[(0, 0, 0), *PALETTE]),
         **kwargs,
     )
+
+
+@DATASETS.register_module(name='ScenesClsDataset')
+def scenes_cls_dataset(
+    data_root: str = 'data/scenes', split: str = 'train', lazy_init: bool = False, **kwargs
+):
+    """The objects of the scenes for classification: each is a sample, with its box as `bbox`.
+
+    `saga_mm.CropObject` in the pipeline cuts the object out of its scene.
+
+    Args:
+        data_root (str): Folder in layout 'scenes', of whatever size; where there is none, the
+            default one is made there. Defaults to 'data/scenes'.
+        split (str): 'train' or 'val'. Defaults to 'train'.
+        lazy_init (bool): Leave it to `full_init` to read the objects. Defaults to False.
+        **kwargs: Options of mmpretrain's BaseDataset: pipeline, test_mode, ...
+
+    Returns:
+        mmpretrain.datasets.BaseDataset: A data set with metainfo `classes` and `palette`.
+    """
+    _provide(data_root, split)
+    from mmpretrain.datasets import BaseDataset
+
+    dataset = BaseDataset(
+        ann_file='',
+        data_root=data_root,
+        data_prefix=f'images/{split}',
+        metainfo=dict(classes=CLASSES, palette=PALETTE),
+        lazy_init=True,
+        **kwargs,
+    )
+    dataset.load_data_list = functools.partial(_objects, data_root, split)
+    if not lazy_init:
+        dataset.full_init()
+    return dataset
+
+
+def _objects(data_root: str, split: str) -> list[dict]:
+    """The samples of `ScenesClsDataset`: `bbox` is (x1, y1, x2, y2), in pixels."""
+    layout = LAYOUTS['scenes']
+    coco = json.loads(Path(data_root, layout.name(layout.instances or '', split)).read_text())
+    objects = []
+    for annotation in coco['annotations']:
+        x, y, width, height = annotation['bbox']
+        image = layout.name(layout.image, split, annotation['image_id'])
+        objects.append(
+            dict(
+                img_path=str(Path(data_root, image)),
+                gt_label=annotation['category_id'] - 1,
+                bbox=[x, y, x + width, y + height],
+            )
+        )
+    return objects
 
 
 def _provide(data_root: str, split: str) -> None:
