@@ -87,6 +87,71 @@ def test_pages_tell_what_the_index_tells(pages):
         assert models.with_costs(page) == page
 
 
+def numbers(cell):
+    """The numbers of a table's cell, such as '1.89, 43.8 / 40.0', of which there may be none."""
+    return [float(number) for number in re.findall(r'\d+\.\d+', cell)]
+
+
+def published(pages):
+    """Of each config, the numbers of its authors that the pages tell."""
+    ravlt = (
+        *('classifier_ravlt_{}', 'mask_rcnn_ravlt_{}', 'mask_rcnn_ravlt_{}_3x'),
+        *('retinanet_ravlt_{}', 'cascade_mask_rcnn_ravlt_{}_3x', 'upernet_ravlt_{}'),
+        'fpn_ravlt_{}',
+    )
+    sola = 'classifier_sola_vision_{}', 'mask_rcnn_sola_vision_{}', 'upernet_sola_vision_{}'
+    found = {}
+    table = pages['ravlt'].partition('Published by the authors')[2].partition('\n## ')[0]
+    for size, cells in re.findall(r'^\| RAVLT-(\w) (\|.*\|)$', table, re.M):
+        for name, cell in zip(ravlt, cells.strip('|').split('|'), strict=True):
+            found[name.format(size.lower())] = numbers(cell)
+    for size, cells in re.findall(r'\n\| (\w) \| [\d.]+M \|(.*)\|', pages['sola_vision']):
+        for name, cell in zip(sola, cells.split('|'), strict=True):
+            # the first number is that of FLOPs
+            found[name.format(size.lower())] = numbers(cell)[1:]
+    return {name: values for name, values in found.items() if values}
+
+
+def measured():
+    """Of each config, what the page on small runs reports of it."""
+    page = (ROOT / 'docs/benchmarks/learning.md').read_text()
+    found = {}
+    rows = re.findall(r'^\|[^|]*\| `(\w+)\.py`[^|]*\|.*\| (.* mIoU|.* AP .*) \|', page, re.M)
+    for name, result in rows:
+        aps = re.findall(r'(?:box|mask) AP (\d+\.\d)', result)
+        found[name] = [float(value) for value in aps or re.findall(r'(\d+\.\d) mIoU', result)]
+    return found
+
+
+@pytest.mark.parametrize('origin', ['published', 'measured here'])
+def test_index_tells_results_by_their_origin(metafile, pages, origin):
+    expected = published(pages) if origin == 'published' else measured()
+    assert len(expected) > 4
+    found = {}
+    for model in metafile['Models']:
+        for result in model.get('Results', ()):
+            assert result['Dataset'] == model['Metadata']['Training Data']
+            for metric, value in result['Metrics'].items():
+                assert metric.endswith((' (published)', ' (measured here)'))
+                if metric.endswith(f' ({origin})'):
+                    found.setdefault(model['Name'], []).append(value)
+    names = {model['Name'] for model in metafile['Models']}
+    assert found == {name: values for name, values in expected.items() if name in names}
+
+
+def test_index_names_the_weights_of_the_authors_as_theirs(metafile):
+    weights = {model['Name']: model for model in metafile['Models'] if 'Weights' in model}
+    assert len(weights) == 19
+    assert all('_ravlt_' in name for name in weights)
+    urls = {model['Weights'] for model in weights.values()}
+    assert len(urls) == len(weights)
+    for model in weights.values():
+        size = re.search(r'ravlt_(\w)', model['Name'])[1]
+        address = rf'https://huggingface\.co/aldjalkdf/RAVLT/resolve/main/\w+_{size}(_\w+)?\.pth'
+        assert re.fullmatch(address, model['Weights'], re.IGNORECASE)
+        assert model['Weights From'] == 'the authors of RAVLT'
+
+
 # those of SoLA-Vision take long, because WKV is many operators
 @pytest.mark.parametrize('method', ['saga', 'ravlt'])
 def test_index_tells_what_models_cost(method):
