@@ -24,8 +24,10 @@ def outside_autocast(
     @functools.wraps(function)
     def call(x: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
         device = x.device.type
-        # Devices without autocast, such as meta, refuse to be asked whether it is enabled.
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        # Devices without autocast, such as meta, refuse to be asked whether it is enabled. The
+        # compiler of torch 2.11 can't trace the question whether a device has it.
+        known = torch.compiler.is_dynamo_compiling() or torch.amp.is_autocast_available(device)
+        if x.is_meta or not known or not torch.is_autocast_enabled(device):
             return function(x, *args, **kwargs)
         with torch.autocast(device, enabled=False):
             return function(x, *args, **kwargs)

@@ -206,6 +206,15 @@ def test_auto_says_its_choice_once(monkeypatch, caplog):
     assert caplog.messages[0].startswith('gated_linear_attention runs as reference (')
 
 
+def test_compiles_where_dynamo_can_not_ask_for_autocast(monkeypatch):
+    # as in torch 2.11
+    available = torch.compiler.disable(torch.amp.is_autocast_available)
+    monkeypatch.setattr(torch.amp, 'is_autocast_available', available)
+    packed = torch.randn(1, 20, 5, 2, 8)
+    compiled = torch.compile(gated_linear_attention, fullgraph=True, backend='aot_eager')
+    torch.testing.assert_close(compiled(packed), gated_linear_attention(packed))
+
+
 def test_compiles_without_a_graph_break_and_exports_with_dynamic_tokens():
     packed = torch.randn(1, 20, 5, 2, 8)
     truth = gated_linear_attention(packed)
