@@ -25,7 +25,10 @@ PROMISED = {
         for name in ('cascade_mask_rcnn', 'retinanet', 'rtmdet', 'deformable_detr')
     ),
     *(f'segmentation/upernet_saga_{name}.py' for name in 'tsm'),
-    *(f'segmentation/upernet_saga_t_{name}.py' for name in ('camvid', 'demo', 'nuclei', 'padmask')),
+    *(
+        f'segmentation/upernet_saga_t_{name}.py'
+        for name in ('camvid', 'demo', 'idrid', 'nuclei', 'padmask')
+    ),
     *(f'segmentation/{name}_saga_t.py' for name in ('fpn', 'deeplabv3plus', 'mask2former')),
     *(
         f'segmentation/{head}_saga_t{data}.py'
@@ -102,16 +105,28 @@ def test_is_complete(any_config_path, load_config):
     assert cfg.default_scope != 'mmseg' or 'tta_model' in cfg
 
 
-@pytest.mark.parametrize('task', ['classification', 'segmentation'])
-def test_compared_models_differ_in_the_backbone_only(config_dir, load_config, task):
-    paths = sorted((config_dir / task / 'compare').glob('*.py'))
+SEVEN = {'saga', 'saga_ungated', 'sola_vision', 'ravlt', 'pvt', 'pvtv2', 'swin'}
+
+
+@pytest.mark.parametrize(
+    ('folder', 'expected'),
+    [
+        ('classification/compare', SEVEN),
+        ('segmentation/compare', SEVEN),
+        ('segmentation/compare_idrid', {'saga', 'pvt'}),
+    ],
+)
+def test_compared_models_differ_in_the_backbone_only(config_dir, load_config, folder, expected):
+    paths = sorted((config_dir / folder).glob('*.py'))
     names = {path.stem for path in paths}
-    assert names >= {'saga', 'saga_ungated', 'sola_vision', 'ravlt', 'pvt', 'pvtv2', 'swin'}
+    assert names >= expected
     others = []
     for path in paths:
         cfg = load_config(path).to_dict()
         backbone = cfg['model'].pop('backbone')
-        assert backbone.get('out_indices') == ((3,) if task == 'classification' else None)
+        assert backbone.get('out_indices') == (
+            (3,) if cfg['default_scope'] == 'mmpretrain' else None
+        )
         cfg['model'].get('decode_head', {}).pop('in_channels', None)
         others.append(cfg)
     assert all(cfg == others[0] for cfg in others)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +120,7 @@ SETS = [
     ('segmentation/upernet_saga_t.py', 'ade20k'),
     ('segmentation/upernet_saga_t_camvid.py', 'camvid'),
     ('segmentation/segformer_head_saga_t_idrid.py', 'idrid'),
+    ('segmentation/compare_idrid/saga.py', 'idrid'),
     ('segmentation/upernet_saga_t_demo.py', 'scenes'),
     ('segmentation/upernet_saga_t_nuclei.py', 'nuclei'),
 ]
@@ -145,6 +148,24 @@ def test_reads_its_layout(config, name, split, load_config, layouts, monkeypatch
         labels = set(sample.gt_sem_seg.data.unique().tolist())
         assert len(labels) > 1
         assert labels <= {*range(classes), 255}
+
+
+@pytest.mark.parametrize('config', ['saga', 'pvt'])
+def test_documented_widths_of_idrid(config, load_config, layouts, monkeypatch):
+    page = Path(__file__).parents[2] / 'docs/benchmarks/learning.md'
+    keys = re.findall(r'"(\w+_dataloader\.\S+)=\(\$width,\$width\)"', page.read_text())
+    assert len(keys) == 3
+    monkeypatch.setenv('DATA_ROOT', str(layouts('idrid')))
+    cfg = load_config(f'segmentation/compare_idrid/{config}.py')
+    cfg.merge_from_dict(dict.fromkeys(keys, (512, 512)))
+    # images have 48x40 pixels
+    for split in ('val', 'test'):
+        item = DATASETS.build(cfg[f'{split}_dataloader'].dataset)[0]
+        assert item['inputs'].shape == (3, 427, 512)
+        assert item['data_samples'].gt_sem_seg.shape == (40, 48)
+    train = cfg.train_dataloader.dataset.pipeline
+    assert (train[2].type, train[2].scale) == ('RandomResize', (512, 512))
+    assert DATASETS.build(cfg.train_dataloader.dataset)[0]['inputs'].shape == (3, 256, 256)
 
 
 def test_ade20k_ignores_label_zero(load_config, layouts, monkeypatch):
