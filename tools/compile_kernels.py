@@ -34,6 +34,7 @@ from saga_kernels.launch import (
     NUM_STAGES,
     WKV_CHANNELS,
     WKV_STEPS,
+    alignment,
     decay_chunk,
     padded_dim,
     product_precision,
@@ -79,6 +80,7 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
     block, num_warps = tile_config(op, phase, DTYPES[dtype], dim)
     constants = dict(
         D=dim, BD=padded_dim(dim), BN=block, BE=MERGED, L=decay_chunk(DTYPES[dtype], dim),
+        ALIGN=alignment(dim),
         GATED=gated, PARTS=5 if gated else 3, ELU=elu,
         PRECISION=product_precision(dim, nvidia=target.startswith('sm')),
     )  # fmt: skip
@@ -96,11 +98,10 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
             signature[name] = '*' + special.get(name, dtype)
         else:
             signature[name] = 'fp32' if name == 'eps' else 'i32'
-    aligned = ('p_', 'x_', 'do_', 'k_', 'v_', 'C') if dim % 16 == 0 else ('p_',)
     attributes = {
         (index,): [['tt.divisibility', 16]]
         for index, name in enumerate(function.arg_names)
-        if name.startswith(aligned) and name not in constants
+        if name.startswith('p_') and name not in constants
     }
     source = ASTSource(function, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(
@@ -112,8 +113,18 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
         target=target, op=op, kernel=phase, dtype=dtype, D=dim, gated=gated, elu=elu,
         masked=masked, block=block, warps=num_warps, **resources(compiled, target),
         **loop_counts(compiled, target, block, num_warps, dim),
-        shared=compiled.metadata.shared,
+        shared=compiled.metadata.shared, specialized=specialized(function),
     )  # fmt: skip
+
+
+def specialized(function):
+    """Numbers for whose values Triton compiles a kernel anew."""
+    return [
+        param.name
+        for param in function.params
+        if not param.is_constexpr and not param.do_not_specialize
+        if not param.name.startswith('p_') and param.name != 'eps'
+    ]
 
 
 def resources(compiled, target):
@@ -132,8 +143,9 @@ def resources(compiled, target):
 
 def loop_counts(compiled, target, block, num_warps, dim):
     """What the longest loop of a kernel takes, for NVIDIA GPUs: instructions of a warp per token,
-    results of the special-function unit (exp2, rsqrt, reciprocals) per token and channel, and
-    whether the loop touches local memory, where spilled registers are."""
+    results of the special-function unit (exp2, rsqrt, reciprocals) per token and channel, whether
+    the loop touches local memory, where spilled registers are, and the bytes of its loads from
+    global memory, by thread."""
     if not target.startswith('sm'):
         return {}
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
@@ -156,20 +168,32 @@ def loop_counts(compiled, target, block, num_warps, dim):
     return dict(
         instructions=round(len(loop) * num_warps / block, 1),
         special=round(special * 32 * num_warps / (block * dim), 2),
+        loads=sorted(
+            {width(load[1]) for line in loop if (load := re.search(r'\bLDG(?:STS)?(\.\S*)', line))}
+        ),
         local=any(re.search(r'\b(LDL|STL)\b', instruction) for instruction in loop),
     )
 
 
+def width(suffixes):
+    """Bytes that a load with these suffixes moves to one thread."""
+    sizes = dict(U8=1, S8=1, U16=2, S16=2) | {'64': 8, '128': 16}
+    return next((sizes[suffix] for suffix in suffixes.split('.') if suffix in sizes), 4)
+
+
 def quick_cases():
-    """At most 68: every kernel in half precision at D = 64 for the GPUs that must not spill, the
-    gated ones with a mask, and all once more with everything else different, for one GPU after the
-    other."""
+    """At most 71: every kernel in half precision at D = 64 for the GPUs that must not spill, the
+    gated ones with a mask, two with a head dim that 16 does not divide, the one that takes most
+    shared memory, and all once more with everything else different, for one GPU after the other."""
     for (op, phase), target in itertools.product(CASES, ('sm_80', 'sm_90')):
         yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=64)
     for phase in KERNELS['gated']:
         yield dict(
             target='sm_80', op='gated', phase=phase, dtype='bf16', dim=48, elu=False, masked=True
         )
+    for phase in ('kv_forward', 'out_forward'):
+        yield dict(target='sm_80', op='gated', phase=phase, dtype='bf16', dim=24)
+    yield dict(target='sm_80', op='gated', phase='kv_backward', dtype='fp32', dim=128)
     for index, (op, phase) in enumerate(CASES):
         yield dict(
             target=list(TARGETS)[index % 4], op=op, phase=phase,

@@ -8,6 +8,7 @@ program takes, so a new resolution compiles nothing.
 import contextlib
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -296,15 +297,26 @@ def precision(packed: Tensor) -> str:
     return product_precision(packed.shape[-1], nvidia)
 
 
+def strides(x: Tensor) -> tuple[int, ...]:
+    """Strides of a tensor; zero where an axis has length one, whose stride is arbitrary."""
+    return tuple(0 if n == 1 else stride for n, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def alignment(*sizes: int) -> int:
+    """The largest power of two, at most 16, that divides all sizes; a kernel is compiled for it."""
+    return math.gcd(16, *sizes)
+
+
 def run(kernel, launch: Launch, packed: Tensor, mask: Tensor | None, **arguments) -> None:
     """Launch a kernel over the tokens of a packed projection (B, N, parts, H, D)."""
     _, tokens, _, heads, dim = packed.shape
-    x_b, x_n, _, x_h, _ = packed.stride()
+    x_b, x_n, _, x_h, _ = strides(packed)
+    others = (size for name, size in arguments.items() if name in ('x_p', 'do_b', 'do_n', 'do_h'))
     mask_b, mask_n = (0, 0) if mask is None else mask.stride()
     with on_device(packed):
         kernel[(launch.programs,)](
             p_x=packed, p_mask=mask, N=tokens, H=heads, SPAN=launch.span,
             x_b=x_b, x_n=x_n, x_h=x_h, mask_b=mask_b, mask_n=mask_n,
-            D=dim, BD=padded_dim(dim), BN=launch.block,
-            num_warps=launch.num_warps, num_stages=NUM_STAGES, **arguments,
+            D=dim, BD=padded_dim(dim), BN=launch.block, num_warps=launch.num_warps,
+            ALIGN=alignment(dim, x_b, x_n, x_h, *others), num_stages=NUM_STAGES, **arguments,
         )  # fmt: skip

@@ -4,12 +4,19 @@ Legend: N tokens, H heads, D head dim; i_ program ids, o_ offsets, m_ masks, p_ 
 
 A state is a (D + 1, D) block of fp32: D rows of S, then z.
 
-The kernels name their sizes in `do_not_specialize`: otherwise Triton would compile them anew for a
-size that is 1 or a multiple of 16, and so for some image sizes.
+Triton would compile a kernel anew for a size or stride that is 1 or a multiple of 16, and so for
+some image sizes and masks. `SIZES` keep it from that. What it then does not know of the strides,
+`aligned` tells it.
 """
 
 import triton
 import triton.language as tl
+
+# The arguments of the kernels that are no pointers and no options of the compiler.
+SIZES = (
+    'N', 'H', 'SPAN', 'HEIGHT', 'WIDTH', 'C', 'CHUNKS', 'SPLITS', 'x_b', 'x_n', 'x_p', 'x_h', 'k_b',
+    'k_n', 'v_b', 'v_n', 'w_b', 'u_b', 'do_b', 'do_n', 'do_h', 'mask_b', 'mask_n',
+)  # fmt: skip
 
 
 @triton.jit
@@ -23,6 +30,18 @@ def program_range(N, H, SPAN):
     # Partial states are ordered (B, H, splits).
     i_partial = (i_b * H + i_h).to(tl.int64) * splits + i_s
     return i_b.to(tl.int64), i_h.to(tl.int64), i_partial, begin, tl.minimum(begin + SPAN, N)
+
+
+@triton.jit
+def aligned(sizes, ALIGN: tl.constexpr):
+    """The same sizes, which the compiler now knows to be multiples of ALIGN.
+
+    Otherwise it would load the channels of a token one by one.
+    """
+    known = ()
+    for i in tl.static_range(len(sizes)):
+        known = known + (sizes[i] // ALIGN * ALIGN,)
+    return known
 
 
 @triton.jit
@@ -93,6 +112,18 @@ def slope(scale, y, ELU: tl.constexpr):
 def safe_div(x, z):
     """x / z, and x where z is zero: every k' of that channel is zero then, and so is x."""
     return x / tl.where(z == 0, 1.0, z)
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """a b; in fp16, the rows of a are divided by their largest element meanwhile, as small numbers
+    would lose digits."""
+    if b.dtype == tl.float16:
+        b_max = tl.max(tl.abs(a), 1)[:, None]
+        b_max = tl.where(b_max > 2.0**-120, b_max, 1.0)
+        return tl.dot((a * (1.0 / b_max)).to(tl.float16), b) * b_max
+    else:
+        return tl.dot(a.to(b.dtype), b, input_precision=PRECISION)
 
 
 @triton.jit

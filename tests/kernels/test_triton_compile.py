@@ -25,7 +25,7 @@ def rows():
 
 
 def test_every_kernel_and_every_target(rows):
-    assert len(rows) <= 68
+    assert len(rows) <= 71
     compiled = {(row['op'], row['kernel']) for row in rows}
     assert compiled == {(op, kernel) for op, kernels in KERNELS.items() for kernel in kernels}
     assert {row['target'] for row in rows} == set(SHARED)
@@ -69,3 +69,13 @@ def test_loops_of_gated_compute_each_element_once(rows, kernel, special, instruc
         assert 0 < row['special'] * row['D'] <= 1.5 * special * 64
         assert 0 < row['instructions'] <= instructions
         assert not row['local']
+
+
+def test_head_dims_that_16_does_not_divide_are_loaded_16_bytes_at_a_time(rows):
+    chosen = [row for row in rows if row['op'] == 'gated' and row['D'] == 24 and not row['masked']]
+    assert len(chosen) >= 2
+    assert [row['loads'] for row in chosen] == [[16]] * len(chosen)
+
+
+def test_no_kernel_is_compiled_anew_for_a_size_or_a_stride(rows):
+    assert not {name for row in rows for name in row['specialized']}

@@ -3,6 +3,7 @@
 They run on a GPU if there is one, and in Triton's interpreter otherwise.
 """
 
+import math
 import subprocess
 import sys
 
@@ -97,6 +98,18 @@ def test_half_precision_neither_overflows_nor_fades(dtype, gate, triton_device):
         floor = 2.0**-25 * exact.numel() ** 0.5 if dtype == torch.float16 else 0
         error = (value.double() - exact).norm().item()
         assert error <= BOUNDS[dtype] * exact.norm().item() + floor
+
+
+@pytest.mark.parametrize('gate', [-14.0, -40.0])
+def test_closed_gates_do_not_fade_in_fp16(gate, triton_device):
+    # The smallest number of fp16 is e^-16.6, with a single digit.
+    packed = packed_of(200, 16, dtype=torch.float16, device=triton_device, batch=1)
+    packed[:, :, 3] += gate
+    grad_out = torch.randn(1, 200, 2, 16).to(triton_device, torch.float16)
+    eps = 1e-6 * math.exp(gate)
+    values = run(packed, grad_out, eps=eps)
+    for value, exact in zip(values, truth(packed, grad_out, eps=eps), strict=True):
+        assert rms_ratio(value, exact) <= BOUNDS[torch.float16]
 
 
 @pytest.mark.parametrize('part', range(5))

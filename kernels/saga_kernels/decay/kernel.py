@@ -46,13 +46,17 @@ from ..launch import (
     padded_dim,
     precision,
     run,
+    strides,
     tile_config,
 )
 from ..tiles import (
+    SIZES,
+    aligned,
     live,
     load,
     load_state,
     phi,
+    product,
     program_range,
     safe_div,
     slope,
@@ -76,30 +80,20 @@ def weight(rate, distance):
 
 
 @triton.jit
-def product(a, b, PRECISION: tl.constexpr):
-    """a b; in fp16, the rows of a are divided by their largest element meanwhile."""
-    if b.dtype == tl.float16:
-        b_max = tl.max(tl.abs(a), 1)[:, None]
-        b_max = tl.where(b_max > 0, b_max, 1.0)
-        return tl.dot((a / b_max).to(tl.float16), b) * b_max
-    else:
-        return tl.dot(a.to(b.dtype), b, input_precision=PRECISION)
-
-
-@triton.jit
 def add_tokens(b_s, b_z, b_k, b_v, b_one, PRECISION: tl.constexpr):
     """Add the tokens of a tile to a state; z adds up b_one in place of the values."""
     b_s += product(tl.trans(b_k), b_v, PRECISION)
     return b_s, b_z + tl.sum(b_k * b_one, 0)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'HEIGHT', 'WIDTH'])
+@triton.jit(do_not_specialize=SIZES)
 def state_forward(
     p_x, p_mask, p_decay, p_state, N, H, SPAN, HEIGHT, WIDTH, x_b, x_n, x_p, x_h, mask_b, mask_n,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P and R of each chunk, from k and v."""
+    x_b, x_n, x_p, x_h = aligned((x_b, x_n, x_p, x_h), ALIGN)
     i_b, i_h, i_chunk, begin, end = program_range(N, H, SPAN)
     rate = tl.load(p_decay + i_h)
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
@@ -125,7 +119,7 @@ def state_forward(
     store_state(p_state + (D + 1) * D, b_r, b_zr, o_d, D)
 
 
-@triton.jit(do_not_specialize=['C', 'H'])
+@triton.jit(do_not_specialize=SIZES)
 def scan(
     p_state, p_decay, p_other, p_partial, C, H,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, L: tl.constexpr, PRECISION: tl.constexpr,
@@ -160,14 +154,15 @@ def scan(
         tl.store(p_partial + i, tl.sum(b_sum, 0) * (L * tl.exp(decay * (L + 1))))
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'HEIGHT', 'WIDTH'])
+@triton.jit(do_not_specialize=SIZES)
 def out_forward(
     p_x, p_mask, p_decay, p_state, p_out, p_r, N, H, SPAN, HEIGHT, WIDTH,
     x_b, x_n, x_p, x_h, mask_b, mask_n, eps,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, L: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr, L: tl.constexpr,
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o and r of one tile, from q, k, v of its chunk and the states F and B."""
+    x_b, x_n, x_p, x_h = aligned((x_b, x_n, x_p, x_h), ALIGN)
     i_b, i_h, _, begin, _ = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     rate = tl.load(p_decay + i_h)
@@ -209,14 +204,15 @@ def out_forward(
     tl.store(p_r + i_head * N + o_p, b_r, mask=o_p < N)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'HEIGHT', 'WIDTH'])
+@triton.jit(do_not_specialize=SIZES)
 def state_backward(
     p_x, p_mask, p_decay, p_out, p_do, p_r, p_delta, p_state, N, H, SPAN, HEIGHT, WIDTH,
     x_b, x_n, x_h, mask_b, mask_n, do_b, do_n, do_h,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """delta, and the states of each chunk that become GF and GB, from q, o, do and r."""
+    x_b, x_n, x_h, do_b, do_n, do_h = aligned((x_b, x_n, x_h, do_b, do_n, do_h), ALIGN)
     i_b, i_h, i_chunk, begin, end = program_range(N, H, SPAN)
     rate = tl.load(p_decay + i_h)
     i_row = (i_b * H + i_h) * N
@@ -291,15 +287,16 @@ def key_across(
     return b_dk, b_dv, b_decay
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'HEIGHT', 'WIDTH'])
+@triton.jit(do_not_specialize=SIZES)
 def token_backward(
     p_x, p_mask, p_decay, p_state, p_dstate, p_do, p_r, p_delta, p_dx, p_partial,
     N, H, SPAN, HEIGHT, WIDTH, x_b, x_n, x_p, x_h, mask_b, mask_n, do_b, do_n, do_h,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, L: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr, L: tl.constexpr,
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, dv and a partial sum of dlog_decay, of one tile, from q, k, v, do, r, delta of its
     chunk and the states F, B, GF, GB."""
+    x_b, x_n, x_p, x_h, do_b, do_n, do_h = aligned((x_b, x_n, x_p, x_h, do_b, do_n, do_h), ALIGN)
     i_b, i_h, i_tile, begin, _ = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     rate = tl.load(p_decay + i_h)
@@ -406,7 +403,7 @@ def backward(
     # The gradient of a sum comes from autograd as an expanded tensor, with strides of zero.
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    do_b, do_n, do_h, _ = grad_out.stride()
+    do_b, do_n, do_h, _ = strides(grad_out)
     options = _options(qkv, log_decay, width, elu)
     delta, dstate = torch.empty_like(r), _new_states(qkv)
     options |= dict(p_r=r, p_delta=delta, p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h)

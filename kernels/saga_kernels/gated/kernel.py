@@ -13,7 +13,8 @@ Backward    t = do A^T,  delta = w . t = do . o
 
 A row of A is an average of v', and w lies in [0, 1]. So no operand grows with N, and half precision
 neither overflows nor loses small terms on large images; o is still phi(q) S / (phi(q) . z + eps)
-exactly. The backward pass does not need the output.
+exactly. In fp16, k' is divided by the largest of its channel before it becomes an operand, because
+nearly closed gates make it too small. The backward pass does not need the output.
 
 Each program takes `span` tokens of one head and writes a partial state, S and z or G and g. Partial
 states are summed in a fixed order, so that results are repeatable bit by bit.
@@ -29,13 +30,17 @@ from ..launch import (
     new_states,
     precision,
     run,
+    strides,
     sum_partials,
 )
 from ..tiles import (
+    SIZES,
+    aligned,
     live,
     load,
     load_state,
     phi,
+    product,
     program_range,
     safe_div,
     sigmoid,
@@ -46,13 +51,14 @@ from ..tiles import (
 )
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN'])
+@triton.jit(do_not_specialize=SIZES)
 def kv_forward(
     p_x, p_mask, p_partial, N, H, SPAN, x_b, x_n, x_p, x_h, mask_b, mask_n,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
     GATED: tl.constexpr, ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Partial S and z from k, v and the gate logits."""
+    x_b, x_n, x_p, x_h = aligned((x_b, x_n, x_p, x_h), ALIGN)
     i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
@@ -71,18 +77,19 @@ def kv_forward(
             b_k *= sigmoid(load(p_k + x_p + x_p + o, m))
             b_v *= sigmoid(load(p_k + x_p + x_p + x_p + o, m))
         b_k = tl.where(m, b_k, 0.0)
-        b_s = tl.dot(tl.trans(b_k.to(T)), b_v.to(T), b_s, input_precision=PRECISION)
+        b_s += product(tl.trans(b_k), b_v.to(T), PRECISION)
         b_z += b_k
     store_state(p_partial + i_partial * (D + 1) * D, b_s, tl.sum(b_z, 0), o_d, D)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN'])
+@triton.jit(do_not_specialize=SIZES)
 def out_forward(
     p_x, p_mask, p_state, p_out, N, H, SPAN, x_b, x_n, x_h, mask_b, mask_n, eps,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o from q and the state."""
+    x_b, x_n, x_h = aligned((x_b, x_n, x_h), ALIGN)
     i_b, i_h, _, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_q = p_x + i_b * x_b + i_h * x_h
@@ -100,14 +107,15 @@ def out_forward(
         store(p_o + tile(o_n, o_d, H * D), b_o, m_n, m_inside)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN'])
+@triton.jit(do_not_specialize=SIZES)
 def q_backward(
     p_x, p_mask, p_state, p_do, p_dx, p_partial, N, H, SPAN,
     x_b, x_n, x_h, mask_b, mask_n, do_b, do_n, do_h, eps,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr, PARTS: tl.constexpr,
     ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, and partial G and g, from q, do and the state."""
+    x_b, x_n, x_h, do_b, do_n, do_h = aligned((x_b, x_n, x_h, do_b, do_n, do_h), ALIGN)
     i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_q = p_x + i_b * x_b + i_h * x_h
@@ -139,13 +147,14 @@ def q_backward(
     store_state(p_partial + i_partial * (D + 1) * D, b_s, tl.sum(b_g, 0), o_d, D)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN'])
+@triton.jit(do_not_specialize=SIZES)
 def kv_backward(
     p_x, p_mask, p_state, p_dstate, p_dx, N, H, SPAN, x_b, x_n, x_p, x_h, mask_b, mask_n,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
     GATED: tl.constexpr, ELU: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk, dv, da, db from k, v, a, b and the gradient of the state."""
+    x_b, x_n, x_p, x_h = aligned((x_b, x_n, x_p, x_h), ALIGN)
     i_b, i_h, _, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     PARTS: tl.constexpr = 5 if GATED else 3
@@ -163,8 +172,18 @@ def kv_backward(
     scale = tl.where(scale > 0, scale, 1.0)
     b_ds = (b_ds / scale).to(T)
     b_dst = tl.trans(b_ds)
+    larger = 1.0
+    smaller = 1.0
+    if GATED and p_x.dtype.element_ty == tl.float16:
+        # If gates a are nearly closed, they and k' are made larger, at most to 2^15, as k' <= z.
+        larger = tl.maximum(2.0**15 / tl.maximum(tl.max(b_z, 0), 2.0**-100), 1.0)
+        smaller = 1.0 / larger
+        scale *= smaller
+        b_dz *= smaller
     m_d = (o_d < D)[None, :]
-    for n in range(begin, end, BN):
+    # To load the next tile meanwhile would take more shared memory than some GPUs have, 99 KiB.
+    STAGES: tl.constexpr = 1 if BD * T.primitive_bitwidth > 64 * 32 else 2
+    for n in tl.range(begin, end, BN, num_stages=STAGES):
         o_n = n + tl.arange(0, BN)
         # Only what is stored needs the mask, as no token sees another one here.
         m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & m_d
@@ -174,7 +193,7 @@ def kv_backward(
         b_k = load(p_k + o, m_inside)
         b_v = load(p_k + x_p + o, m_inside)
         if GATED:
-            b_a = sigmoid(load(p_k + x_p + x_p + o, m_inside))
+            b_a = sigmoid(load(p_k + x_p + x_p + o, m_inside)) * larger
             b_b = sigmoid(load(p_k + x_p + x_p + x_p + o, m_inside))
         else:
             b_a = 1.0
@@ -188,7 +207,7 @@ def kv_backward(
         b_dk = tl.dot(b_v.to(T), b_dst, input_precision=PRECISION) * scale + b_dz
         store(p_d, b_dk * slope(b_a, b_phi, ELU), m, m_inside)
         if GATED:
-            store(p_d + 2 * H * D, b_dk * b_phi * (1.0 - b_a), m, m_inside)
+            store(p_d + 2 * H * D, b_dk * b_phi * (1.0 - b_a * smaller), m, m_inside)
 
 
 def forward(packed: Tensor, mask: Tensor | None, elu: bool, eps: float) -> tuple[Tensor, Tensor]:
@@ -222,7 +241,7 @@ def backward(
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     state = state.contiguous()
-    do_b, do_n, do_h, _ = grad_out.stride()
+    do_b, do_n, do_h, _ = strides(grad_out)
     options = dict(ELU=elu, PRECISION=precision(packed))
     launch = launch_of('gated', 'q_backward', packed)
     partial = new_states(packed, launch.splits)

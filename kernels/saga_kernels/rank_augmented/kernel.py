@@ -42,10 +42,13 @@ from ..launch import (
     on_device,
     precision,
     run,
+    strides,
     sum_partials,
     tile_config,
 )
 from ..tiles import (
+    SIZES,
+    aligned,
     live,
     load,
     load_state,
@@ -139,12 +142,13 @@ def load_scale(p_state, o_d, D: tl.constexpr):
     return tl.where(b_c < SMALLEST_NORMAL, 0.0, b_c)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN'])
+@triton.jit(do_not_specialize=SIZES)
 def mean_forward(
     p_x, p_mask, p_partial, N, H, SPAN, x_b, x_n, x_h, mask_b, mask_n,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of phi(q)."""
+    x_b, x_n, x_h = aligned((x_b, x_n, x_h), ALIGN)
     i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     p_q = p_x + i_b * x_b + i_h * x_h
     o_d = tl.arange(0, BD)
@@ -157,13 +161,15 @@ def mean_forward(
     tl.store(p_partial + i_partial * D + o_d, tl.sum(b_sum, 0), o_d < D)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
+@triton.jit(do_not_specialize=SIZES)
 def kv_forward(
     p_x, p_mask, p_frequencies, p_query, p_partial, p_weight, N, H, SPAN, WIDTH,
     x_b, x_n, x_p, x_h, mask_b, mask_n,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Partial S and z, as averages, and the logarithm of their weight, from k, v and g."""
+    x_b, x_n, x_p, x_h = aligned((x_b, x_n, x_p, x_h), ALIGN)
     i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
@@ -199,7 +205,7 @@ def kv_forward(
     tl.store(p_weight + i_partial, tl.where(weight == 0, NOTHING, top - ROOM + tl.log(weight)))
 
 
-@triton.jit(do_not_specialize=['SPLITS'])
+@triton.jit(do_not_specialize=SIZES)
 def merge(
     p_partial, p_weight, p_state, p_total, SPLITS,
     D: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
@@ -229,13 +235,15 @@ def merge(
     tl.store(p_total + i_state, top + tl.log(weight), mask=i_chunk == 0)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
+@triton.jit(do_not_specialize=SIZES)
 def out_forward(
     p_x, p_mask, p_frequencies, p_state, p_out, N, H, SPAN, WIDTH,
     x_b, x_n, x_h, mask_b, mask_n, eps,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o from q and the state."""
+    x_b, x_n, x_h = aligned((x_b, x_n, x_h), ALIGN)
     i_b, i_h, _, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_q = p_x + i_b * x_b + i_h * x_h
@@ -260,13 +268,15 @@ def out_forward(
         store(p_o + tile(o_n, o_d, H * D), b_o, m, (o_n < end)[:, None] & m_d)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
+@triton.jit(do_not_specialize=SIZES)
 def state_backward(
     p_x, p_mask, p_frequencies, p_state, p_do, p_partial, N, H, SPAN, WIDTH,
     x_b, x_n, x_h, mask_b, mask_n, do_b, do_n, do_h, eps,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Partial dS and dz from q, do and the state."""
+    x_b, x_n, x_h, do_b, do_n, do_h = aligned((x_b, x_n, x_h, do_b, do_n, do_h), ALIGN)
     i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_q = p_x + i_b * x_b + i_h * x_h
@@ -295,13 +305,15 @@ def state_backward(
     store_state(p_dstate, safe_div(b_s, b_c[:, None]), b_dz, o_d, D)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
+@triton.jit(do_not_specialize=SIZES)
 def kv_backward(
     p_x, p_mask, p_frequencies, p_query, p_weight, p_state, p_dstate, p_dx, p_partial,
     N, H, SPAN, WIDTH, x_b, x_n, x_p, x_h, mask_b, mask_n,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk, dv and partial dg from k, v, g, the state and its gradient."""
+    x_b, x_n, x_p, x_h = aligned((x_b, x_n, x_p, x_h), ALIGN)
     i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     i_head = i_b * H + i_h
@@ -351,13 +363,15 @@ def kv_backward(
     tl.store(p_partial + i_partial * D + o_d, b_dg, o_d < D)
 
 
-@triton.jit(do_not_specialize=['N', 'H', 'SPAN', 'WIDTH'])
+@triton.jit(do_not_specialize=SIZES)
 def q_backward(
     p_x, p_mask, p_frequencies, p_state, p_dquery, p_do, p_dx, N, H, SPAN, WIDTH,
     x_b, x_n, x_h, mask_b, mask_n, do_b, do_n, do_h, eps,
-    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq from q, do, the state and the gradient of the mean."""
+    x_b, x_n, x_h, do_b, do_n, do_h = aligned((x_b, x_n, x_h, do_b, do_n, do_h), ALIGN)
     i_b, i_h, _, begin, end = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
     p_q = p_x + i_b * x_b + i_h * x_h
@@ -434,7 +448,7 @@ def backward(
     # The gradient of a sum comes from autograd as an expanded tensor, with strides of zero.
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    do_b, do_n, do_h, _ = grad_out.stride()
+    do_b, do_n, do_h, _ = strides(grad_out)
     state = state.contiguous()
     image = dict(_image(qkv, frequencies, width), p_state=state)
     out = dict(p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h, eps=eps)

@@ -29,6 +29,7 @@ times, the backward pass 6 times.
 # The loops over the tokens of a group let tuples grow, which changes their types.
 # mypy: disable-error-code=assignment
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -41,11 +42,19 @@ from ..launch import (
     WKV_CHANNELS,
     WKV_CHUNK,
     WKV_STEPS,
+    alignment,
     on_device,
     plan,
+    strides,
     tile_config,
 )
-from ..tiles import live, store, tile
+from ..tiles import (
+    SIZES,
+    aligned,
+    live,
+    store,
+    tile,
+)
 
 # e^x is 2^(x LOG2E), in two instructions.
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -262,12 +271,13 @@ def adjoints(
     return exponents, xs, ys
 
 
-@triton.jit(do_not_specialize=['N'])
+@triton.jit(do_not_specialize=SIZES)
 def state_forward(
     p_k, p_v, p_mask, p_w, p_state, p_count, N, C, k_b, k_n, v_b, v_n, w_b, mask_b, mask_n,
-    BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
+    ALIGN: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """The states that each chunk adds, and its number of tokens."""
+    C, k_b, k_n, v_b, v_n, w_b = aligned((C, k_b, k_n, v_b, v_n, w_b), ALIGN)
     i_b, i_chunk, o_c, m_c = program(tl.program_id(0), N, C, BC, G * L)
     b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)[None, :]
     keys, values, ones, rates, count = tokens(
@@ -278,13 +288,14 @@ def state_forward(
     tl.store(p_count + i, tl.sum(tl.sum(count, 0), 0), mask=tl.program_id(0) % tl.cdiv(C, BC) == 0)
 
 
-@triton.jit(do_not_specialize=['CHUNKS'])
+@triton.jit(do_not_specialize=SIZES)
 def scan(
     p_state, p_count, p_w, p_enter, CHUNKS, C, w_b,
-    BC: tl.constexpr, BN: tl.constexpr,
+    ALIGN: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """The states where each chunk begins and ends, from those that the chunks add. A program takes
     some channels in one direction."""
+    C, w_b = aligned((C, w_b), ALIGN)
     i = tl.program_id(0)
     blocks = tl.cdiv(C, BC)
     o_c = i % blocks * BC + tl.arange(0, BC)
@@ -317,12 +328,13 @@ def scan(
         b = tl.sum(tl.where(m_last, b_b, 0.0), 0)[None, :]
 
 
-@triton.jit(do_not_specialize=['N'])
+@triton.jit(do_not_specialize=SIZES)
 def out_forward(
     p_k, p_v, p_mask, p_w, p_u, p_enter, p_out, N, C, k_b, k_n, v_b, v_n, w_b, u_b,
-    mask_b, mask_n, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
+    mask_b, mask_n, ALIGN: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """o of each token of a chunk."""
+    C, k_b, k_n, v_b, v_n, w_b, u_b = aligned((C, k_b, k_n, v_b, v_n, w_b, u_b), ALIGN)
     # From the end, which the cache still holds.
     i = tl.num_programs(0) - 1 - tl.program_id(0)
     i_b, i_chunk, o_c, m_c = program(i, N, C, BC, G * L)
@@ -342,12 +354,15 @@ def out_forward(
         store(p, b_o, ones[t] > 0, (o_n < N)[:, None] & m_c[None, :])
 
 
-@triton.jit(do_not_specialize=['N'])
+@triton.jit(do_not_specialize=SIZES)
 def state_backward(
     p_k, p_v, p_mask, p_w, p_u, p_enter, p_do, p_state, N, C, k_b, k_n, v_b, v_n, w_b, u_b,
-    do_b, do_n, mask_b, mask_n, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
+    do_b, do_n, mask_b, mask_n,
+    ALIGN: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """The states that each chunk adds in the backward pass."""
+    C, k_b, k_n, v_b = aligned((C, k_b, k_n, v_b), ALIGN)
+    v_n, w_b, u_b, do_b, do_n = aligned((v_n, w_b, u_b, do_b, do_n), ALIGN)
     i_b, i_chunk, o_c, m_c = program(tl.program_id(0), N, C, BC, G * L)
     b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)[None, :]
     b_u = tl.load(p_u + i_b * u_b + o_c, mask=m_c, other=0.0)[None, :]
@@ -363,13 +378,15 @@ def state_backward(
     store_states(rates, exponents, xs, ys, count, b_w, p_state + i_state, o_c, m_c, C, G, BC, L)
 
 
-@triton.jit(do_not_specialize=['N'])
+@triton.jit(do_not_specialize=SIZES)
 def token_backward(
     p_k, p_v, p_mask, p_w, p_u, p_enter, p_do, p_denter, p_dk, p_dv, p_partial, N, C,
     k_b, k_n, v_b, v_n, w_b, u_b, do_b, do_n, mask_b, mask_n,
-    BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
+    ALIGN: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of each token of a chunk, and partial sums of dw and du."""
+    C, k_b, k_n, v_b = aligned((C, k_b, k_n, v_b), ALIGN)
+    v_n, w_b, u_b, do_b, do_n = aligned((v_n, w_b, u_b, do_b, do_n), ALIGN)
     i = tl.num_programs(0) - 1 - tl.program_id(0)
     i_b, i_chunk, o_c, m_c = program(i, N, C, BC, G * L)
     b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)[None, :]
@@ -455,7 +472,7 @@ def backward(
     # The gradient of a sum comes from autograd as an expanded tensor, with strides of zero.
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    do_b, do_n, _ = grad_out.stride()
+    do_b, do_n, _ = strides(grad_out)
     run = _launcher(
         k, v, w, u, mask, p_enter=enter.contiguous(), p_do=grad_out, do_b=do_b, do_n=do_n
     )
@@ -485,10 +502,14 @@ def _launcher(k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None, *
     """A function that launches a kernel over all chunks."""
     batch, tokens, channels = k.shape
     w, u = (x.float().contiguous() for x in (w, u))
-    arguments = dict(p_k=k, p_v=v, p_mask=mask, p_w=w, p_u=u, N=tokens, C=channels, **more)
+    arguments: dict[str, Any] = dict(
+        p_k=k, p_v=v, p_mask=mask, p_w=w, p_u=u, N=tokens, C=channels, **more
+    )
     for name, x in dict(k=k, v=v, mask=mask).items():
-        arguments[f'{name}_b'], arguments[f'{name}_n'] = (0, 0) if x is None else x.stride()[:2]
+        arguments[f'{name}_b'], arguments[f'{name}_n'] = (0, 0) if x is None else strides(x)[:2]
     arguments |= dict(w_b=_stride(w), u_b=_stride(u), L=WKV_STEPS)
+    names = ('k_b', 'k_n', 'v_b', 'v_n', 'do_b', 'do_n')
+    arguments['ALIGN'] = alignment(channels, *(arguments.get(name, 0) for name in names))
 
     def run(kernel, **others) -> None:
         width = WKV_CHANNELS[kernel.__name__]
@@ -520,6 +541,7 @@ def _scan(state: Tensor, count: Tensor, w: Tensor) -> Tensor:
     with on_device(state):
         scan[(batch * 2 * ceil_div(channels, width),)](
             p_state=state, p_count=count, p_w=w, p_enter=enter, CHUNKS=chunks, C=channels,
-            w_b=_stride(w), BC=width, BN=block, num_warps=num_warps, num_stages=NUM_STAGES,
+            w_b=_stride(w), ALIGN=alignment(channels), BC=width, BN=block,
+            num_warps=num_warps, num_stages=NUM_STAGES,
         )  # fmt: skip
     return enter
