@@ -49,6 +49,7 @@ from ..launch import (
 from ..tiles import (
     SIZES,
     aligned,
+    exp,
     live,
     load,
     load_state,
@@ -127,6 +128,12 @@ def row_sum(x):
 
 
 @triton.jit
+def reciprocal(x):
+    """1 / x of x >= 0; zero where that is not finite, as a row with such a sum is lost in eps."""
+    return tl.where(x < SMALLEST_NORMAL, 0.0, 1.0 / x)
+
+
+@triton.jit
 def logits(b_k, b_g):
     """k' . g without the sum of g, which the softmax does not see. Features are near one, so that
     these logits are small, and exact."""
@@ -192,8 +199,8 @@ def kv_forward(
         b_peak = tl.log(tl.maximum(tl.max(b_k, 1)[:, None], 2.0**-40))
         before = top
         top = tl.maximum(top, tl.max(tl.max(tl.where(m_n, b_logit + b_peak, top), 1), 0))
-        shrunk = tl.exp(before - top)
-        b_a = tl.where(m_n, tl.exp(b_logit - top + ROOM), 0.0)
+        shrunk = exp(before - top)
+        b_a = tl.where(m_n, exp(b_logit - top + ROOM), 0.0)
         b_k *= b_a
         weight = weight * shrunk + tl.sum(tl.sum(b_a, 1), 0)
         b_z = b_z * shrunk + tl.sum(b_k, 0)
@@ -227,8 +234,8 @@ def merge(
         b_log = tl.load(p_weight + i_state * SPLITS + o_s, m_s, other=NOTHING)
         before = top
         top = tl.maximum(top, tl.max(b_log, 0))
-        shrunk = tl.exp(before - top)
-        b_a = tl.where(m_s, tl.exp(b_log - top), 0.0)
+        shrunk = exp(before - top)
+        b_a = tl.where(m_s, exp(b_log - top), 0.0)
         weight = weight * shrunk + tl.sum(b_a, 0)
         b_state = b_state * shrunk + tl.sum(b_a[:, None] * b_partial, 0)
     tl.store(p_state + i_state * SIZE + o_e, b_state / weight, o_e < SIZE)
@@ -263,7 +270,7 @@ def out_forward(
         b_q *= b_c[None, :]
         b_sum = row_sum(b_q)
         b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
-        b_w = rotate(safe_div(b_q, b_sum), b_cos, b_sin, BN, BD)
+        b_w = rotate(b_q * reciprocal(b_sum), b_cos, b_sin, BN, BD)
         b_o = tl.dot(b_w.to(T), b_a, input_precision=PRECISION) * (b_sum * b_r)
         store(p_o + tile(o_n, o_d, H * D), b_o, m, (o_n < end)[:, None] & m_d)
 
@@ -295,7 +302,7 @@ def state_backward(
         b_q = load(p_q + tile(o_n, o_d, x_n), m)
         b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
         b_q = tl.where(m, phi(b_q, True), 0.0)
-        b_q /= row_sum(b_q * b_z[None, :]) + eps
+        b_q *= 1.0 / (row_sum(b_q * b_z[None, :]) + eps)
         b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
         b_w = rotate(b_q * b_c[None, :], b_cos, b_sin, BN, BD)
         b_t = tl.dot(b_do, b_a, input_precision=PRECISION)
@@ -346,7 +353,7 @@ def kv_backward(
         b_k = load(p_k + o, m)
         b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
         b_phi = tl.where(m, phi(b_k, True), 0.0)
-        b_a = tl.where(m_n, tl.exp(logits(b_phi, b_g) - log_weight), 0.0)
+        b_a = tl.where(m_n, exp(logits(b_phi, b_g) - log_weight), 0.0)
         b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
         b_h = tl.dot(b_v, b_dst, input_precision=PRECISION) * scale
         b_h = rotate(b_h, b_cos, -b_sin, BN, BD) * b_c + b_dz[None, :]
@@ -357,7 +364,7 @@ def kv_backward(
         store(p_d, b_dk * slope(1.0, b_phi, True), m, m_inside)
         b_phi *= b_c
         b_sum = row_sum(b_phi)
-        b_w = rotate(safe_div(b_phi, b_sum), b_cos, b_sin, BN, BD)
+        b_w = rotate(b_phi * reciprocal(b_sum), b_cos, b_sin, BN, BD)
         b_dv = tl.dot(b_w.to(T), b_ds, input_precision=PRECISION) * (b_a * b_sum * scale)
         store(p_d + H * D, b_dv, m, m_inside)
     tl.store(p_partial + i_partial * D + o_d, b_dg, o_d < D)
