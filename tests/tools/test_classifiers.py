@@ -143,6 +143,30 @@ def test_demo_compares_segmentors_with_and_without_a_classifier(environment, tmp
     assert 'epoch_5.pth' not in ''.join(path.read_text() for path in folder.glob('2*/*.log'))
 
 
+@pytest.mark.long
+def test_documented_start_from_pvt(environment, data, tmp_path):
+    page = (ROOT / 'docs/pretraining.md').read_text()
+    (commands,) = re.findall(r'```bash\nexport DATA_ROOT=.*?\n(.*?)```', page, re.DOTALL)
+    for name in ('configs', 'tools'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
+    done = subprocess.run(
+        ['bash', '-e', '-c', commands],
+        cwd=tmp_path,
+        env={**environment, 'DATA_ROOT': str(data), 'PATH': path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    log = ''.join(path.read_text() for path in tmp_path.glob('work_dirs/warm/*/*.log'))
+    start = torch.load(tmp_path / 'work_dirs/start.pth')
+    # the heads are alike, and are converted as well
+    assert 'head.fc.weight' in start
+    assert f'start.pth, weights: {len(start)} loaded' in log
+    for name, epoch in dict(pvt=3, warm=3, scratch=6).items():
+        assert (tmp_path / 'work_dirs' / name / f'epoch_{epoch}.pth').is_file()
+
+
 def test_flops_are_counted(run):
     done = run('get_flops', CONFIG, '--size', 64, 64)
     assert done.returncode == 0, done.stderr
