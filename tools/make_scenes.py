@@ -1,4 +1,4 @@
-"""Makes a folder of scenes, with the layout of the project's own data set, of COCO or of ADE20K."""
+"""Make a folder of scenes, with the layout of the project's own data set, of COCO or of ADE20K."""
 
 from __future__ import annotations
 
