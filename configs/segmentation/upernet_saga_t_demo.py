@@ -1,4 +1,4 @@
-"""UperNet, SAGA-T, from scratch: batch 8 x 1 CPU or GPU, 520 iterations, the embedded scenes."""
+"""UperNet, SAGA-T, from scratch: batch 8 x 1 CPU or GPU, 550 iterations, the embedded scenes."""
 
 _base_ = [
     './_base_/models/upernet_small.py',
@@ -12,5 +12,5 @@ model = dict(
     decode_head=dict(num_classes=11),
     auxiliary_head=dict(num_classes=11),
 )
-train_cfg = dict(max_iters=520, val_interval=520)
-default_hooks = dict(checkpoint=dict(interval=104))
+train_cfg = dict(max_iters=550, val_interval=550)
+default_hooks = dict(checkpoint=dict(interval=110))
