@@ -40,7 +40,7 @@ def aligned(sizes, ALIGN: tl.constexpr):
     """
     known = ()
     for i in tl.static_range(len(sizes)):
-        known = known + (sizes[i] // ALIGN * ALIGN,)
+        known = known + (sizes[i] // ALIGN * ALIGN,)  # type: ignore[assignment]
     return known
 
 
