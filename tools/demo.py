@@ -3,8 +3,8 @@
     python tools/demo.py
     python tools/demo.py --pretrain
 
-This takes about ten minutes on two CPU cores. A second call continues from the newest checkpoint of
-the first one. The full log is in the work dir.
+This takes about five minutes on two CPU cores. A second call continues from the newest checkpoint
+of the first one. The full log is in the work dir.
 
 With `--pretrain`, a classifier of the scenes' objects is trained first, and a second segmentor
 starts from its backbone, to be compared with the first one. This needs the extra `pretrain`.
