@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import Distribution, distributions, version
+from importlib.util import find_spec
 
 IMPORT_NAMES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 
@@ -61,10 +62,14 @@ def describe_missing_ops() -> str:
 
 
 def describe_missing_toolbox(name: str) -> str:
-    """What to install for a toolbox that is missing, such as 'mmpretrain', beside this stack."""
-    if providers()['mmengine'] != {'onedl-mmengine'}:
-        return f'pip install {name}'
-    return f"pip install 'saga_mm[onedl{',pretrain' if name == 'mmpretrain' else ''}]'"
+    """What to install if the toolbox `name` is missing; '' if it is there, or is no toolbox."""
+    packages = dict(mmdet='mmdet', mmpretrain='mmpretrain', mmseg='mmsegmentation')
+    if name not in packages or find_spec(name) is not None:
+        return ''
+    package = packages[name]
+    if providers()['mmengine'] == {'onedl-mmengine'}:
+        package = f"'saga_mm[onedl{',pretrain' if name == 'mmpretrain' else ''}]'"
+    return f'{name} is not installed: pip install {package}'
 
 
 def _import_names(distribution: Distribution) -> set[str]:

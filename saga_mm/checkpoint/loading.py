@@ -147,7 +147,8 @@ def remove_configs(checkpoint: Mapping) -> None:
 
 def _read(file: Path, map_location: str | torch.device | None) -> Any:
     """The content of a file, as plain data."""
-    if is_safetensors(file):
+    # Files of a training are archives of torch.save, whatever `filename_tmpl` calls them.
+    if is_safetensors(file) and not zipfile.is_zipfile(file):
         return read_safetensors(file, map_location)
     size = _unpacked_size(file)
     with LOCK:
@@ -158,8 +159,12 @@ def _read(file: Path, map_location: str | torch.device | None) -> Any:
         with torch.serialization.safe_globals(others):
             pass
         try:
-            with torch.serialization.safe_globals([(own, name) for name, own in STAND_INS.items()]):
-                read = torch.load(file, map_location=map_location, weights_only=True)
+            # The file is opened here, because torch would look at the suffix of a path.
+            with (
+                torch.serialization.safe_globals([(own, name) for name, own in STAND_INS.items()]),
+                open(file, 'rb') as content,
+            ):
+                read = torch.load(content, map_location=map_location, weights_only=True)
         finally:
             torch.serialization.add_safe_globals(others)
     return make_plain(read, size, [entry for entry in listed if isinstance(entry, type)])

@@ -10,11 +10,11 @@ from traceback import walk_tb
 from types import TracebackType
 
 from mmengine.dataset import BaseDataset
-from mmengine.registry import build_from_cfg
+from mmengine.registry import DefaultScope, build_from_cfg
 from mmengine.structures import BaseDataElement
 
 from ..engine.classes import describe_empty
-from ..stack import StackError, describe_missing_ops
+from ..stack import StackError, describe_missing_ops, describe_missing_toolbox
 from .suggest import suggest_argument, suggest_type
 
 # mistakes of the user; anything else may be a fault of the program
@@ -38,6 +38,8 @@ HINTS = {
         'its annotations, and which objects its filters and crops keep'
     ),
 }
+# what errors say about a name that the toolbox of the config would register
+UNREGISTERED = r'is not in the mm\w+::|must be a registered model|No module named'
 
 
 class command_line:
@@ -95,6 +97,8 @@ def describe(error: Exception) -> str:
     message = textwrap.shorten(message, 1000, placeholder=' ...')
     kind = '' if in_worker else f'{type(error).__name__}: '
     told += [hint for pattern, hint in HINTS.items() if re.search(pattern, kind + message)]
+    if re.search(UNREGISTERED, message) and (scope := DefaultScope.get_current_instance()):
+        told += filter(None, [describe_missing_toolbox(scope.scope_name)])
     message = '; '.join([message, *told]) + near + (f' ({file})' if file else '')
     if isinstance(error, EXPECTED) and message:
         return message

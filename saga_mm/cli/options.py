@@ -7,17 +7,14 @@ import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from ..stack import describe_missing_toolbox
 from .suggest import suggest, suggest_option
 
-TOOLBOXES = ('mmdet', 'mmpretrain', 'mmseg')
 # entries that are read from a config although they are no arguments of the Runner
 READ_ELSEWHERE = (
     'activation_checkpointing',
@@ -118,8 +115,7 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
     Raises:
         OSError: There is no such file.
         ValueError: The file, or one that it is based on, is not a config; an entry of `needed` is
-            missing; an option changes an entry that is never read; or the config's toolbox is not
-            installed.
+            missing; or an option changes an entry that is never read.
     """
     try:
         cfg = Config.fromfile(_find(str(path)))
@@ -145,11 +141,6 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
             raise ValueError(f'{path} must have an entry {key!r}, got {cfg.get(key)!r}')
     if not isinstance(cfg.get('model', {}), Mapping):
         raise ValueError(f'model in {path} must be a dict, got {cfg.model!r}')
-    scope = cfg.get('default_scope')
-    if scope in TOOLBOXES and find_spec(scope) is None:
-        raise ValueError(
-            f'{path} needs {scope}, which is not installed: {describe_missing_toolbox(scope)}'
-        )
     return cfg
 
 

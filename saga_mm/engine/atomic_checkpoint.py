@@ -19,7 +19,6 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from ..checkpoint import is_safetensors
 from ..checkpoint.files import make_folder, remove_leftovers, write_atomically
 from ..registry import HOOKS
 
@@ -96,11 +95,6 @@ class AtomicCheckpointHook(CheckpointHook):
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f'{name} must be an int, got {getattr(self, name)!r}')
-        if self.filename_tmpl and is_safetensors(self.filename_tmpl):
-            raise ValueError(
-                'filename_tmpl must not end in .safetensors, because such a file can hold no state '
-                f'of a training: convert the .pth file, got {self.filename_tmpl!r}'
-            )
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)

@@ -387,6 +387,13 @@ def test_a_closed_folder_is_an_error(tmp_path, monkeypatch):
         load_file(tmp_path / 'a.pth')
 
 
+def test_a_file_of_torch_may_have_the_suffix_of_safetensors(tmp_path):
+    """mmengine's `filename_tmpl` names the files of a training as it likes."""
+    path = tmp_path / 'iter_1.safetensors'
+    torch.save(dict(meta=dict(iter=1), state_dict=dict(w=torch.ones(3))), path)
+    assert load_file(path)['meta'] == dict(iter=1)
+
+
 def test_safetensors(tmp_path, monkeypatch):
     path = tmp_path / 'a.safetensors'
     path.write_bytes(b'damaged')

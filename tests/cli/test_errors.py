@@ -1,7 +1,11 @@
 import argparse
+import sys
 
 import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope, init_default_scope
 
+from saga_mm.apis import build_model
 from saga_mm.checkpoint import CheckpointError
 from saga_mm.cli import add_common_arguments, command_line
 from saga_mm.cli.errors import describe
@@ -92,6 +96,31 @@ def test_a_class_that_can_not_be_looked_up_is_explained():
     with pytest.raises(IndexError) as error:
         Metric().results2json([0, 7])
     assert 'predicts class 7, and the data set has 2 classes' in describe(error.value)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain', 'mmseg'])
+def test_a_missing_toolbox_is_named(monkeypatch, scope):
+    monkeypatch.setattr(DefaultScope, '_instance_dict', {})
+    monkeypatch.setitem(sys.modules, scope, None)
+    monkeypatch.setitem(sys.modules, f'{scope}.registry', None)
+    init_default_scope(scope)
+    for build in (
+        lambda: DATASETS.build(dict(type='NowhereDataset')),
+        lambda: build_model(Config(dict(default_scope=scope, model=dict(type='Nowhere')))),
+    ):
+        with pytest.raises((ImportError, KeyError, ValueError)) as error:
+            build()
+        assert f'; {scope} is not installed: pip install ' in describe(error.value)
+    missing = ModuleNotFoundError(f'No module named {scope!r}')
+    assert f'; {scope} is not installed: pip install ' in describe(missing)
+
+
+def test_a_toolbox_that_is_there_is_not_said_to_be_missing(monkeypatch):
+    monkeypatch.setattr(DefaultScope, '_instance_dict', {})
+    init_default_scope('mmseg')
+    with pytest.raises(KeyError) as error:
+        DATASETS.build(dict(type='NowhereDataset'))
+    assert 'installed' not in describe(error.value)
 
 
 def test_common_arguments():

@@ -48,13 +48,7 @@ from ..launch import (
     strides,
     tile_config,
 )
-from ..tiles import (
-    SIZES,
-    aligned,
-    live,
-    store,
-    tile,
-)
+from ..tiles import SIZES, aligned, live, store, tile
 
 # e^x is 2^(x LOG2E), in two instructions.
 LOG2E = tl.constexpr(1.4426950408889634)
