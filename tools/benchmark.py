@@ -3,10 +3,10 @@
     python tools/benchmark.py --models saga_t pvt_t pvt_t_sdpa --baseline pvt_t \
         --sizes 512 1024 --mode infer train --out work_dirs/benchmark
 
-Each measurement runs in a new process and is repeated in several rounds, in which the models take
-turns. Time is the median over rounds; its spread is the range over rounds. Memory is the peak that
-the work adds to the loaded model and the input. FLOPs are counted in a further process. They are
-those of one image, two per multiply-add, in matrix products, convolutions and attention. With
+Each measurement is repeated in several rounds, in which the models take turns. On a CPU, each runs
+in a new process. Time is the median over rounds; its spread is the range over rounds. Memory is the
+peak that the work adds to the loaded model and the input. FLOPs are counted apart. They are those
+of one image, two per multiply-add, in matrix products, convolutions and attention. With
 `--mode parts`, the parts of whole models are measured apart. The tool writes benchmark.md,
 benchmark.png and results.jsonl; from the last, an interrupted run continues.
 """
@@ -70,7 +70,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='on a CPU: let processes keep the memory that they free, as tools/infer.py does',
     )
     parser.add_argument(
-        '--no-flops', action='store_true', help='do not count FLOPs, which takes a further process'
+        '--no-flops',
+        action='store_true',
+        help='do not count FLOPs, which takes a further run of each model',
     )
     parser.add_argument('--rounds', type=int, default=3, help='measurements of each cell')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))
@@ -155,7 +157,9 @@ def measure_all(args: argparse.Namespace, modes: list[str], flops: bool) -> list
         threads=torch.get_num_threads(),
         keep_memory=args.keep_memory,
     )
-    return run_cells(cells, measure, args.out / 'results.jsonl')
+    # The peak of a process's memory tells nothing of its later measurements; that of a GPU's does.
+    new_process = torch.device(args.device).type == 'cpu'
+    return run_cells(cells, measure, args.out / 'results.jsonl', new_process)
 
 
 def main(argv: list[str] | None = None) -> None:

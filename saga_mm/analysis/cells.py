@@ -1,8 +1,8 @@
-"""Runs measurements one by one, each in a new process, and keeps the finished ones.
+"""Runs measurements one by one in other processes, and keeps the finished ones.
 
-The command of such a process is `python -m saga_mm.analysis.cells MODULE FUNCTION JSON`. It
-calls the function with the settings of one measurement, and prints the result, a JSON object, in
-the last line.
+The command of such a process is `python -m saga_mm.analysis.cells MODULE FUNCTION`. It reads the
+settings of measurements, each a JSON object in a line, calls the function with them, and prints
+each result, a JSON object, in a line that starts with `RESULT`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,21 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmengine.utils import ProgressBar
 
 
+RESULT = 'result: '
+
+
 def run_cells(
-    cells: Sequence[dict], measure: Callable[[dict], dict], log: str | Path
+    cells: Sequence[dict],
+    measure: Callable[[dict], dict],
+    log: str | Path,
+    new_process: bool = True,
 ) -> list[dict]:
     """Run all measurements; one that fails or runs out of memory does not stop the others.
 
@@ -29,6 +36,9 @@ def run_cells(
             can hold.
         log: JSON-lines file of results. Measurements that it holds, without an error, are not
             repeated.
+        new_process: Run each measurement in a process of its own, as the memory of a process needs
+            it. Otherwise one process runs them all, until a measurement fails in it. Defaults to
+            True.
 
     Returns:
         For each measurement its settings together with its result or, if it failed, with `error`,
@@ -42,14 +52,20 @@ def run_cells(
         finished = {_key(entry['cell']): entry['result'] for entry in map(json.loads, lines)}
     progress = ProgressBar(len(cells), file=sys.stderr)
     results = []
-    for cell in cells:
-        result = finished.get(_key(cell))
-        if result is None or 'error' in result:
-            result = _run(cell, measure)
-            with log.open('a') as file:
-                file.write(f'\n{json.dumps(dict(cell=cell, result=result))}\n')
-        results.append({**cell, **result})
-        progress.update()
+    worker = _Worker(measure)
+    try:
+        for cell in cells:
+            result = finished.get(_key(cell))
+            if result is None or 'error' in result:
+                result = worker.run(cell)
+                if new_process:
+                    worker.stop()
+                with log.open('a') as file:
+                    file.write(f'\n{json.dumps(dict(cell=cell, result=result))}\n')
+            results.append({**cell, **result})
+            progress.update()
+    finally:
+        worker.stop()
     print(file=sys.stderr)
     return results
 
@@ -58,20 +74,48 @@ def _key(cell: dict) -> str:
     return json.dumps(cell, sort_keys=True)
 
 
-def _run(cell: dict, measure: Callable[[dict], dict]) -> dict:
-    names = (measure.__module__, measure.__name__)
-    command = [sys.executable, '-m', __spec__.name, *names, json.dumps(cell)]
-    process = subprocess.run(command, capture_output=True, text=True)
-    if process.returncode == 0:
-        return json.loads(process.stdout.splitlines()[-1])
-    if process.returncode == -signal.SIGKILL:
-        return dict(error='killed: out of memory')
-    lines = process.stderr.strip().splitlines() or [f'exit status {process.returncode}']
-    # on a GPU, and on a CPU
-    full = ('OutOfMemoryError', "can't allocate memory")
-    return dict(error='out of memory' if any(name in lines[-1] for name in full) else lines[-1])
+class _Worker:
+    """A process that runs measurements. It starts with the first one, and again after an error."""
+
+    def __init__(self, measure: Callable[[dict], dict]) -> None:
+        names = (measure.__module__, measure.__name__)
+        self.command = [sys.executable, '-m', __spec__.name, *names]
+        self.process: subprocess.Popen | None = None
+
+    def run(self, cell: dict) -> dict:
+        if self.process is None:
+            self.errors = tempfile.TemporaryFile('w+')
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                text=True,
+            )
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps(cell), file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith(RESULT):
+                return json.loads(line.removeprefix(RESULT))
+        status = self.process.wait()
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines() or [f'exit status {status}']
+        self.stop()
+        if status == -signal.SIGKILL:
+            return dict(error='killed: out of memory')
+        # on a GPU, and on a CPU
+        full = ('OutOfMemoryError', "can't allocate memory")
+        return dict(error='out of memory' if any(name in lines[-1] for name in full) else lines[-1])
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.communicate()
+            self.errors.close()
+            self.process = None
 
 
 if __name__ == '__main__':
-    module, function, cell = sys.argv[1:]
-    print(json.dumps(getattr(importlib.import_module(module), function)(json.loads(cell))))
+    module, name = sys.argv[1:]
+    function = getattr(importlib.import_module(module), name)
+    for line in sys.stdin:
+        print(f'{RESULT}{json.dumps(function(json.loads(line)))}', flush=True)

@@ -74,11 +74,11 @@ def made_up(cell):
 def test_ratios_failed_cells_and_resuming(tool, monkeypatch, tmp_path, capsys):
     measured = []
 
-    def run(cell, measure):
+    def run(worker, cell):
         measured.append(cell)
         return made_up(cell)
 
-    monkeypatch.setattr('saga_mm.analysis.cells._run', run)
+    monkeypatch.setattr('saga_mm.analysis.cells._Worker.run', run)
     options = ['--models', 'saga_t', 'pvt_t', 'swin_t', '--baseline', 'pvt_t']
     options += ['--sizes', '64', '128', '--rounds', '3', '--out', str(tmp_path)]
     tool('benchmark').main(options)
@@ -118,24 +118,29 @@ def measure(cell):
     if cell['do'] == 'die':
         os.kill(os.getpid(), 9)
     print('noise')
-    return dict(answer=42)
+    return dict(process=os.getpid())
 """
 
 
-def test_a_cell_that_fails_in_its_process(tmp_path, monkeypatch):
+@pytest.mark.parametrize('new_process', [True, False])
+def test_a_cell_that_fails_in_its_process(new_process, tmp_path, monkeypatch):
     (tmp_path / 'measure_cells.py').write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
     monkeypatch.setenv('PYTHONPATH', path.rstrip(os.pathsep))
-    cells = [dict(do=name) for name in ('raise', 'die', 'work')]
+    cells = [dict(do=name) for name in ('work', 'work again', 'raise', 'die', 'work once more')]
     measure = importlib.import_module('measure_cells').measure
-    results = run_cells(cells, measure, tmp_path / 'log.jsonl')
+    results = run_cells(cells, measure, tmp_path / 'log.jsonl', new_process)
     assert [result.get('error') for result in results] == [
+        None,
+        None,
         'ValueError: no such model',
         'killed: out of memory',
         None,
     ]
-    assert results[2]['answer'] == 42
+    first, second, last = (result['process'] for result in results if 'process' in result)
+    assert (first != second) is new_process
+    assert last not in (first, second)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +181,7 @@ def test_parts_of_whole_models(model, parts):
 
 
 def test_the_table_of_parts(tool, monkeypatch, tmp_path, capsys):
-    def run(cell, measure):
+    def run(worker, cell):
         if '+swin_t' in cell['model']:
             return dict(error='out of memory')
         times = dict(backbone=1 + cell['round'], head=6)
@@ -184,7 +189,7 @@ def test_the_table_of_parts(tool, monkeypatch, tmp_path, capsys):
             parts=[dict(part=name, seconds=s, bytes=s * 2**20) for name, s in times.items()]
         )
 
-    monkeypatch.setattr('saga_mm.analysis.cells._run', run)
+    monkeypatch.setattr('saga_mm.analysis.cells._Worker.run', run)
     options = ['--models', 'upernet+saga_t', 'upernet+swin_t', '--mode', 'parts', '--sizes', '64']
     tool('benchmark').main([*options, '--out', str(tmp_path)])
     text = capsys.readouterr().out
