@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from saga_mm.analysis.files import write_text
-from saga_mm.analysis.op_benchmark import OPS, benchmark, markdown
+from saga_mm.analysis.op_benchmark import ALTERNATIVES, OPS, benchmark, markdown
 from saga_mm.apis import select_device
 from saga_mm.checkpoint import make_folder
 from saga_mm.cli import add_options, print_written, run_tool
@@ -42,6 +42,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--tokens', type=int, nargs='+', default=TOKENS, metavar='N')
     parser.add_argument('--shapes', type=shape_of, nargs='+', default=SHAPES, metavar='B,H,D')
     parser.add_argument('--seconds', type=float, default=0.1, help='per measurement')
+    parser.add_argument(
+        '--skip',
+        nargs='+',
+        default=(),
+        choices=ALTERNATIVES,
+        help='what to leave out; torch.compile takes most of the time',
+    )
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/benchmark_ops'))
     add_options(parser, config=False)
     return parser.parse_args(argv)
@@ -62,7 +69,9 @@ def run(args: argparse.Namespace) -> None:
         write_text(numbers, json.dumps(report, indent=1))
         write_text(tables, markdown(report))
 
-    report = benchmark(args.op, args.device, dtype, args.tokens, args.shapes, args.seconds, save)
+    report = benchmark(
+        args.op, args.device, dtype, args.tokens, args.shapes, args.seconds, args.skip, save
+    )
     print(f'{markdown(report)}\n')
     print_written(numbers, tables)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from mmengine.utils import ProgressBar
 
-
 RESULT = 'result: '
 
 
@@ -84,7 +83,7 @@ class _Worker:
 
     def run(self, cell: dict) -> dict:
         if self.process is None:
-            self.errors = tempfile.TemporaryFile('w+')
+            self.errors = tempfile.TemporaryFile('w+')  # noqa: SIM115
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,

@@ -33,6 +33,8 @@ Impl = Literal['reference', 'triton']
 # The time of SDPA grows with the square of the number of tokens. Beyond this number of FLOPs it is
 # not measured, and its cell says 'too long'.
 MOST_FLOPS = {'cuda': 2e13, 'cpu': 2e10}
+# What the ops of this project are compared with.
+ALTERNATIVES = ('eager', 'torch.compile', 'SDPA', 'flash_bla')
 
 
 def gates_applied(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,6 +225,7 @@ def benchmark(
     tokens: Sequence[int],
     shapes: Sequence[tuple[int, int, int]],
     seconds: float,
+    skip: Sequence[str] = (),
     save: Callable[[dict], None] = lambda report: None,
 ) -> dict:
     """Time an op of `OPS` and alternatives to it; print each row when it is complete.
@@ -234,6 +237,7 @@ def benchmark(
         tokens: Numbers of tokens.
         shapes: (batch, heads, head dim). Each is measured with each number of tokens.
         seconds: Duration of each measurement.
+        skip: Alternatives to leave out. Defaults to none.
         save: Called with the report after each row. Defaults to doing nothing.
 
     Returns:
@@ -255,6 +259,8 @@ def benchmark(
             continue
         row['token_tensor_bytes'] = packed[:, :, 0].numel() * packed.element_size()
         for other, function in implementations(op, device).items():
+            if other in skip:
+                continue
             row['cells'][other] = cell(other, function, packed, device, seconds)
         row['share'] = shares(op, row, copy)
         print(json.dumps(row), flush=True)
