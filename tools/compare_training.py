@@ -6,15 +6,18 @@ The learning rate of each config is the best of those given, with the first seed
 is trained for the other seeds as well. Options given by --cfg-options hold for all configs. The
 result of a training is the metric of its last validation.
 
-Trainings run one after the other, each in a process of its own. If the tool is stopped, the same
-command goes on from the last checkpoint, and repeats nothing that is finished. The tool writes
-trainings.md and trainings.jsonl to the output folder.
+Each training is a process of its own. With --jobs, several run side by side, which a GPU or many
+cores need to be busy with small models; OMP_NUM_THREADS=1 gives each one thread. If the tool is
+stopped, its trainings end, and the same command goes on from their last checkpoints, and repeats
+nothing that is finished. After each training the tool writes trainings.md and trainings.jsonl to
+the output folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -39,6 +42,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--metric', help=f'of the validation. Defaults to the first of {", ".join(METRICS)}'
     )
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='trainings that run side by side. Defaults to 1'
+    )
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare_training'))
     add_options(parser)
     return parser.parse_args(argv)
@@ -52,6 +58,8 @@ def prepare(args: argparse.Namespace) -> list[Config]:
     for name, values in (('--seeds', args.seeds), ('--lr', args.lr or ())):
         if len(set(values)) < len(values) or any(value < 0 for value in values):
             raise ValueError(f'{name} must be different and not negative, got {values}')
+    if args.jobs < 1:
+        raise ValueError(f'--jobs must be positive, got {args.jobs}')
     configs = [load_config(path, args.cfg_options, TRAINING) for path in args.configs]
     for path, cfg in zip(args.configs, configs, strict=True):
         if 'lr' not in cfg.optim_wrapper.get('optimizer', {}):
@@ -69,23 +77,27 @@ def run(args: argparse.Namespace) -> None:
         folder = args.out_dir / Path(cfg.filename).stem
         return make_cell(cfg, folder, rate, seed, args.metric, args.cfg_options or {})
 
-    def run_all(cells: list[dict]) -> list[dict]:
-        return run_cells(cells, measure, args.out_dir / 'trainings.jsonl')
-
     rates = {cfg.filename: args.lr or [cfg.optim_wrapper.optimizer.lr] for cfg in configs}
+
+    def run_all(cells: list[dict], earlier: Sequence[dict] = ()) -> list[dict]:
+        def report(results: list[dict]) -> None:
+            write_text(args.out_dir / 'trainings.md', '\n'.join(table([*earlier, *results])))
+
+        log = args.out_dir / 'trainings.jsonl'
+        return [*earlier, *run_cells(cells, measure, log, jobs=args.jobs, report=report)]
+
     results = run_all([cell(cfg, rate, first) for cfg in configs for rate in rates[cfg.filename]])
     best = best_rates(results)
     # The seeds take turns, so that an early stop leaves as many of each config.
-    results += run_all(
+    results = run_all(
         [
             cell(cfg, best[Path(cfg.filename).stem], seed)
             for seed, cfg in itertools.product(others, configs)
             if Path(cfg.filename).stem in best
-        ]
+        ],
+        results,
     )
-    text = '\n'.join(table(results))
-    write_text(args.out_dir / 'trainings.md', text)
-    print(f'{text}\n')
+    print('\n'.join(table(results)), end='\n\n')
     folders = [args.out_dir / Path(cfg.filename).stem for cfg in configs]
     print_written(args.out_dir / 'trainings.md', args.out_dir / 'trainings.jsonl', *folders)
 

@@ -1,19 +1,24 @@
-"""Runs measurements one by one in other processes, and keeps the finished ones.
+"""Runs measurements in other processes, and keeps the finished ones.
 
-The command of such a process is `python -m saga_mm.analysis.cells MODULE FUNCTION`. It reads the
-settings of measurements, each a JSON object in a line, calls the function with them, and prints
-each result, a JSON object, in a line that starts with `RESULT`.
+The command of such a process is `python -m saga_mm.analysis.cells MODULE FUNCTION PIPE`. It reads
+the settings of measurements, each a JSON object in a line, calls the function with them, and prints
+each result, a JSON object, in a line that starts with `RESULT`. It ends when the other end of the
+pipe is closed: when the process that started it stops or dies, in whatever way.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.utils import ProgressBar
@@ -26,6 +31,8 @@ def run_cells(
     measure: Callable[[dict], dict],
     log: str | Path,
     new_process: bool = True,
+    jobs: int = 1,
+    report: Callable[[list[dict]], None] = lambda results: None,
 ) -> list[dict]:
     """Run all measurements; one that fails or runs out of memory does not stop the others.
 
@@ -38,6 +45,9 @@ def run_cells(
         new_process: Run each measurement in a process of its own, as the memory of a process needs
             it. Otherwise one process runs them all, until a measurement fails in it. Defaults to
             True.
+        jobs: Number of measurements that run side by side. Defaults to 1.
+        report: Called with the results that are there, in the order of the cells, at the start and
+            after each measurement. Defaults to a function that does nothing.
 
     Returns:
         For each measurement its settings together with its result or, if it failed, with `error`,
@@ -49,36 +59,65 @@ def run_cells(
         # an interrupted run may have left an incomplete line
         lines = [line for line in log.read_text().splitlines() if line.endswith('}}')]
         finished = {_key(entry['cell']): entry['result'] for entry in map(json.loads, lines)}
-    progress = ProgressBar(len(cells), file=sys.stderr)
-    results = []
-    worker = _Worker(measure)
-    try:
-        for cell in cells:
-            result = finished.get(_key(cell))
-            if result is None or 'error' in result:
-                result = worker.run(cell)
-                if new_process:
-                    worker.stop()
-                with log.open('a') as file:
-                    file.write(f'\n{json.dumps(dict(cell=cell, result=result))}\n')
-            results.append({**cell, **result})
+    earlier = (finished.get(_key(cell), dict(error='')) for cell in cells)
+    results = {i: result for i, result in enumerate(earlier) if 'error' not in result}
+    missing = [i for i in range(len(cells)) if i not in results]
+
+    def so_far() -> list[dict]:
+        return [{**cells[i], **results[i]} for i in sorted(results)]
+
+    report(so_far())
+    progress = ProgressBar(len(missing), file=sys.stderr)
+    with _workers(measure, new_process, jobs) as start:
+        futures = {start(cells[i]): i for i in missing}
+        for future in as_completed(futures):
+            i = futures[future]
+            results[i] = future.result()
+            with log.open('a') as file:
+                file.write(f'\n{json.dumps(dict(cell=cells[i], result=results[i]))}\n')
+            report(so_far())
             progress.update()
-    finally:
-        worker.stop()
     print(file=sys.stderr)
-    return results
+    return so_far()
 
 
 def _key(cell: dict) -> str:
     return json.dumps(cell, sort_keys=True)
 
 
+@contextmanager
+def _workers(
+    measure: Callable[[dict], dict], new_process: bool, jobs: int
+) -> Iterator[Callable[[dict], Future]]:
+    """A function that starts a measurement, when one of the workers is free. They end with it."""
+    stop, hold = os.pipe()
+    idle = [_Worker(measure, stop) for _ in range(jobs)]
+
+    def run(cell: dict) -> dict:
+        worker = idle.pop()
+        try:
+            return worker.run(cell)
+        finally:
+            if new_process:
+                worker.stop()
+            idle.append(worker)
+
+    with os.fdopen(stop), ThreadPoolExecutor(jobs) as pool, os.fdopen(hold, 'w'):
+        try:
+            yield lambda cell: pool.submit(run, cell)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    for worker in idle:
+        worker.stop()
+
+
 class _Worker:
     """A process that runs measurements. It starts with the first one, and again after an error."""
 
-    def __init__(self, measure: Callable[[dict], dict]) -> None:
+    def __init__(self, measure: Callable[[dict], dict], pipe: int) -> None:
         names = (measure.__module__, measure.__name__)
-        self.command = [sys.executable, '-m', __spec__.name, *names]
+        self.command = [sys.executable, '-m', __spec__.name, *names, str(pipe)]
+        self.pipe = pipe
         self.process: subprocess.Popen | None = None
 
     def run(self, cell: dict) -> dict:
@@ -89,6 +128,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
+                pass_fds=[self.pipe],
                 text=True,
             )
         assert self.process.stdin and self.process.stdout
@@ -113,8 +153,14 @@ class _Worker:
             self.process = None
 
 
+def _end_with(pipe: int) -> None:
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == '__main__':
-    module, name = sys.argv[1:]
+    module, name, pipe = sys.argv[1:]
+    threading.Thread(target=_end_with, args=(int(pipe),), daemon=True).start()
     function = getattr(importlib.import_module(module), name)
     for line in sys.stdin:
         print(f'{RESULT}{json.dumps(function(json.loads(line)))}', flush=True)

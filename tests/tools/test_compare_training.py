@@ -26,13 +26,16 @@ def test_rates_are_chosen_with_one_seed_and_nothing_is_repeated(
 ):
     out = tmp_path / 'out'
     command = [*configs, '--lr', '1e-3', '1e-4', '--seeds', '3', '4', '--out-dir', str(out)]
-    compare([*command, '--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=1'])
+    options = ['--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=1']
+    compare([*command, '--jobs', '2', *options])
     lines = (out / 'trainings.jsonl').read_text().split('\n')
     entries = [json.loads(line) for line in lines if line]
-    done = [entry['cell'] for entry in entries if 'error' not in entry['result']]
+    entries = [entry for entry in entries if 'error' not in entry['result']]
     # Two learning rates with the first seed, then the better one with the second.
+    entries.sort(key=lambda entry: (entry['cell']['seed'], -entry['cell']['learning_rate']))
+    done = [entry['cell'] for entry in entries]
     assert [(cell['seed'], cell['learning_rate']) for cell in done[:2]] == [(3, 1e-3), (3, 1e-4)]
-    values = [entry['result']['value'] for entry in entries if 'error' not in entry['result']]
+    values = [entry['result']['value'] for entry in entries]
     best = 1e-3 if values[0] >= values[1] else 1e-4
     assert [(cell['seed'], cell['learning_rate']) for cell in done[2:]] == [(4, best)]
     assert last_metrics(done[0]['folder'])['mIoU'] == values[0]
@@ -42,8 +45,10 @@ def test_rates_are_chosen_with_one_seed_and_nothing_is_repeated(
     assert 'arch must be one of' in bad
 
     started = []
-    monkeypatch.setattr(cells, '_run', lambda cell, measure: started.append(cell) or {'error': ''})
-    compare([*command, '--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=1'])
+    monkeypatch.setattr(
+        cells._Worker, 'run', lambda worker, cell: started.append(cell) or {'error': ''}
+    )
+    compare([*command, *options])
     assert {cell['name'] for cell in started} == {'bad'}
     # Another schedule is another training, in another folder.
     compare([*command, '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=1'])
@@ -70,6 +75,7 @@ def test_table():
     [
         (['--seeds', '1', '1'], '--seeds must be different'),
         (['--lr', '-1'], '--lr must be different and not negative'),
+        (['--jobs', '0'], '--jobs must be positive, got 0'),
     ],
 )
 def test_wrong_options(compare, configs, arguments, message):

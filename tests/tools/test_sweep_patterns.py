@@ -79,11 +79,11 @@ def test_a_cell_that_fails_keeps_the_rest_and_is_tried_again(sweep, config, tmp_
         file.write('{"cell": ')
     started = []
 
-    def fail(cell, measure):
+    def fail(worker, cell):
         started.append((cell['part'], cell['name']))
         return dict(error='error: a | b')
 
-    monkeypatch.setattr(cells, '_run', fail)
+    monkeypatch.setattr(cells._Worker, 'run', fail)
     sweep.main([str(config), '--patterns', *PATTERNS, *options, '--train', '1'])
     assert started == [('time', 'gated_S-L-S-S'), ('train', 'gated_S-L-S-S')]
     failed, same = rows(out)

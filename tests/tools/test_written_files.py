@@ -59,7 +59,7 @@ def test_no_tool_is_forgotten():
 def test_all_files_are_named(name, tool, tiny_seg, tiny_data, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     # These would be measurements and trainings in processes of their own.
-    monkeypatch.setattr(cells, '_run', lambda cell, measure: dict(error='not run'))
+    monkeypatch.setattr(cells._Worker, 'run', lambda worker, cell: dict(error='not run'))
     sola = tiny_seg.with_name('sola.py')
     sola.write_text(SOLA.format(base=tiny_seg.name))
     weights = tmp_path / 'weights.pth'
