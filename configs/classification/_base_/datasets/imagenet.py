@@ -42,6 +42,8 @@ train_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
+    # Images of one size are one tensor, which is normalised as a whole.
+    collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='CustomDataset', data_root=data_root, data_prefix='train', pipeline=train_pipeline
     ),
