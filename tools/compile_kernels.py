@@ -29,6 +29,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from saga_kernels.launch import (
+    DEPTHWISE_CHANNELS,
+    DEPTHWISE_COLUMNS,
     KERNELS,
     MERGED,
     NUM_STAGES,
@@ -53,7 +55,7 @@ CASES = [(op, kernel) for op, kernels in KERNELS.items() for kernel in kernels]
 FP32_POINTERS = (
     'p_partial', 'p_state', 'p_dstate', 'p_frequencies', 'p_query', 'p_dquery', 'p_weight',
     'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta', 'p_w', 'p_u', 'p_enter', 'p_denter',
-    'p_count',
+    'p_count', 'p_bias',
 )  # fmt: skip
 
 HEADER = """# Registers and shared memory of the kernels
@@ -65,8 +67,9 @@ Each cell lists the registers per thread, the bytes of stack per thread if there
 shared memory of a program. Stack nearly always means spilled registers: the kernel is correct, but
 slower than it could be. The tile is the number of tokens that a program processes at a time; for
 `merge` it is the number of partial states, and for `scan` that of chunks. `wkv` has no head dim: it
-takes any number of channels, as it takes 32. `gated` is compiled with gates and ELU. No kernel is
-compiled with a mask.
+takes any number of channels, as it takes 32. So does `depthwise`, whose tile is a number of rows,
+here with filters of 3 x 3. `gated` is compiled with gates and ELU. No kernel is compiled with a
+mask.
 """
 
 
@@ -74,7 +77,7 @@ def kernel(op, phase):
     return getattr(importlib.import_module(f'saga_kernels.{op}.kernel'), phase)
 
 
-def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=False):
+def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=False, side=3):
     """Compile one kernel as a launch would, and return a row of the table."""
     function = kernel(op, phase)
     block, num_warps = tile_config(op, phase, DTYPES[dtype], dim)
@@ -86,6 +89,9 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
     )  # fmt: skip
     if op == 'wkv':
         constants |= dict(BC=WKV_CHANNELS[phase], G=block // WKV_STEPS, L=WKV_STEPS)
+    if op == 'depthwise':
+        constants |= dict(K=side, BW=DEPTHWISE_COLUMNS[side], BC=DEPTHWISE_CHANNELS)
+        constants |= dict(RESIDUAL=gated)
     if not masked:
         constants['p_mask'] = None
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
@@ -182,9 +188,10 @@ def width(suffixes):
 
 
 def quick_cases():
-    """At most 71: every kernel in half precision at D = 64 for the GPUs that must not spill, the
+    """At most 78: every kernel in half precision at D = 64 for the GPUs that must not spill, the
     gated ones with a mask, two with a head dim that 16 does not divide, the one that takes most
-    shared memory, and all once more with everything else different, for one GPU after the other."""
+    shared memory, the largest filter, and all once more with everything else different, for one GPU
+    after the other."""
     for (op, phase), target in itertools.product(CASES, ('sm_80', 'sm_90')):
         yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=64)
     for phase in KERNELS['gated']:
@@ -194,6 +201,15 @@ def quick_cases():
     for phase in ('kv_forward', 'out_forward'):
         yield dict(target='sm_80', op='gated', phase=phase, dtype='bf16', dim=24)
     yield dict(target='sm_80', op='gated', phase='kv_backward', dtype='fp32', dim=128)
+    yield dict(
+        target='sm_80',
+        op='depthwise',
+        phase='conv_backward',
+        dtype='bf16',
+        dim=64,
+        side=5,
+        masked=True,
+    )
     for index, (op, phase) in enumerate(CASES):
         yield dict(
             target=list(TARGETS)[index % 4], op=op, phase=phase,
@@ -204,8 +220,8 @@ def quick_cases():
 
 def table_cases(dtypes=('bf16', 'fp32'), dims=(32, 64, 128)):
     for (op, phase), dtype, dim, target in itertools.product(CASES, dtypes, dims, TARGETS):
-        # Of the number of channels, `wkv` only knows whether 16 divides it.
-        if op == 'wkv' and dim not in (20, 32):
+        # Of the number of channels, these only know whether 16 divides it.
+        if op in ('wkv', 'depthwise') and dim not in (20, 32):
             continue
         yield dict(target=target, op=op, phase=phase, dtype=dtype, dim=dim)
 
@@ -213,7 +229,7 @@ def table_cases(dtypes=('bf16', 'fp32'), dims=(32, 64, 128)):
 def all_cases():
     """Every kernel for every dtype, D and target; for each dtype and target with all its options,
     one combination for each D."""
-    constants = dict(gated={'GATED', 'PARTS'}, elu={'ELU'}, masked={'p_mask'})
+    constants = dict(gated={'GATED', 'PARTS', 'RESIDUAL'}, elu={'ELU'}, masked={'p_mask'})
     dims = 8, 20, 24, 32, 48, 64, 80, 128
     for case in table_cases(DTYPES, dims):
         names = set(kernel(case['op'], case['phase']).arg_names)
@@ -224,7 +240,9 @@ def all_cases():
             for name, values in dict(dim=dims, dtype=DTYPES, target=TARGETS).items()
         )
         values = combinations[turn % len(combinations)]
-        yield case | dict(zip(options, values, strict=True))
+        sides = (3, 5) if case['op'] == 'depthwise' else (3,)
+        for side in sides:
+            yield case | dict(zip(options, values, strict=True), side=side)
 
 
 def compile_all(cases):

@@ -4,6 +4,7 @@ Each op has a specification and an eager implementation in PyTorch, and fused ke
 """
 
 from .decay.api import decay_linear_attention
+from .depthwise.api import depthwise_conv2d
 from .gated.api import gated_linear_attention, linear_attention
 from .gated.state import KVState, kv_state, read_state, sum_states
 from .rank_augmented.api import rank_augmented_linear_attention
@@ -16,6 +17,7 @@ __all__ = [
     'apply_rotary_2d',
     'bidirectional_wkv',
     'decay_linear_attention',
+    'depthwise_conv2d',
     'gated_linear_attention',
     'is_tracing_or_compiling',
     'kv_state',

@@ -7,6 +7,7 @@
   there is no Python. So is what forward-mode differentiation and `torch.func` differentiate, since
   the kernels only have a backward pass.
 - The environment variable `SAGA_KERNELS_IMPL` replaces 'auto'; an explicit argument wins over it.
+  'layer_norm=reference,depthwise_conv2d=reference' replaces it for these ops alone.
 
 A Triton kernel takes float16, bfloat16 and float32, head dims from 8 to 128, and any strides as
 long as the last axis is contiguous. It runs on NVIDIA GPUs of compute capability 8.0 and above, and
@@ -25,7 +26,7 @@ from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
 from .tracing import is_tracing_or_compiling, is_tracing_or_exporting
-from .validation import check_impl
+from .validation import check_impl, check_impls
 
 Impl = Literal['auto', 'reference', 'triton']
 ENV_VAR = 'SAGA_KERNELS_IMPL'
@@ -52,6 +53,8 @@ def resolve_impl(impl: str, op: str, why_not_triton: str | None) -> str:
     check_impl(impl)
     if impl == 'auto':
         impl = os.environ.get(ENV_VAR, 'auto')
+        if '=' in impl:
+            impl = check_impls(impl, ENV_VAR).get(op, 'auto')
         check_impl(impl, ENV_VAR)
     if impl == 'triton' and why_not_triton:
         raise RuntimeError(f"{op}: impl='triton' can't run: {why_not_triton}")

@@ -32,6 +32,11 @@ WKV_CHUNK = 256
 WKV_STEPS = 8
 WKV_CHANNELS = dict(state_forward=16, scan=4, out_forward=16, state_backward=16, token_backward=8)
 
+# Channels of a program of `depthwise`, and its columns by the side of the filter: with larger
+# filters, a thread holds more weights, so it takes fewer pixels.
+DEPTHWISE_CHANNELS = 32
+DEPTHWISE_COLUMNS = {1: 16, 3: 16, 5: 8}
+
 
 def _always(tile: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
     """The same tile and warps for every size of element and head dim."""
@@ -126,12 +131,18 @@ TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
         'state_backward': _always((WKV_CHUNK, 8)),
         'token_backward': _always((WKV_CHUNK, 8)),
     },
+    # Rows per tile.
+    'depthwise': {
+        'conv_forward': _always((4, 4)),
+        'conv_backward': _always((2, 4)),
+    },
 }  # fmt: skip
 KERNELS = {op: tuple(tiles) for op, tiles in TILES.items()}
 # Kernels whose programs leave partial states behind.
 _SUMMING = {
     'gated': ('kv_forward', 'q_backward'),
     'rank_augmented': ('kv_forward', 'state_backward'),
+    'depthwise': ('conv_backward',),
 }
 
 # The next tile is loaded while one is worked on.
@@ -213,9 +224,10 @@ def plan(
         op: Name of the op, a key of `KERNELS`.
         kernel: Name of one of its kernels.
         dtype: Dtype of the packed projection: float16, bfloat16 or float32.
-        dim: Head dim D; no matter for `wkv`.
-        heads: Images times heads, B * H; for `wkv`, times blocks of channels.
-        tokens: N, at least 1.
+        dim: Head dim D; no matter for `wkv`; side of the filter of `depthwise`.
+        heads: Images times heads, B * H; for `wkv`, times blocks of channels, and for `depthwise`,
+            times blocks of columns and of channels.
+        tokens: N, at least 1; for `depthwise`, rows of the map.
         processors: Streaming multiprocessors (compute units) of the GPU.
     """
     block, num_warps = tile_config(op, kernel, dtype, dim)
@@ -258,6 +270,9 @@ def _duration(
 
 def _shortest(op: str, kernel: str, dim: int) -> int:
     """The fewest tokens for which a program of its own pays on a GPU that is busy."""
+    if op == 'depthwise':
+        # Rows: each program reads some beyond its own, and loads the weights.
+        return 32
     if kernel in _SUMMING[op]:
         # Each program writes a partial state, D + 1 rows of fp32, which another kernel reads.
         return 256 if dim <= 32 else 384 if dim <= 64 else 640

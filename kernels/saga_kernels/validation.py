@@ -17,6 +17,14 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from .tracing import is_tracing_or_compiling
 
 IMPLS = ('auto', 'reference', 'triton')
+OPS = (
+    'gated_linear_attention',
+    'linear_attention',
+    'rank_augmented_linear_attention',
+    'decay_linear_attention',
+    'bidirectional_wkv',
+    'depthwise_conv2d',
+)
 FEATURE_MAPS = ('elu', 'relu')
 DecayPer = Literal['image', 'token']
 DECAY_PER: tuple[DecayPer, ...] = get_args(DecayPer)
@@ -66,6 +74,18 @@ def check_feature_map(feature_map: str) -> None:
 def check_impl(impl: str, name: str = 'impl') -> None:
     if impl not in IMPLS:
         raise ValueError(f'{name} must be one of {IMPLS}, got {impl!r}')
+
+
+def check_impls(impls: str, name: str) -> dict[str, str]:
+    """Check implementations by op, such as 'layer_norm=reference,linear_attention=auto'."""
+    chosen = {}
+    for part in impls.split(','):
+        op, _, impl = (word.strip() for word in part.partition('='))
+        if op not in OPS:
+            raise ValueError(f'{name} must name ops of {OPS}, as OP=IMPL,OP=IMPL, got {part!r}')
+        check_impl(impl, name)
+        chosen[op] = impl
+    return chosen
 
 
 def check_eps(eps: float) -> float:
@@ -208,3 +228,34 @@ def has_values(x: Tensor) -> bool:
 def check_decay_per(decay_per: str) -> None:
     if decay_per not in DECAY_PER:
         raise ValueError(f'decay_per must be one of {DECAY_PER}, got {decay_per!r}')
+
+
+def check_depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, mask: Tensor | None
+) -> None:
+    """Check the arguments of `depthwise_conv2d` against each other."""
+    for name, y in dict(x=x, weight=weight, bias=bias, add=add).items():
+        if y is None and name in ('bias', 'add'):
+            continue
+        if not isinstance(y, Tensor):
+            raise TypeError(f'{name} must be a tensor, got {type(y).__name__}')
+        if y.dtype not in DTYPES:
+            raise ValueError(f'{name} must be float16, bfloat16, float32 or float64, got {y.dtype}')
+        if y.device != x.device:
+            raise ValueError(f'{name} must be on {x.device} as x is, got {y.device}')
+    if bias is not None and bias.dtype != weight.dtype:
+        raise ValueError(f'bias must have the dtype of weight, {weight.dtype}, got {bias.dtype}')
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
+        raise ValueError(f'mask must be a bool tensor, got {getattr(mask, "dtype", mask)}')
+    if torch.jit.is_tracing():
+        return
+    if x.ndim != 4 or x.shape[3] == 0:
+        raise ValueError(f'x must have shape (B, H, W, C), C > 0, got {tuple(x.shape)}')
+    channels, side = x.shape[3], weight.shape[-1] if weight.ndim else 0
+    if weight.shape != (channels, 1, side, side) or side % 2 != 1:
+        expected = f'(C, 1, K, K) with C = {channels} and an odd K'
+        raise ValueError(f'weight must have shape {expected}, got {tuple(weight.shape)}')
+    shapes = dict(bias=(bias, (channels,)), add=(add, x.shape), mask=(mask, (*x.shape[:3], 1)))
+    for name, (value, shape) in shapes.items():
+        if value is not None and value.shape != shape:
+            raise ValueError(f'{name} must have shape {tuple(shape)}, got {tuple(value.shape)}')

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saga_kernels import is_tracing_or_compiling
 
-from ..layers import DepthwiseConv2d, init_linear, mask_padding
+from ..layers import DepthwiseConv2d, add_conv, init_linear
 
 
 class PackedAttention(nn.Module):
@@ -79,7 +79,7 @@ class PackedAttention(nn.Module):
         state = self.attend(packed, (height, width), tokens).reshape(batch, height, width, dim)
         if self.lepe is None:
             return state, state
-        return state + self.lepe(mask_padding(value, mask)), state
+        return add_conv(state, self.lepe, value, mask), state
 
 
 def with_channels(x: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import report_pretrained
 from ..inference import ImageRows, run_block, run_embed, run_output
-from ..layers import downsample_mask, join_gradients, unpack
+from ..layers import DepthwiseConv2d, downsample_mask, join_gradients, unpack
 
 # The value by which timm marks the last layer of layer-wise decay.
 NORMS = (r'^norms', (99999,))
@@ -167,6 +167,8 @@ class PyramidBackbone(BaseModule):
             training, and 0 in the padding.
         init_cfg (dict, optional): `dict(type='Pretrained', checkpoint=..., prefix=...)` or any
             mmengine initialiser. Without it the weights keep the layers' own initialisation.
+        impl (str): 'reference' runs the convolutions around the attention in PyTorch as well. Other
+            values, which are for the attention alone, leave them the choice. Defaults to 'auto'.
     """
 
     init_cfg: dict | list | None
@@ -188,6 +190,7 @@ class PyramidBackbone(BaseModule):
         frozen_stages: int,
         pad_mask: bool,
         init_cfg: dict | list | None,
+        impl: str = 'auto',
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if not isinstance(in_channels, int) or in_channels < 1:
@@ -212,6 +215,10 @@ class PyramidBackbone(BaseModule):
         self.depths = [len(stage.blocks) for stage in stages]
         self.stages = nn.ModuleList(stages)
         self.norms = nn.ModuleDict({str(i): make_norm(i) for i in out_indices})
+        if impl == 'reference':
+            for module in self.modules():
+                if isinstance(module, DepthwiseConv2d):
+                    module.impl = 'reference'
         self._freeze()
         self._built_empty = any(parameter.is_meta for parameter in self.parameters())
 

@@ -164,6 +164,7 @@ class RAVLT(PyramidBackbone):
             frozen_stages=frozen_stages,
             pad_mask=pad_mask,
             init_cfg=init_cfg,
+            impl=impl,
         )
         self.norm_eval = norm_eval
         self.head_dims = [dim // heads for dim, heads in zip(dims, sizes.num_heads, strict=True)]

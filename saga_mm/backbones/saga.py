@@ -152,6 +152,7 @@ class SAGA(PyramidBackbone):
             frozen_stages=frozen_stages,
             pad_mask=pad_mask,
             init_cfg=init_cfg,
+            impl=impl,
         )
 
 

@@ -343,5 +343,6 @@ class SoLAVision(PyramidBackbone):
             frozen_stages=frozen_stages,
             pad_mask=pad_mask,
             init_cfg=init_cfg,
+            impl=impl,
         )
         self.pattern = patterns

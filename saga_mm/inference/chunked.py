@@ -19,7 +19,6 @@ from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from saga_kernels import KVState, is_tracing_or_compiling, kv_state, read_state, sum_states
 from saga_kernels.dispatch import resolve_impl, why_not_triton
@@ -35,6 +34,7 @@ from ..layers import (
     DepthwiseConv2d,
     PatchEmbed,
     QKNorm,
+    is_watched,
     mask_padding,
     scale,
     unpack,
@@ -144,18 +144,6 @@ def can_chunk(module: nn.Module, x: Tensor) -> bool:
         and x.device.type == 'cpu'
         and not is_tracing_or_compiling()
         and not is_watched(module)
-    )
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether a module, or one inside it, has a hook or a replaced `forward`."""
-    return _has_any_global_hook() or any(
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or part._backward_hooks
-        or part._backward_pre_hooks
-        or 'forward' in vars(part)
-        for part in module.modules()
     )
 
 

@@ -3,7 +3,7 @@
 from .block import Block, scale, unpack
 from .bridge import HiddenStateBridge
 from .channel_mix import ChannelMix
-from .conv import Conv2d, DepthwiseConv2d
+from .conv import Conv2d, DepthwiseConv2d, add_conv
 from .drop_path import DropPath, drop_path_schedule
 from .ffn import FFN
 from .init import init_linear
@@ -13,6 +13,7 @@ from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
 from .qk_norm import QKNorm
 from .rotary import rotary_frequencies
 from .token_shift import QShift
+from .watch import is_watched
 
 __all__ = [
     'FFN',
@@ -27,9 +28,11 @@ __all__ = [
     'PatchEmbed',
     'QKNorm',
     'QShift',
+    'add_conv',
     'downsample_mask',
     'drop_path_schedule',
     'init_linear',
+    'is_watched',
     'join_gradients',
     'mask_padding',
     'rotary_frequencies',

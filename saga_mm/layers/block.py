@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .conv import DepthwiseConv2d
+from .conv import DepthwiseConv2d, add_conv
 from .drop_path import DropPath
-from .mask import mask_padding
 
 
 class Block(nn.Module):
@@ -60,7 +59,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         if self.cpe is not None:
-            x = x + self.cpe(mask_padding(x, mask))
+            x = add_conv(x, self.cpe, x, mask)
         y, *state = unpack(self.attn(self.norm1(x), mask))
         x = x + self.drop_path1(scale(y, self.gamma1))
         x = x + self.drop_path2(scale(self.ffn(self.norm2(x), mask), self.gamma2))

@@ -3,9 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv import DepthwiseConv2d
+from .conv import DepthwiseConv2d, add_conv
 from .init import init_linear
-from .mask import mask_padding
 
 
 class FFN(nn.Module):
@@ -27,5 +26,5 @@ class FFN(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = F.gelu(self.fc1(x))
         if self.dwconv is not None:
-            x = x + self.dwconv(mask_padding(x, mask))
+            x = add_conv(x, self.dwconv, x, mask)
         return self.fc2(x)
