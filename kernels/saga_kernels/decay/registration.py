@@ -11,15 +11,10 @@ from torch.utils.flop_counter import register_flop_formula
 from ..chunks import ceil_div
 from ..dispatch import require_triton
 from ..launch import decay_chunk
+from ..registration import refuse_double_backward, register, register_autograd
 
 
-@torch.library.custom_op(
-    'saga_kernels::decay_forward',
-    mutates_args=(),
-    schema='(Tensor qkv, Tensor log_decay, Tensor? mask, SymInt width, str feature_map, float eps)'
-    ' -> (Tensor, Tensor, Tensor)',
-)
-def decay_forward(
+def _forward(
     qkv: Tensor,
     log_decay: Tensor,
     mask: Tensor | None,
@@ -35,13 +30,7 @@ def decay_forward(
     return kernel.forward(qkv, log_decay, mask, width, feature_map == 'elu', eps)
 
 
-@torch.library.custom_op(
-    'saga_kernels::decay_backward',
-    mutates_args=(),
-    schema='(Tensor grad, Tensor qkv, Tensor log_decay, Tensor out, Tensor state, Tensor r,'
-    ' Tensor? mask, SymInt width, str feature_map) -> (Tensor, Tensor)',
-)
-def decay_backward(
+def _backward(
     grad: Tensor,
     qkv: Tensor,
     log_decay: Tensor,
@@ -61,7 +50,6 @@ def decay_backward(
     return kernel.backward(grad, qkv, log_decay, out, state, r, mask, width, elu)
 
 
-@decay_forward.register_fake
 def _forward_fake(qkv, log_decay, mask, width, feature_map, eps):
     batch, tokens, _, heads, dim = qkv.shape
     chunks = ceil_div(tokens, decay_chunk(qkv.dtype, dim))
@@ -70,10 +58,23 @@ def _forward_fake(qkv, log_decay, mask, width, feature_map, eps):
     return qkv.new_empty((batch, tokens, heads, dim)), *sums
 
 
-@decay_backward.register_fake
 def _backward_fake(grad, qkv, log_decay, out, state, r, mask, width, feature_map):
     grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     return grad, torch.empty_like(log_decay, memory_format=torch.contiguous_format)
+
+
+decay_forward = register(
+    'decay_forward(Tensor qkv, Tensor log_decay, Tensor? mask, SymInt width, str feature_map,'
+    ' float eps) -> (Tensor, Tensor, Tensor)',
+    _forward,
+    _forward_fake,
+)
+decay_backward = register(
+    'decay_backward(Tensor grad, Tensor qkv, Tensor log_decay, Tensor out, Tensor state, Tensor r,'
+    ' Tensor? mask, SymInt width, str feature_map) -> (Tensor, Tensor)',
+    _backward,
+    _backward_fake,
+)
 
 
 def _save(ctx, inputs, output):
@@ -81,8 +82,6 @@ def _save(ctx, inputs, output):
     out, *sums = output
     ctx.save_for_backward(qkv, log_decay, out, *sums, mask)
     ctx.mark_non_differentiable(*sums)
-    # Otherwise autograd makes gradients of zeros for these.
-    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, *_):
@@ -90,12 +89,8 @@ def _differentiate(ctx, grad, *_):
     return *grads, None, None, None, None
 
 
-def _refuse(ctx, *grads):
-    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")
-
-
-decay_forward.register_autograd(_differentiate, setup_context=_save)
-decay_backward.register_autograd(_refuse)
+register_autograd(decay_forward, _save, _differentiate)
+refuse_double_backward(decay_backward)
 
 
 def _products(qkv: Tensor) -> tuple[int, int]:

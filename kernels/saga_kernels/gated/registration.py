@@ -9,14 +9,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..dispatch import require_triton
+from ..registration import refuse_double_backward, register, register_autograd
 
 
-@torch.library.custom_op(
-    'saga_kernels::gated_forward',
-    mutates_args=(),
-    schema='(Tensor packed, Tensor? mask, str feature_map, float eps) -> (Tensor, Tensor)',
-)
-def gated_forward(
+def _forward(
     packed: Tensor, mask: Tensor | None, feature_map: str, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Output (B, N, H, D) and fp32 state (B, H, D + 1, D) of packed (B, N, 3 or 5, H, D)."""
@@ -26,13 +22,7 @@ def gated_forward(
     return kernel.forward(packed, mask, feature_map == 'elu', eps)
 
 
-@torch.library.custom_op(
-    'saga_kernels::gated_backward',
-    mutates_args=(),
-    schema='(Tensor grad, Tensor packed, Tensor state, Tensor? mask, str feature_map, float eps)'
-    ' -> Tensor',
-)
-def gated_backward(
+def _backward(
     grad: Tensor, packed: Tensor, state: Tensor, mask: Tensor | None, feature_map: str, eps: float
 ) -> Tensor:
     """Gradient of the packed projection: one tensor, since an op must not return views of one."""
@@ -42,16 +32,27 @@ def gated_backward(
     return kernel.backward(grad, packed, state, mask, feature_map == 'elu', eps)
 
 
-@gated_forward.register_fake
 def _forward_fake(packed, mask, feature_map, eps):
     batch, tokens, _, heads, dim = packed.shape
     out = packed.new_empty((batch, tokens, heads, dim))
     return out, packed.new_empty((batch, heads, dim + 1, dim), dtype=torch.float32)
 
 
-@gated_backward.register_fake
 def _backward_fake(grad, packed, state, mask, feature_map, eps):
     return torch.empty_like(packed, memory_format=torch.contiguous_format)
+
+
+gated_forward = register(
+    'gated_forward(Tensor packed, Tensor? mask, str feature_map, float eps) -> (Tensor, Tensor)',
+    _forward,
+    _forward_fake,
+)
+gated_backward = register(
+    'gated_backward(Tensor grad, Tensor packed, Tensor state, Tensor? mask, str feature_map,'
+    ' float eps) -> Tensor',
+    _backward,
+    _backward_fake,
+)
 
 
 def _save(ctx, inputs, output):
@@ -59,8 +60,6 @@ def _save(ctx, inputs, output):
     state = output[1]
     ctx.save_for_backward(packed, state, mask)
     ctx.mark_non_differentiable(state)
-    # Otherwise autograd makes gradients of zeros for these.
-    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, _):
@@ -69,12 +68,8 @@ def _differentiate(ctx, grad, _):
     return grad, None, None, None
 
 
-def _refuse(ctx, grad):
-    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")
-
-
-gated_forward.register_autograd(_differentiate, setup_context=_save)
-gated_backward.register_autograd(_refuse)
+register_autograd(gated_forward, _save, _differentiate)
+refuse_double_backward(gated_backward)
 
 
 # Products of (N x D) and (D x D) matrices. Forward: S and o. Backward: t, G, dk and dv.

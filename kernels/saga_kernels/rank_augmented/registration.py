@@ -9,15 +9,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..dispatch import require_triton
+from ..registration import refuse_double_backward, register, register_autograd
 
 
-@torch.library.custom_op(
-    'saga_kernels::rank_augmented_forward',
-    mutates_args=(),
-    schema='(Tensor qkv, Tensor frequencies, Tensor? mask, SymInt width, float eps)'
-    ' -> (Tensor, Tensor, Tensor, Tensor)',
-)
-def rank_augmented_forward(
+def _forward(
     qkv: Tensor, frequencies: Tensor, mask: Tensor | None, width: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: the state
@@ -28,13 +23,7 @@ def rank_augmented_forward(
     return kernel.forward(qkv, frequencies, mask, width, eps)
 
 
-@torch.library.custom_op(
-    'saga_kernels::rank_augmented_backward',
-    mutates_args=(),
-    schema='(Tensor grad, Tensor qkv, Tensor frequencies, Tensor state, Tensor query,'
-    ' Tensor weight, Tensor? mask, SymInt width, float eps) -> Tensor',
-)
-def rank_augmented_backward(
+def _backward(
     grad: Tensor,
     qkv: Tensor,
     frequencies: Tensor,
@@ -52,7 +41,6 @@ def rank_augmented_backward(
     return kernel.backward(grad, qkv, frequencies, state, query, weight, mask, width, eps)
 
 
-@rank_augmented_forward.register_fake
 def _forward_fake(qkv, frequencies, mask, width, eps):
     batch, tokens, _, heads, dim = qkv.shape
     shapes = (batch, heads, dim + 1, dim), (batch, heads, dim), (batch, heads)
@@ -60,9 +48,22 @@ def _forward_fake(qkv, frequencies, mask, width, eps):
     return qkv.new_empty((batch, tokens, heads, dim)), *sums
 
 
-@rank_augmented_backward.register_fake
 def _backward_fake(grad, qkv, frequencies, state, query, weight, mask, width, eps):
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+rank_augmented_forward = register(
+    'rank_augmented_forward(Tensor qkv, Tensor frequencies, Tensor? mask, SymInt width, float eps)'
+    ' -> (Tensor, Tensor, Tensor, Tensor)',
+    _forward,
+    _forward_fake,
+)
+rank_augmented_backward = register(
+    'rank_augmented_backward(Tensor grad, Tensor qkv, Tensor frequencies, Tensor state,'
+    ' Tensor query, Tensor weight, Tensor? mask, SymInt width, float eps) -> Tensor',
+    _backward,
+    _backward_fake,
+)
 
 
 def _save(ctx, inputs, output):
@@ -70,8 +71,6 @@ def _save(ctx, inputs, output):
     _, *sums = output
     ctx.save_for_backward(qkv, frequencies, *sums, mask)
     ctx.mark_non_differentiable(*sums)
-    # Otherwise autograd makes gradients of zeros for these.
-    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, *_):
@@ -79,12 +78,8 @@ def _differentiate(ctx, grad, *_):
     return grad, None, None, None, None
 
 
-def _refuse(ctx, grad):
-    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")
-
-
-rank_augmented_forward.register_autograd(_differentiate, setup_context=_save)
-rank_augmented_backward.register_autograd(_refuse)
+register_autograd(rank_augmented_forward, _save, _differentiate)
+refuse_double_backward(rank_augmented_backward)
 
 
 # Products of (N x D) and (D x D) matrices. Forward: S and o. Backward: t, dS, dk, dv, and t again

@@ -13,14 +13,10 @@ from torch.utils.flop_counter import register_flop_formula
 from ..chunks import ceil_div
 from ..dispatch import require_triton
 from ..launch import WKV_CHUNK
+from ..registration import refuse_double_backward, register, register_autograd
 
 
-@torch.library.custom_op(
-    'saga_kernels::wkv_forward',
-    mutates_args=(),
-    schema='(Tensor k, Tensor v, Tensor w, Tensor u, Tensor? mask) -> (Tensor, Tensor, Tensor)',
-)
-def wkv_forward(
+def _forward(
     k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, N, C) of k, v (B, N, C) with a decay and bonus per token, w, u (B or 1, C); and
@@ -33,13 +29,7 @@ def wkv_forward(
     return kernel.forward(k, v, w, u, mask)
 
 
-@torch.library.custom_op(
-    'saga_kernels::wkv_backward',
-    mutates_args=(),
-    schema='(Tensor grad, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, Tensor count,'
-    ' Tensor? mask) -> (Tensor, Tensor, Tensor, Tensor)',
-)
-def wkv_backward(
+def _backward(
     grad: Tensor,
     k: Tensor,
     v: Tensor,
@@ -57,7 +47,6 @@ def wkv_backward(
     return kernel.backward(grad, k, v, w, u, state, count, mask)
 
 
-@wkv_forward.register_fake
 def _forward_fake(k, v, w, u, mask):
     batch, tokens, channels = k.shape
     chunks = ceil_div(tokens, WKV_CHUNK)
@@ -66,9 +55,21 @@ def _forward_fake(k, v, w, u, mask):
     return torch.empty_like(v, memory_format=torch.contiguous_format), *sums
 
 
-@wkv_backward.register_fake
 def _backward_fake(grad, k, v, w, u, state, count, mask):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v, w, u))
+
+
+wkv_forward = register(
+    'wkv_forward(Tensor k, Tensor v, Tensor w, Tensor u, Tensor? mask) -> (Tensor, Tensor, Tensor)',
+    _forward,
+    _forward_fake,
+)
+wkv_backward = register(
+    'wkv_backward(Tensor grad, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, Tensor count,'
+    ' Tensor? mask) -> (Tensor, Tensor, Tensor, Tensor)',
+    _backward,
+    _backward_fake,
+)
 
 
 def _save(ctx, inputs, output):
@@ -76,20 +77,14 @@ def _save(ctx, inputs, output):
     _, *sums = output
     ctx.save_for_backward(*tensors, *sums, mask)
     ctx.mark_non_differentiable(*sums)
-    # Otherwise autograd makes gradients of zeros for these.
-    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, *_):
     return *wkv_backward(grad, *ctx.saved_tensors), None
 
 
-def _refuse(ctx, *grads):
-    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")
-
-
-wkv_forward.register_autograd(_differentiate, setup_context=_save)
-wkv_backward.register_autograd(_refuse)
+register_autograd(wkv_forward, _save, _differentiate)
+refuse_double_backward(wkv_backward)
 
 
 # One multiplication and addition per token and channel for each of two sums in two directions, and

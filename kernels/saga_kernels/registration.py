@@ -1,0 +1,78 @@
+"""How Triton kernels become PyTorch ops, which autograd, compilers, exports and FLOP counters see.
+
+`torch.library.custom_op` does the same, but takes longer for a call than the launches themselves:
+it supports ops that change their inputs, and checks every result.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+LIBRARY = torch.library.Library('saga_kernels', 'FRAGMENT')
+
+
+def register(schema: str, run: Callable, fake: Callable) -> OpOverload:
+    """Define an op that changes no input and returns new tensors.
+
+    It can't be differentiated until `register_autograd` says how.
+
+    Args:
+        schema: Name, arguments and results, as in `f(Tensor x, float eps) -> Tensor`.
+        run: What the op does, on every device.
+        fake: Takes the same arguments, and makes tensors of the sizes that `run` would return.
+    """
+    name = LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    # A compiler that looks at the code around an op must not look into the op.
+    LIBRARY.impl(name, torch.compiler.disable(run), 'CompositeExplicitAutograd')
+    torch.library.register_fake(f'saga_kernels::{name}', fake, lib=LIBRARY)
+    return getattr(torch.ops.saga_kernels, name).default
+
+
+def register_autograd(op: OpOverload, save: Callable, differentiate: Callable) -> None:
+    """Say how an op is differentiated, once.
+
+    Args:
+        op: From `register`.
+        save: Takes the context of `torch.autograd.Function`, the inputs and the results.
+        differentiate: Takes the context and the gradients of the results, which are None where
+            there is none; returns those of the inputs.
+    """
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
+            with torch._C._AutoDispatchBelowAutograd():
+                results = op(*inputs)
+            # Otherwise autograd makes gradients of zeros for results that have none.
+            ctx.set_materialize_grads(False)
+            save(ctx, inputs, results)
+            return results
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return differentiate(ctx, *grads)
+
+    def call(*inputs: Any) -> Tensor | tuple[Tensor, ...]:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return Differentiable.apply(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    Differentiable.__name__ = op._schema.name
+    LIBRARY.impl(op._opname, torch.compiler.disable(call), 'Autograd')
+
+
+def refuse_double_backward(op: OpOverload) -> None:
+    """Make the gradient of an op that is itself a gradient an error."""
+    register_autograd(op, _keep_nothing, _refuse)
+
+
+def _keep_nothing(ctx: Any, inputs: tuple, results: Any) -> None:
+    pass
+
+
+def _refuse(ctx: Any, *grads: Tensor | None) -> None:
+    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")
