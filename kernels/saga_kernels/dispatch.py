@@ -15,6 +15,7 @@ on AMD GPUs. On a CPU it runs only in Triton's interpreter, very slowly, for deb
 `TRITON_INTERPRET=1` before Python starts.
 """
 
+import functools
 import importlib.util
 import logging
 import os
@@ -83,20 +84,34 @@ def why_not_triton(x: Tensor, *others: Tensor) -> str | None:
             return 'it needs a GPU, and the input is on the CPU'
     elif device.type != 'cuda':
         return f'it needs an NVIDIA or AMD GPU, and the input is on {device.type}'
-    elif not torch.cuda.is_available():
-        # A fake tensor may claim to be on a GPU that is not there.
-        return 'there is no GPU'
-    elif torch.version.hip is None and torch.cuda.get_device_properties(device).major < 8:
-        return 'it needs a GPU of compute capability 8.0 or above'
+    else:
+        # To ask for it takes as long as a launch. A compiler warns that it ignores caches.
+        known = _why_not_gpu if torch.compiler.is_compiling() else _known_why_not_gpu
+        why = known(device)
+        if why:
+            return why
     if x.dtype not in TRITON_DTYPES:
         return f'it takes float16, bfloat16 and float32, not {x.dtype}'
     if x.ndim == 5 and not 8 <= x.shape[-1] <= 128:
         return f'it takes head dims 8 to 128, not {x.shape[-1]}'
     if x.stride(-1) != 1:
         return 'the last axis of the input is not contiguous'
-    if any(_has_other_derivatives(y) for y in (x, *others)):
-        return 'it has a backward pass alone, not the derivatives of forward mode or torch.func'
+    for y in (x, *others):
+        if _has_other_derivatives(y):
+            return 'it has a backward pass alone, not the derivatives of forward mode or torch.func'
     return None
+
+
+def _why_not_gpu(device: torch.device) -> str | None:
+    if not torch.cuda.is_available():
+        # A fake tensor may claim to be on a GPU that is not there.
+        return 'there is no GPU'
+    if torch.version.hip is None and torch.cuda.get_device_properties(device).major < 8:
+        return 'it needs a GPU of compute capability 8.0 or above'
+    return None
+
+
+_known_why_not_gpu = functools.cache(_why_not_gpu)
 
 
 def _has_other_derivatives(x: Tensor) -> bool:

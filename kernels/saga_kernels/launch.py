@@ -9,7 +9,9 @@ import contextlib
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -185,6 +187,10 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if cuda else 132
 
 
+def is_nvidia(device: torch.device) -> bool:
+    return device.type == 'cuda' and torch.version.hip is None
+
+
 def product_precision(dim: int, nvidia: bool) -> str:
     """The precision of matrix products of fp32 operands, in Triton's words.
 
@@ -288,33 +294,13 @@ def new_states(packed: Tensor, splits: int = 1) -> Tensor:
 
 def sum_partials(partial: Tensor) -> Tensor:
     """Sum of partial results over the splits, axis 2, in a fixed order."""
-    return partial[:, :, 0] if partial.shape[2] == 1 else partial.sum(2)
+    # An index takes several times as long as this.
+    return partial.select(2, 0) if partial.shape[2] == 1 else partial.sum(2)
 
 
-def on_device(x: Tensor) -> contextlib.AbstractContextManager:
-    """Context in which kernels are launched on the GPU of a tensor, or interpreted on a CPU."""
-    if x.device.type == 'cuda':
-        return torch.cuda.device(x.device)
-    from .interpreter import repaired
-
-    return repaired()
-
-
-def launch_of(op: str, kernel: str, packed: Tensor) -> Launch:
-    """Parameters of one launch over the tokens of a packed projection."""
-    batch, tokens, _, heads, dim = packed.shape
-    return plan(op, kernel, packed.dtype, dim, batch * heads, tokens, processors(packed.device))
-
-
-def precision(packed: Tensor) -> str:
-    """The precision of matrix products of a packed projection, see `product_precision`."""
-    nvidia = packed.device.type == 'cuda' and torch.version.hip is None
-    return product_precision(packed.shape[-1], nvidia)
-
-
-def strides(x: Tensor) -> tuple[int, ...]:
-    """Strides of a tensor; zero where an axis has length one, whose stride is arbitrary."""
-    return tuple(0 if n == 1 else stride for n, stride in zip(x.shape, x.stride(), strict=True))
+def meaningful(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides; zero where an axis has length one, whose stride is arbitrary."""
+    return tuple(0 if n == 1 else step for n, step in zip(shape, stride, strict=True))
 
 
 def alignment(*sizes: int) -> int:
@@ -322,16 +308,123 @@ def alignment(*sizes: int) -> int:
     return math.gcd(16, *sizes)
 
 
-def run(kernel, launch: Launch, packed: Tensor, mask: Tensor | None, **arguments) -> None:
-    """Launch a kernel over the tokens of a packed projection (B, N, parts, H, D)."""
-    _, tokens, _, heads, dim = packed.shape
-    x_b, x_n, _, x_h, _ = strides(packed)
-    others = (size for name, size in arguments.items() if name in ('x_p', 'do_b', 'do_n', 'do_h'))
-    mask_b, mask_n = (0, 0) if mask is None else mask.stride()
-    with on_device(packed):
-        kernel[(launch.programs,)](
-            p_x=packed, p_mask=mask, N=tokens, H=heads, SPAN=launch.span,
-            x_b=x_b, x_n=x_n, x_h=x_h, mask_b=mask_b, mask_n=mask_n,
-            D=dim, BD=padded_dim(dim), BN=launch.block, num_warps=launch.num_warps,
-            ALIGN=alignment(dim, x_b, x_n, x_h, *others), num_stages=NUM_STAGES, **arguments,
-        )  # fmt: skip
+class Starter:
+    """Launches one kernel on one GPU, with numbers that stay the same; only the tensors differ.
+
+    Triton compiles a kernel anew for some properties of its arguments, and to find these out takes
+    its launcher several times as long as the launch. Of a pointer, they are the dtype, and whether
+    16 divides the address; of a number, its type and value, which are fixed here. So the compiled
+    kernel is looked up by the dtypes and addresses, and called directly. On an AMD GPU, Triton also
+    looks at the size of the memory behind a pointer, so that its launcher is called there.
+
+    Args:
+        kernel: Made by `triton.jit`.
+        device: Of the tensors.
+        launch: The grid, and the number of warps.
+        numbers: All arguments that are no tensors, and maybe others, which are left out.
+    """
+
+    def __init__(
+        self, kernel: Any, device: torch.device, launch: Launch, numbers: dict[str, Any]
+    ) -> None:
+        self.kernel, self.device, self.launch = kernel, device, launch
+        self.values = [numbers.get(name) for name in kernel.arg_names]
+        self.pointers = [(i, n) for i, n in enumerate(kernel.arg_names) if n not in numbers]
+        # Functions that launch a compiled kernel, by dtypes and alignment of the tensors.
+        self.compiled: dict[tuple, Callable] = {}
+
+    def __call__(self, **tensors: Tensor | None) -> None:
+        """Launch the kernel; on a CPU, interpret it."""
+        values = self.values.copy()
+        key: list[Any] = []
+        for i, name in self.pointers:
+            x = values[i] = tensors[name]
+            key += (None,) if x is None else (x.dtype, x.data_ptr() % 16 == 0)
+        compiled = self.compiled.get(tuple(key))
+        with _on_device(self.device):
+            if compiled is None:
+                compiled = self._by_triton(values)
+                if compiled is not None:
+                    self.compiled[tuple(key)] = compiled
+            else:
+                compiled(*values)
+
+    def _by_triton(self, values: list[Any]) -> Callable | None:
+        """Launch by Triton's launcher, and return what will launch the same compiled kernel."""
+        programs, num_warps = self.launch.programs, self.launch.num_warps
+        options = dict(num_warps=num_warps, num_stages=NUM_STAGES)
+        compiled = self.kernel[(programs,)](*values, **options)
+        # The interpreter returns None.
+        if torch.version.hip is not None or not hasattr(compiled, '__getitem__'):
+            return None
+        return compiled[programs, 1, 1]
+
+
+_HERE = contextlib.nullcontext()
+
+
+def _on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Context in which kernels are launched on a GPU, or interpreted on a CPU."""
+    # To enter a context that changes nothing would take as long as the launch.
+    if device.type == 'cuda':
+        return _HERE if device.index == torch.cuda.current_device() else torch.cuda.device(device)
+    from .interpreter import repaired
+
+    return repaired()
+
+
+def starter_of(
+    op: str,
+    kernel: Any,
+    packed: Tensor,
+    mask: Tensor | None,
+    grad: Tensor | None = None,
+    **numbers: Any,
+) -> Starter:
+    """What launches a kernel over the tokens of a packed projection (B, N, parts, H, D).
+
+    Args:
+        op: Name of the op, a key of `KERNELS`.
+        kernel: Made by `triton.jit`.
+        packed: The packed projection.
+        mask: (B, N), or None.
+        grad: The gradient of the output (B, N, H, D), if the kernel takes it.
+        numbers: Arguments that follow from none of these.
+    """
+    mask_stride = (0, 0) if mask is None else mask.stride()
+    grad_stride = None if grad is None else grad.stride()
+    return _starter_of(
+        op, kernel, packed.device, packed.dtype, packed.shape, packed.stride(), mask_stride,
+        grad_stride, **numbers,
+    )  # fmt: skip
+
+
+# `typed` tells 1 from True.
+@functools.lru_cache(4096, typed=True)
+def _starter_of(
+    op: str,
+    kernel: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    mask_stride: tuple[int, int],
+    grad_stride: tuple[int, int, int, int] | None,
+    **numbers: Any,
+) -> Starter:
+    batch, tokens, parts, heads, dim = shape
+    launch = plan(op, kernel.__name__, dtype, dim, batch * heads, tokens, processors(device))
+    x_b, x_n, x_p, x_h, _ = meaningful(shape, stride)
+    steps = dict(x_b=x_b, x_n=x_n, x_p=x_p, x_h=x_h)
+    if grad_stride is not None:
+        do_b, do_n, do_h, _ = meaningful((batch, tokens, heads, dim), grad_stride)
+        steps |= dict(do_b=do_b, do_n=do_n, do_h=do_h)
+    known = [step for name, step in steps.items() if name in kernel.arg_names]
+    numbers |= steps
+    numbers |= dict(zip(('mask_b', 'mask_n'), mask_stride, strict=True))
+    numbers |= dict(
+        N=tokens, H=heads, SPAN=launch.span, D=dim, BD=padded_dim(dim), BN=launch.block,
+        ALIGN=alignment(dim, *known), PARTS=parts, GATED=parts == 5,
+        L=decay_chunk(dtype, dim), PRECISION=product_precision(dim, is_nvidia(device)),
+    )  # fmt: skip
+    return Starter(kernel, device, launch, numbers)

@@ -53,7 +53,10 @@ def register_autograd(op: OpOverload, save: Callable, differentiate: Callable) -
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            return differentiate(ctx, *grads)
+            if torch.is_grad_enabled():
+                return differentiate(ctx, *grads)
+            with torch._C._AutoDispatchBelowAutograd():
+                return differentiate(ctx, *grads)
 
     def call(*inputs: Any) -> Tensor | tuple[Tensor, ...]:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):

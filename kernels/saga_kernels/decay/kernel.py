@@ -32,21 +32,22 @@ average of v, or G divided by its largest element; rows of other operands that g
 loss are divided by their largest element.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..launch import (
-    NUM_STAGES,
+    Launch,
+    Starter,
     decay_chunk,
-    launch_of,
+    is_nvidia,
     new_states,
-    on_device,
     padded_dim,
-    precision,
-    run,
-    strides,
+    product_precision,
+    starter_of,
     tile_config,
 )
 from ..tiles import (
@@ -375,12 +376,13 @@ def forward(
     state = _new_states(qkv)
     if out.numel() == 0:
         return out, state, r
-    options = _options(qkv, log_decay, width, elu)
-    values = dict(x_p=qkv.stride(2))
-    _run(state_forward, qkv, mask, **options, **values, p_state=state)
-    _scan(qkv, options['p_decay'], state)
-    values['L'] = decay_chunk(qkv.dtype, dim)
-    _run(out_forward, qkv, mask, **options, **values, p_state=state, p_out=out, p_r=r, eps=eps)
+    rate = log_decay.float().contiguous()
+    tensors = dict(p_x=qkv, p_mask=mask, p_decay=rate, p_state=state)
+    numbers = _numbers(qkv, width, elu)
+    starter_of('decay', state_forward, qkv, mask, **numbers)(**tensors)
+    _scan(qkv, rate, state)
+    read = starter_of('decay', out_forward, qkv, mask, **numbers, eps=eps)
+    read(**tensors, p_out=out, p_r=r)
     return out, state, r
 
 
@@ -403,41 +405,29 @@ def backward(
     # The gradient of a sum comes from autograd as an expanded tensor, with strides of zero.
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    do_b, do_n, do_h, _ = strides(grad_out)
-    options = _options(qkv, log_decay, width, elu)
     delta, dstate = torch.empty_like(r), _new_states(qkv)
-    options |= dict(p_r=r, p_delta=delta, p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h)
-    _run(state_backward, qkv, mask, **options, p_out=out, p_state=dstate)
+    rate = log_decay.float().contiguous()
+    tensors = dict(p_x=qkv, p_mask=mask, p_decay=rate, p_r=r, p_delta=delta, p_do=grad_out)
+    numbers = _numbers(qkv, width, elu)
+    sums = starter_of('decay', state_backward, qkv, mask, grad_out, **numbers)
+    sums(**tensors, p_out=out, p_state=dstate)
     across = r.new_empty((batch, heads, 2 * (dim + 1)))
-    _scan(qkv, options['p_decay'], dstate, state, across)
-    launch = launch_of('decay', 'token_backward', qkv)
-    within = r.new_empty((batch, heads, launch.splits))
-    _run(
-        token_backward, qkv, mask, **options, p_state=state, p_dstate=dstate, p_dx=grad,
-        p_partial=within, x_p=qkv.stride(2), L=decay_chunk(qkv.dtype, dim),
-    )  # fmt: skip
+    _scan(qkv, rate, dstate, state, across)
+    token = starter_of('decay', token_backward, qkv, mask, grad_out, **numbers)
+    within = r.new_empty((batch, heads, token.launch.splits))
+    token(**tensors, p_state=state, p_dstate=dstate, p_dx=grad, p_partial=within)
     partial = torch.cat([across, within], 2)
     return grad, partial.sum((0, 2), dtype=torch.float64).to(log_decay.dtype)
 
 
-def _options(qkv: Tensor, log_decay: Tensor, width: int, elu: bool) -> dict:
-    return dict(
-        p_decay=log_decay.float().contiguous(),
-        HEIGHT=qkv.shape[1] // width,
-        WIDTH=width,
-        ELU=elu,
-        PRECISION=precision(qkv),
-    )
+def _numbers(qkv: Tensor, width: int, elu: bool) -> dict:
+    return dict(HEIGHT=qkv.shape[1] // width, WIDTH=width, ELU=elu)
 
 
 def _new_states(qkv: Tensor) -> Tensor:
     """Uninitialised memory for two states of each chunk, (B, H, C, 2, D + 1, D) in fp32."""
     chunks = triton.cdiv(qkv.shape[1], decay_chunk(qkv.dtype, qkv.shape[-1]))
     return new_states(qkv, 2 * chunks).unflatten(2, (chunks, 2))
-
-
-def _run(kernel, qkv: Tensor, mask: Tensor | None, **arguments) -> None:
-    run(kernel, launch_of('decay', kernel.__name__, qkv), qkv, mask, **arguments)
 
 
 def _scan(
@@ -453,10 +443,18 @@ def _scan(
     each program (B, H, 2 * (D + 1)), receives partial sums of dlog_decay.
     """
     batch, heads, chunks, _, _, dim = state.shape
+    scanner = _scanner(state.device, qkv.dtype, batch, heads, chunks, dim)
+    scanner(p_state=state, p_decay=log_decay, p_other=other, p_partial=partial)
+
+
+@functools.lru_cache(4096)
+def _scanner(
+    device: torch.device, dtype: torch.dtype, batch: int, heads: int, chunks: int, dim: int
+) -> Starter:
     block, num_warps = tile_config('decay', 'scan', torch.float32, dim)
-    with on_device(state):
-        scan[(batch * heads * 2 * (dim + 1),)](
-            p_state=state, p_decay=log_decay, p_other=other, p_partial=partial, C=chunks, H=heads,
-            D=dim, BD=padded_dim(dim), BN=block, L=decay_chunk(qkv.dtype, dim),
-            PRECISION=precision(state), num_warps=num_warps, num_stages=NUM_STAGES,
-        )  # fmt: skip
+    launch = Launch(block, chunks, 1, batch * heads * 2 * (dim + 1), num_warps)
+    numbers = dict(
+        C=chunks, H=heads, D=dim, BD=padded_dim(dim), BN=block, L=decay_chunk(dtype, dim),
+        PRECISION=product_precision(dim, is_nvidia(device)),
+    )  # fmt: skip
+    return Starter(scan, device, launch, numbers)

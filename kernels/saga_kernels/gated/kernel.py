@@ -25,14 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import (
-    launch_of,
-    new_states,
-    precision,
-    run,
-    strides,
-    sum_partials,
-)
+from ..launch import new_states, starter_of, sum_partials
 from ..tiles import (
     SIZES,
     aligned,
@@ -212,20 +205,16 @@ def kv_backward(
 
 def forward(packed: Tensor, mask: Tensor | None, elu: bool, eps: float) -> tuple[Tensor, Tensor]:
     """Output (B, N, H, D) and fp32 state (B, H, D + 1, D) of packed (B, N, 3 or 5, H, D)."""
-    batch, tokens, parts, heads, dim = packed.shape
+    batch, tokens, _, heads, dim = packed.shape
     out = packed.new_empty((batch, tokens, heads, dim))
     if out.numel() == 0:
         return out, new_states(packed)[:, :, 0].zero_()
-    options = dict(ELU=elu, PRECISION=precision(packed))
-    launch = launch_of('gated', 'kv_forward', packed)
-    partial = new_states(packed, launch.splits)
-    run(
-        kv_forward, launch, packed, mask, **options,
-        p_partial=partial, x_p=packed.stride(2), GATED=parts == 5,
-    )  # fmt: skip
+    kv = starter_of('gated', kv_forward, packed, mask, ELU=elu)
+    partial = new_states(packed, kv.launch.splits)
+    kv(p_x=packed, p_mask=mask, p_partial=partial)
     state = sum_partials(partial)
-    launch = launch_of('gated', 'out_forward', packed)
-    run(out_forward, launch, packed, mask, **options, p_state=state, p_out=out, eps=eps)
+    read = starter_of('gated', out_forward, packed, mask, ELU=elu, eps=eps)
+    read(p_x=packed, p_mask=mask, p_state=state, p_out=out)
     return out, state
 
 
@@ -233,7 +222,6 @@ def backward(
     grad_out: Tensor, packed: Tensor, state: Tensor, mask: Tensor | None, elu: bool, eps: float
 ) -> Tensor:
     """Gradient of the packed projection, contiguous, in its dtype."""
-    parts = packed.shape[2]
     grad = torch.empty_like(packed, memory_format=torch.contiguous_format)
     if grad.numel() == 0:
         return grad
@@ -241,19 +229,9 @@ def backward(
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     state = state.contiguous()
-    do_b, do_n, do_h, _ = strides(grad_out)
-    options = dict(ELU=elu, PRECISION=precision(packed))
-    launch = launch_of('gated', 'q_backward', packed)
-    partial = new_states(packed, launch.splits)
-    run(
-        q_backward, launch, packed, mask, **options,
-        p_state=state, p_do=grad_out, p_dx=grad, p_partial=partial,
-        do_b=do_b, do_n=do_n, do_h=do_h, eps=eps, PARTS=parts,
-    )  # fmt: skip
-    launch = launch_of('gated', 'kv_backward', packed)
-    run(
-        kv_backward, launch, packed, mask, **options,
-        p_state=state, p_dstate=sum_partials(partial), p_dx=grad, x_p=packed.stride(2),
-        GATED=parts == 5,
-    )  # fmt: skip
+    q = starter_of('gated', q_backward, packed, mask, grad_out, ELU=elu, eps=eps)
+    partial = new_states(packed, q.launch.splits)
+    q(p_x=packed, p_mask=mask, p_state=state, p_do=grad_out, p_dx=grad, p_partial=partial)
+    kv = starter_of('gated', kv_backward, packed, mask, ELU=elu)
+    kv(p_x=packed, p_mask=mask, p_state=state, p_dstate=sum_partials(partial), p_dx=grad)
     return grad

@@ -27,6 +27,7 @@ fixed order, so that results are repeatable bit by bit. Partial S and z are aver
 tokens, and beside them stands the logarithm of the sum of the weights of these tokens.
 """
 
+import functools
 import math
 
 import torch
@@ -36,13 +37,10 @@ from torch import Tensor
 
 from ..launch import (
     MERGED,
-    NUM_STAGES,
-    launch_of,
+    Launch,
+    Starter,
     new_states,
-    on_device,
-    precision,
-    run,
-    strides,
+    starter_of,
     sum_partials,
     tile_config,
 )
@@ -418,21 +416,19 @@ def forward(
     if out.numel() == 0:
         state = new_states(qkv)[:, :, 0].zero_()
         return out, state, state[:, :, 0].clone(), state[:, :, 0, 0].clone()
-    launch = launch_of('rank_augmented', 'mean_forward', qkv)
-    partial = qkv.new_empty((batch, heads, launch.splits, dim), dtype=torch.float32)
-    run(mean_forward, launch, qkv, mask, p_partial=partial)
+    tensors = dict(p_x=qkv, p_mask=mask)
+    mean = starter_of('rank_augmented', mean_forward, qkv, mask)
+    partial = qkv.new_empty((batch, heads, mean.launch.splits, dim), dtype=torch.float32)
+    mean(**tensors, p_partial=partial)
     query = sum_partials(partial) * _share(qkv, mask)
-    image = _image(qkv, frequencies, width)
-    launch = launch_of('rank_augmented', 'kv_forward', qkv)
-    partial = new_states(qkv, launch.splits)
-    weight = partial.new_empty((batch, heads, launch.splits))
-    run(
-        kv_forward, launch, qkv, mask, **image,
-        p_query=query, p_partial=partial, p_weight=weight, x_p=qkv.stride(2),
-    )  # fmt: skip
+    tensors['p_frequencies'] = frequencies.contiguous()
+    kv = starter_of('rank_augmented', kv_forward, qkv, mask, WIDTH=width)
+    partial = new_states(qkv, kv.launch.splits)
+    weight = partial.new_empty((batch, heads, kv.launch.splits))
+    kv(**tensors, p_query=query, p_partial=partial, p_weight=weight)
     state, weight = _merge(partial, weight)
-    launch = launch_of('rank_augmented', 'out_forward', qkv)
-    run(out_forward, launch, qkv, mask, **image, p_state=state, p_out=out, eps=eps)
+    read = starter_of('rank_augmented', out_forward, qkv, mask, WIDTH=width, eps=eps)
+    read(**tensors, p_state=state, p_out=out)
     return out, state, query, weight
 
 
@@ -455,29 +451,20 @@ def backward(
     # The gradient of a sum comes from autograd as an expanded tensor, with strides of zero.
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    do_b, do_n, do_h, _ = strides(grad_out)
     state = state.contiguous()
-    image = dict(_image(qkv, frequencies, width), p_state=state)
-    out = dict(p_do=grad_out, do_b=do_b, do_n=do_n, do_h=do_h, eps=eps)
-    launch = launch_of('rank_augmented', 'state_backward', qkv)
-    partial = new_states(qkv, launch.splits)
-    run(state_backward, launch, qkv, mask, **image, **out, p_partial=partial)
+    tensors = dict(p_x=qkv, p_mask=mask, p_frequencies=frequencies.contiguous(), p_state=state)
+    numbers = dict(WIDTH=width, eps=eps)
+    sums = starter_of('rank_augmented', state_backward, qkv, mask, grad_out, **numbers)
+    partial = new_states(qkv, sums.launch.splits)
+    sums(**tensors, p_do=grad_out, p_partial=partial)
     dstate = sum_partials(partial)
-    launch = launch_of('rank_augmented', 'kv_backward', qkv)
-    partial = query.new_empty((batch, heads, launch.splits, dim))
-    run(
-        kv_backward, launch, qkv, mask, **image,
-        p_query=query, p_weight=weight, p_dstate=dstate, p_dx=grad, p_partial=partial,
-        x_p=qkv.stride(2),
-    )  # fmt: skip
+    kv = starter_of('rank_augmented', kv_backward, qkv, mask, WIDTH=width)
+    partial = query.new_empty((batch, heads, kv.launch.splits, dim))
+    kv(**tensors, p_query=query, p_weight=weight, p_dstate=dstate, p_dx=grad, p_partial=partial)
     dquery = sum_partials(partial) * _share(qkv, mask)
-    launch = launch_of('rank_augmented', 'q_backward', qkv)
-    run(q_backward, launch, qkv, mask, **image, **out, p_dquery=dquery, p_dx=grad)
+    q = starter_of('rank_augmented', q_backward, qkv, mask, grad_out, **numbers)
+    q(**tensors, p_do=grad_out, p_dquery=dquery, p_dx=grad)
     return grad
-
-
-def _image(qkv: Tensor, frequencies: Tensor, width: int) -> dict:
-    return dict(p_frequencies=frequencies.contiguous(), WIDTH=width, PRECISION=precision(qkv))
 
 
 def _share(qkv: Tensor, mask: Tensor | None) -> float | Tensor:
@@ -492,13 +479,16 @@ def _merge(partial: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """One state and the logarithm of its weight, from those of all splits."""
     batch, heads, splits, _, dim = partial.shape
     if splits == 1:
-        return partial[:, :, 0], weight[:, :, 0]
+        return sum_partials(partial), sum_partials(weight)
     state, total_weight = torch.empty_like(partial[:, :, 0]), torch.empty_like(weight[:, :, 0])
-    block, num_warps = tile_config('rank_augmented', 'merge', torch.float32, dim)
-    programs = batch * heads * triton.cdiv((dim + 1) * dim, MERGED)
-    with on_device(partial):
-        merge[(programs,)](
-            p_partial=partial, p_weight=weight, p_state=state, p_total=total_weight,
-            SPLITS=splits, D=dim, BN=block, BE=MERGED, num_warps=num_warps, num_stages=NUM_STAGES,
-        )  # fmt: skip
+    merger = _merger(partial.device, batch * heads, splits, dim)
+    merger(p_partial=partial, p_weight=weight, p_state=state, p_total=total_weight)
     return state, total_weight
+
+
+@functools.lru_cache(4096)
+def _merger(device: torch.device, heads: int, splits: int, dim: int) -> Starter:
+    block, num_warps = tile_config('rank_augmented', 'merge', torch.float32, dim)
+    programs = heads * triton.cdiv((dim + 1) * dim, MERGED)
+    launch = Launch(block, splits, 1, programs, num_warps)
+    return Starter(merge, device, launch, dict(SPLITS=splits, D=dim, BN=block, BE=MERGED))

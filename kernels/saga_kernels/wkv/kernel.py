@@ -28,7 +28,7 @@ times, the backward pass 6 times.
 
 # The loops over the tokens of a group let tuples grow, which changes their types.
 # mypy: disable-error-code=assignment
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import torch
@@ -38,14 +38,14 @@ from torch import Tensor
 
 from ..chunks import ceil_div
 from ..launch import (
-    NUM_STAGES,
     WKV_CHANNELS,
     WKV_CHUNK,
     WKV_STEPS,
+    Launch,
+    Starter,
     alignment,
-    on_device,
+    meaningful,
     plan,
-    strides,
     tile_config,
 )
 from ..tiles import SIZES, aligned, live, store, tile
@@ -442,10 +442,13 @@ def forward(
     count = state.new_empty(state.shape[:2])
     if out.numel() == 0:
         return out, state, count
-    run = _launcher(k, v, w, u, mask)
-    run(state_forward, p_state=state, p_count=count)
+    w, u = (x.float().contiguous() for x in (w, u))
+    tensors: dict[str, Any] = dict(p_k=k, p_v=v, p_mask=mask, p_w=w, p_u=u)
+    starter = _starter_of(state_forward, **tensors)
+    starter(**tensors, p_state=state, p_count=count)
     enter = _scan(state, count, w)
-    run(out_forward, p_enter=enter, p_out=out)
+    starter = _starter_of(out_forward, **tensors)
+    starter(**tensors, p_enter=enter, p_out=out)
     return out, enter, count
 
 
@@ -466,15 +469,16 @@ def backward(
     # The gradient of a sum comes from autograd as an expanded tensor, with strides of zero.
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    do_b, do_n, _ = strides(grad_out)
-    run = _launcher(
-        k, v, w, u, mask, p_enter=enter.contiguous(), p_do=grad_out, do_b=do_b, do_n=do_n
-    )
+    p_w, p_u = (x.float().contiguous() for x in (w, u))
+    tensors: dict[str, Any] = dict(p_k=k, p_v=v, p_mask=mask, p_w=p_w, p_u=p_u, p_do=grad_out)
+    enter, count = enter.contiguous(), count.contiguous()
     state = _new_states(k)
-    run(state_backward, p_state=state)
-    denter = _scan(state, count.contiguous(), w)
+    starter = _starter_of(state_backward, **tensors)
+    starter(**tensors, p_enter=enter, p_state=state)
+    denter = _scan(state, count, p_w)
     partial = state.new_empty((*count.shape, 2, k.shape[2]))
-    run(token_backward, p_denter=denter, p_dk=dk, p_dv=dv, p_partial=partial)
+    starter = _starter_of(token_backward, **tensors)
+    starter(**tensors, p_enter=enter, p_denter=denter, p_dk=dk, p_dv=dv, p_partial=partial)
     # (B, 2, C)
     dw, du = partial.sum(1, dtype=torch.float64).unbind(1)
     return dk, dv, _sum_like(dw, w), _sum_like(du, u)
@@ -492,50 +496,74 @@ def _new_states(k: Tensor) -> Tensor:
     return k.new_empty(shape, dtype=torch.float32)
 
 
-def _launcher(k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None, **more) -> Callable:
-    """A function that launches a kernel over all chunks."""
-    batch, tokens, channels = k.shape
-    w, u = (x.float().contiguous() for x in (w, u))
-    arguments: dict[str, Any] = dict(
-        p_k=k, p_v=v, p_mask=mask, p_w=w, p_u=u, N=tokens, C=channels, **more
-    )
-    for name, x in dict(k=k, v=v, mask=mask).items():
-        arguments[f'{name}_b'], arguments[f'{name}_n'] = (0, 0) if x is None else strides(x)[:2]
-    arguments |= dict(w_b=_stride(w), u_b=_stride(u), L=WKV_STEPS)
-    names = ('k_b', 'k_n', 'v_b', 'v_n', 'do_b', 'do_n')
-    arguments['ALIGN'] = alignment(channels, *(arguments.get(name, 0) for name in names))
-
-    def run(kernel, **others) -> None:
-        width = WKV_CHANNELS[kernel.__name__]
-        blocks = batch * ceil_div(channels, width)
-        launch = plan('wkv', kernel.__name__, k.dtype, 1, blocks, tokens, 1)
-        taken = (arguments | others).items()
-        options = {name: x for name, x in taken if name in kernel.arg_names}
-        with on_device(k):
-            kernel[(launch.programs,)](
-                **options, BC=width, G=launch.block // WKV_STEPS,
-                num_warps=launch.num_warps, num_stages=NUM_STAGES,
-            )  # fmt: skip
-
-    return run
+def _starter_of(
+    kernel: Any,
+    p_k: Tensor,
+    p_v: Tensor,
+    p_mask: Tensor | None,
+    p_w: Tensor,
+    p_u: Tensor,
+    p_do: Tensor | None = None,
+) -> Starter:
+    """What launches a kernel over all chunks of these tensors."""
+    return _starter(
+        kernel, p_k.device, p_k.dtype, p_k.shape, p_k.stride(), p_v.stride(),
+        None if p_mask is None else p_mask.stride(), p_w.shape[0], p_u.shape[0],
+        None if p_do is None else p_do.stride(),
+    )  # fmt: skip
 
 
-def _stride(x: Tensor) -> int:
+@functools.lru_cache(4096)
+def _starter(
+    kernel: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    k_stride: tuple[int, ...],
+    v_stride: tuple[int, ...],
+    mask_stride: tuple[int, ...] | None,
+    w_rows: int,
+    u_rows: int,
+    do_stride: tuple[int, ...] | None,
+) -> Starter:
+    batch, tokens, channels = shape
+    width = WKV_CHANNELS[kernel.__name__]
+    blocks = batch * ceil_div(channels, width)
+    launch = plan('wkv', kernel.__name__, dtype, 1, blocks, tokens, 1)
+    steps: dict[str, int] = {}
+    for name, stride in dict(k=k_stride, v=v_stride, do=do_stride).items():
+        b, n, _ = (0, 0, 0) if stride is None else meaningful(shape, stride)
+        steps |= {f'{name}_b': b, f'{name}_n': n}
+    mask_b, mask_n = (0, 0) if mask_stride is None else meaningful(shape[:2], mask_stride)
+    numbers = dict(
+        N=tokens, C=channels, **steps, w_b=_step(w_rows, channels), u_b=_step(u_rows, channels),
+        mask_b=mask_b, mask_n=mask_n, ALIGN=alignment(channels, *steps.values()),
+        BC=width, G=launch.block // WKV_STEPS, L=WKV_STEPS,
+    )  # fmt: skip
+    return Starter(kernel, device, launch, numbers)
+
+
+def _step(rows: int, channels: int) -> int:
     """Distance of the images in a contiguous (B, C); zero if all of them share one row."""
-    return 0 if x.shape[0] == 1 else x.shape[1]
+    return 0 if rows == 1 else channels
 
 
 def _scan(state: Tensor, count: Tensor, w: Tensor) -> Tensor:
     """The states where each chunk begins and ends, from those that the chunks add."""
-    batch, chunks, _, _, channels = state.shape
     enter = torch.empty_like(state)
-    w = w.float().contiguous()
-    width = WKV_CHANNELS['scan']
-    block, num_warps = tile_config('wkv', 'scan', state.dtype, 1)
-    with on_device(state):
-        scan[(batch * 2 * ceil_div(channels, width),)](
-            p_state=state, p_count=count, p_w=w, p_enter=enter, CHUNKS=chunks, C=channels,
-            w_b=_stride(w), ALIGN=alignment(channels), BC=width, BN=block,
-            num_warps=num_warps, num_stages=NUM_STAGES,
-        )  # fmt: skip
+    scanner = _scanner(state.device, state.shape, w.shape[0])
+    scanner(p_state=state, p_count=count, p_w=w, p_enter=enter)
     return enter
+
+
+@functools.lru_cache(4096)
+def _scanner(device: torch.device, shape: tuple[int, ...], w_rows: int) -> Starter:
+    batch, chunks, _, _, channels = shape
+    width = WKV_CHANNELS['scan']
+    block, num_warps = tile_config('wkv', 'scan', torch.float32, 1)
+    launch = Launch(block, chunks, 1, batch * 2 * ceil_div(channels, width), num_warps)
+    numbers = dict(
+        CHUNKS=chunks, C=channels, w_b=_step(w_rows, channels), ALIGN=alignment(channels),
+        BC=width, BN=block,
+    )  # fmt: skip
+    return Starter(scan, device, launch, numbers)
