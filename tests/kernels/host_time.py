@@ -1,4 +1,4 @@
-"""Time that the CPU takes to start each op, on a GPU or, without one, on a driver that does nothing.
+"""Time that the CPU takes to start each op, on a GPU or on a driver that does nothing.
 
     python tests/kernels/host_time.py
 
