@@ -110,7 +110,7 @@ def test_decay_over_a_large_image_against_float64(dtype, dim):
         out = attention(*leaves)
         results += out.detach(), *torch.autograd.grad(out, leaves, grad_out.to(out.dtype))
     # The gradient of log_decay is one sum per head over terms of both signs.
-    for value, truth, factor in zip(values, exact, (1, 1, 5), strict=True):
+    for value, truth, factor in zip(values, exact, (1, 1, 10), strict=True):
         assert rms_ratio(value, truth) <= factor * BOUNDS[dtype]
 
 

@@ -67,7 +67,7 @@ def check_wkv(packed, mask):
 def test_opcheck(check, parts, options, masked, triton_device):
     # opcheck also compares values that come from torch.empty.
     packed = torch.randn(2, 12, parts, 1, 8, device=triton_device)
-    mask = torch.rand(2, 12, device=triton_device) > 0.3 if masked else None
+    mask = torch.rand(2, 12).to(triton_device) > 0.3 if masked else None
     check(packed, mask, *options)
 
 
