@@ -17,6 +17,9 @@ backward 3 (do, x, dx).
 
 # Tuples grow in loops, which changes their types.
 # mypy: disable-error-code=assignment
+import functools
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -26,13 +29,11 @@ from ..chunks import ceil_div
 from ..launch import (
     DEPTHWISE_CHANNELS,
     DEPTHWISE_COLUMNS,
-    NUM_STAGES,
-    Launch,
+    Starter,
     alignment,
-    on_device,
+    meaningful,
     plan,
     processors,
-    strides,
 )
 from ..tiles import SIZES, aligned, tile
 
@@ -190,11 +191,9 @@ def forward(
     out = x.new_empty(x.shape, dtype=out_dtype(x, add))
     if out.numel() == 0:
         return out
-    add_b, add_r, add_w, _ = (0,) * 4 if add is None else strides(add)
-    _run(
-        conv_forward, x, weight, mask,
-        p_bias=bias, p_add=add, p_out=out, add_b=add_b, add_r=add_r, add_w=add_w,
-    )  # fmt: skip
+    add_stride = None if add is None else add.stride()
+    starter, _ = _starter_of(conv_forward, x, weight, mask, add=add_stride)
+    starter(p_x=x, p_w=weight.contiguous(), p_mask=mask, p_bias=bias, p_add=add, p_out=out)
     return out
 
 
@@ -208,45 +207,63 @@ def backward(
     # The gradient of a sum comes from autograd as an expanded tensor, with strides of zero.
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    do_b, do_r, do_w, _ = strides(grad_out)
-    taps = weight[0].numel()
-    _, parts = launch_of('conv_backward', x, weight)
-    partial = x.new_empty((parts, taps + 1, len(weight)), dtype=torch.float32)
-    _run(
-        conv_backward, x, weight, mask,
-        p_do=grad_out, p_dx=grad, p_partial=partial, do_b=do_b, do_r=do_r, do_w=do_w,
-        RESIDUAL=residual,
-    )  # fmt: skip
+    starter, parts = _starter_of(
+        conv_backward, x, weight, mask, do=grad_out.stride(), RESIDUAL=residual
+    )
+    partial = x.new_empty((parts, weight[0].numel() + 1, len(weight)), dtype=torch.float32)
+    starter(
+        p_x=x, p_w=weight.contiguous(), p_mask=mask, p_do=grad_out, p_dx=grad, p_partial=partial
+    )
     sums = partial.sum(0).to(weight.dtype)
     return grad, sums[:-1].t().reshape(weight.shape), sums[-1].clone()
 
 
-def launch_of(kernel: str, x: Tensor, weight: Tensor) -> tuple[Launch, int]:
-    """Parameters of one launch, and how many programs have the same channels."""
-    batch, height, width, channels = x.shape
-    side = weight.shape[-1]
-    columns = batch * ceil_div(width, DEPTHWISE_COLUMNS[side])
-    blocks = ceil_div(channels, DEPTHWISE_CHANNELS)
-    launch = plan(
-        'depthwise', kernel, x.dtype, side, columns * blocks, height, processors(x.device)
+def _starter_of(
+    kernel: Any, x: Tensor, weight: Tensor, mask: Tensor | None, **others: Any
+) -> tuple[Starter, int]:
+    """What launches a kernel over all pixels of a map, and how many of its programs have the same
+    channels.
+
+    Args:
+        kernel: Made by `triton.jit`.
+        x: The map.
+        weight: The filters.
+        mask: (B, H, W, 1), or None.
+        others: Strides of the map to add or of the gradient, and constants.
+    """
+    mask_stride = (0, 0, 0) if mask is None else mask.stride()[:3]
+    return _starter(
+        kernel, x.device, x.dtype, x.shape, x.stride(), weight.shape[-1], mask_stride, **others
     )
-    return launch, columns * launch.splits
 
 
-def _run(kernel, x: Tensor, weight: Tensor, mask: Tensor | None, **arguments) -> None:
-    """Launch a kernel over all pixels of a map."""
-    _, height, width, channels = x.shape
-    side = weight.shape[-1]
-    launch, _ = launch_of(kernel.__name__, x, weight)
-    x_b, x_r, x_w, _ = strides(x)
-    mask_b, mask_r, mask_w = (0, 0, 0) if mask is None else mask.stride()[:3]
-    names = ('add_b', 'add_r', 'add_w', 'do_b', 'do_r', 'do_w')
-    others = (size for name, size in arguments.items() if name in names)
-    with on_device(x):
-        kernel[(launch.programs,)](
-            p_x=x, p_w=weight.contiguous(), p_mask=mask, HEIGHT=height, WIDTH=width, C=channels,
-            SPAN=launch.span, x_b=x_b, x_r=x_r, x_w=x_w, mask_b=mask_b, mask_r=mask_r,
-            mask_w=mask_w, K=side, BN=launch.block, BW=DEPTHWISE_COLUMNS[side],
-            BC=DEPTHWISE_CHANNELS, ALIGN=alignment(channels, x_b, x_r, x_w, *others),
-            num_warps=launch.num_warps, num_stages=NUM_STAGES, **arguments,
-        )  # fmt: skip
+@functools.lru_cache(4096)
+def _starter(
+    kernel: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int, int],
+    x: tuple[int, int, int, int],
+    side: int,
+    mask: tuple[int, int, int],
+    *,
+    add: tuple[int, int, int, int] | None = None,
+    do: tuple[int, int, int, int] | None = None,
+    **constants: bool,
+) -> tuple[Starter, int]:
+    batch, height, width, channels = shape
+    columns = batch * ceil_div(width, DEPTHWISE_COLUMNS[side])
+    heads = columns * ceil_div(channels, DEPTHWISE_CHANNELS)
+    launch = plan('depthwise', kernel.__name__, dtype, side, heads, height, processors(device))
+    steps: dict[str, int] = {}
+    for name, stride in dict(x=x, add=add, do=do).items():
+        b, r, w, _ = (0, 0, 0, 0) if stride is None else meaningful(shape, stride)
+        steps |= {f'{name}_b': b, f'{name}_r': r, f'{name}_w': w}
+    mask_b, mask_r, mask_w = mask
+    numbers = dict(
+        HEIGHT=height, WIDTH=width, C=channels, SPAN=launch.span, **steps,
+        mask_b=mask_b, mask_r=mask_r, mask_w=mask_w, K=side, BN=launch.block,
+        BW=DEPTHWISE_COLUMNS[side], BC=DEPTHWISE_CHANNELS,
+        ALIGN=alignment(channels, *steps.values()), **constants,
+    )  # fmt: skip
+    return Starter(kernel, device, launch, numbers), columns * launch.splits
