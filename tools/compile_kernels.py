@@ -92,6 +92,8 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
     if op == 'depthwise':
         constants |= dict(K=side, BW=DEPTHWISE_COLUMNS[side], BC=DEPTHWISE_CHANNELS)
         constants |= dict(RESIDUAL=gated)
+    if op == 'layer_norm':
+        constants['BD'] = max(32, padded_dim(dim))
     if not masked:
         constants['p_mask'] = None
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
@@ -188,10 +190,10 @@ def width(suffixes):
 
 
 def quick_cases():
-    """At most 78: every kernel in half precision at D = 64 for the GPUs that must not spill, the
+    """At most 85: every kernel in half precision at D = 64 for the GPUs that must not spill, the
     gated ones with a mask, two with a head dim that 16 does not divide, the one that takes most
-    shared memory, the largest filter, and all once more with everything else different, for one GPU
-    after the other."""
+    shared memory, the largest filter, the widest norm, and all once more with everything else
+    different, for one GPU after the other."""
     for (op, phase), target in itertools.product(CASES, ('sm_80', 'sm_90')):
         yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=64)
     for phase in KERNELS['gated']:
@@ -210,6 +212,7 @@ def quick_cases():
         side=5,
         masked=True,
     )
+    yield dict(target='sm_90', op='layer_norm', phase='norm_backward', dtype='bf16', dim=1000)
     for index, (op, phase) in enumerate(CASES):
         yield dict(
             target=list(TARGETS)[index % 4], op=op, phase=phase,
@@ -223,6 +226,8 @@ def table_cases(dtypes=('bf16', 'fp32'), dims=(32, 64, 128)):
         # Of the number of channels, these only know whether 16 divides it.
         if op in ('wkv', 'depthwise') and dim not in (20, 32):
             continue
+        # Norms are as wide as all heads together.
+        dim *= 8 if op == 'layer_norm' else 1
         yield dict(target=target, op=op, phase=phase, dtype=dtype, dim=dim)
 
 

@@ -7,6 +7,7 @@ from .decay.api import decay_linear_attention
 from .depthwise.api import depthwise_conv2d
 from .gated.api import gated_linear_attention, linear_attention
 from .gated.state import KVState, kv_state, read_state, sum_states
+from .layer_norm.api import layer_norm
 from .rank_augmented.api import rank_augmented_linear_attention
 from .rotary import apply_rotary_2d
 from .tracing import is_tracing_or_compiling
@@ -21,6 +22,7 @@ __all__ = [
     'gated_linear_attention',
     'is_tracing_or_compiling',
     'kv_state',
+    'layer_norm',
     'linear_attention',
     'rank_augmented_linear_attention',
     'read_state',

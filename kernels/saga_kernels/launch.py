@@ -38,11 +38,19 @@ WKV_CHANNELS = dict(state_forward=16, scan=4, out_forward=16, state_backward=16,
 # filters, a thread holds more weights, so it takes fewer pixels.
 DEPTHWISE_CHANNELS = 32
 DEPTHWISE_COLUMNS = {1: 16, 3: 16, 5: 8}
+# The most channels of `layer_norm`, all of which a program holds in registers.
+NORM_CHANNELS = 1024
 
 
 def _always(tile: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
     """The same tile and warps for every size of element and head dim."""
     return dict.fromkeys(itertools.product((2, 4), (32, 64, 128)), tile)
+
+
+def _rows(elements: int) -> dict[tuple[int, int], tuple[int, int]]:
+    """Tiles of about so many elements, of 4 warps, by bytes per element and padded channels."""
+    edges = (2**n for n in range(5, NORM_CHANNELS.bit_length()))
+    return {(size, edge): (elements // edge, 4) for edge in edges for size in (2, 4)}
 
 
 # Tokens per tile and warps of every kernel, by bytes per element and edge of the matrix tile. The
@@ -138,6 +146,10 @@ TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
         'conv_forward': _always((4, 4)),
         'conv_backward': _always((2, 4)),
     },
+    'layer_norm': {
+        'norm_forward': _rows(4096),
+        'norm_backward': _rows(2048),
+    },
 }  # fmt: skip
 KERNELS = {op: tuple(tiles) for op, tiles in TILES.items()}
 # Kernels whose programs leave partial states behind.
@@ -145,6 +157,7 @@ _SUMMING = {
     'gated': ('kv_forward', 'q_backward'),
     'rank_augmented': ('kv_forward', 'state_backward'),
     'depthwise': ('conv_backward',),
+    'layer_norm': ('norm_backward',),
 }
 
 # The next tile is loaded while one is worked on.
@@ -230,7 +243,8 @@ def plan(
         op: Name of the op, a key of `KERNELS`.
         kernel: Name of one of its kernels.
         dtype: Dtype of the packed projection: float16, bfloat16 or float32.
-        dim: Head dim D; no matter for `wkv`; side of the filter of `depthwise`.
+        dim: Head dim D; no matter for `wkv`; side of the filter of `depthwise`, and channels of
+            `layer_norm`.
         heads: Images times heads, B * H; for `wkv`, times blocks of channels, and for `depthwise`,
             times blocks of columns and of channels.
         tokens: N, at least 1; for `depthwise`, rows of the map.
@@ -279,6 +293,9 @@ def _shortest(op: str, kernel: str, dim: int) -> int:
     if op == 'depthwise':
         # Rows: each program reads some beyond its own, and loads the weights.
         return 32
+    if op == 'layer_norm':
+        # Each program loads the weights, and writes two sums for each channel.
+        return 128
     if kernel in _SUMMING[op]:
         # Each program writes a partial state, D + 1 rows of fp32, which another kernel reads.
         return 256 if dim <= 32 else 384 if dim <= 64 else 640

@@ -16,6 +16,17 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of autocast on the device of a tensor; None where it is not enabled."""
+    device = x.device.type
+    # Devices without autocast, such as meta, refuse to be asked whether it is enabled. The compiler
+    # of torch 2.11 can't trace the question whether a device has it.
+    known = torch.compiler.is_dynamo_compiling() or torch.amp.is_autocast_available(device)
+    if x.is_meta or not known or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def outside_autocast(
     function: Callable[Concatenate[Tensor, P], R],
 ) -> Callable[Concatenate[Tensor, P], R]:
@@ -23,13 +34,9 @@ def outside_autocast(
 
     @functools.wraps(function)
     def call(x: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
-        device = x.device.type
-        # Devices without autocast, such as meta, refuse to be asked whether it is enabled. The
-        # compiler of torch 2.11 can't trace the question whether a device has it.
-        known = torch.compiler.is_dynamo_compiling() or torch.amp.is_autocast_available(device)
-        if x.is_meta or not known or not torch.is_autocast_enabled(device):
+        if autocast_dtype(x) is None:
             return function(x, *args, **kwargs)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             return function(x, *args, **kwargs)
 
     return call

@@ -24,6 +24,7 @@ OPS = (
     'decay_linear_attention',
     'bidirectional_wkv',
     'depthwise_conv2d',
+    'layer_norm',
 )
 FEATURE_MAPS = ('elu', 'relu')
 DecayPer = Literal['image', 'token']
@@ -259,3 +260,25 @@ def check_depthwise(
     for name, (value, shape) in shapes.items():
         if value is not None and value.shape != shape:
             raise ValueError(f'{name} must have shape {tuple(shape)}, got {tuple(value.shape)}')
+
+
+def check_norm(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None) -> None:
+    """Check the arguments of `layer_norm` against each other."""
+    for name, y in dict(x=x, weight=weight, bias=bias).items():
+        if not isinstance(y, Tensor):
+            raise TypeError(f'{name} must be a tensor, got {type(y).__name__}')
+        if y.dtype not in DTYPES:
+            raise ValueError(f'{name} must be float16, bfloat16, float32 or float64, got {y.dtype}')
+        if y.device != x.device:
+            raise ValueError(f'{name} must be on {x.device} as x is, got {y.device}')
+    if bias.dtype != weight.dtype:
+        raise ValueError(f'bias must have the dtype of weight, {weight.dtype}, got {bias.dtype}')
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f'dtype must be a floating-point dtype, got {dtype}')
+    if torch.jit.is_tracing():
+        return
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f'x must have shape (..., C), C > 0, got {tuple(x.shape)}')
+    for name, y in dict(weight=weight, bias=bias).items():
+        if y.shape != x.shape[-1:]:
+            raise ValueError(f'{name} must have shape {tuple(x.shape[-1:])}, got {tuple(y.shape)}')

@@ -24,7 +24,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import report_pretrained
 from ..inference import ImageRows, run_block, run_embed, run_output
-from ..layers import DepthwiseConv2d, downsample_mask, join_gradients, unpack
+from ..layers import (
+    DepthwiseConv2d,
+    LayerNorm,
+    downsample_mask,
+    join_gradients,
+    unpack,
+    with_kernel,
+)
 
 # The value by which timm marks the last layer of layer-wise decay.
 NORMS = (r'^norms', (99999,))
@@ -167,7 +174,7 @@ class PyramidBackbone(BaseModule):
             training, and 0 in the padding.
         init_cfg (dict, optional): `dict(type='Pretrained', checkpoint=..., prefix=...)` or any
             mmengine initialiser. Without it the weights keep the layers' own initialisation.
-        impl (str): 'reference' runs the convolutions around the attention in PyTorch as well. Other
+        impl (str): 'reference' runs the layers around the attention in PyTorch as well. Other
             values, which are for the attention alone, leave them the choice. Defaults to 'auto'.
     """
 
@@ -217,7 +224,7 @@ class PyramidBackbone(BaseModule):
         self.norms = nn.ModuleDict({str(i): make_norm(i) for i in out_indices})
         if impl == 'reference':
             for module in self.modules():
-                if isinstance(module, DepthwiseConv2d):
+                if isinstance(module, DepthwiseConv2d | LayerNorm):
                     module.impl = 'reference'
         self._freeze()
         self._built_empty = any(parameter.is_meta for parameter in self.parameters())
@@ -379,6 +386,6 @@ def channel_norm(norm_cfg: dict) -> Callable[[int], nn.Module]:
         norm = build_norm_layer(norm_cfg, dim)[1]
         if not hasattr(norm, 'normalized_shape'):
             raise ValueError(f'norm_cfg must name a norm over channels such as LN, got {norm_cfg}')
-        return norm
+        return with_kernel(norm)
 
     return make

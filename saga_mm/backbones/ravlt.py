@@ -25,7 +25,7 @@ from saga_kernels.dispatch import Impl
 
 from ..attention import RankAugmentedAttention
 from ..checkpoint import extract_state_dict, printable
-from ..layers import FFN, Block, ConvNormEmbed, drop_path_schedule, rotary_frequencies
+from ..layers import FFN, Block, ConvNormEmbed, LayerNorm, drop_path_schedule, rotary_frequencies
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, resolve_arch
 
@@ -128,7 +128,7 @@ class RAVLT(PyramidBackbone):
             sizes.drop_path_rate if drop_path_rate is None else drop_path_rate, sizes.depths
         )
         norm_layer = map_norm(norm_cfg, pad_mask)
-        channel_norm = partial(nn.LayerNorm, eps=1e-6)
+        channel_norm = partial(LayerNorm, eps=1e-6)
 
         def make_block(i: int, drop_path: float) -> Block:
             mixer = 'linear' if i < linear_stages else 'softmax'

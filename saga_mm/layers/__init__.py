@@ -9,6 +9,7 @@ from .ffn import FFN
 from .init import init_linear
 from .join import join_gradients
 from .mask import downsample_mask, mask_padding
+from .norm import LayerNorm, with_kernel
 from .patch_embed import ConvNormEmbed, ConvStem, PatchEmbed
 from .qk_norm import QKNorm
 from .rotary import rotary_frequencies
@@ -25,6 +26,7 @@ __all__ = [
     'DepthwiseConv2d',
     'DropPath',
     'HiddenStateBridge',
+    'LayerNorm',
     'PatchEmbed',
     'QKNorm',
     'QShift',
@@ -38,4 +40,5 @@ __all__ = [
     'rotary_frequencies',
     'scale',
     'unpack',
+    'with_kernel',
 ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .conv import DepthwiseConv2d, add_conv
 from .drop_path import DropPath
+from .norm import before_linear
 
 
 class Block(nn.Module):
@@ -50,6 +51,8 @@ class Block(nn.Module):
         self.attn = attention
         self.norm2 = norm_layer(dim)
         self.ffn = ffn
+        before_linear(self.norm1)
+        before_linear(self.norm2)
         self.drop_path1 = DropPath(drop_path)
         self.drop_path2 = DropPath(drop_path)
         self.gamma1 = self.gamma2 = None

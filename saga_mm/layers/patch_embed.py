@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .conv import Conv2d, to_channels_first
 from .mask import downsample_mask, mask_padding
+from .norm import before_linear
 
 
 class PatchEmbed(nn.Module):
@@ -66,6 +67,7 @@ class ConvStem(nn.Module):
         hidden = -(-dim // 2)
         self.embed1 = PatchEmbed(in_channels, hidden, 2, True, norm_layer)
         self.embed2 = PatchEmbed(hidden, dim, 2, True, norm_layer)
+        before_linear(self.embed1.norm)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.embed2(F.gelu(self.embed1(x, mask)), downsample_mask(mask, 2))

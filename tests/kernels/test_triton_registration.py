@@ -43,6 +43,28 @@ def check_decay(qkv, mask, width, feature_map, eps):
     torch.library.opcheck(ops.decay_backward.default, backward)
 
 
+def check_depthwise(packed, mask, residual):
+    # (B, H, W, C): a part of the projection
+    x = packed[:, :, 1].flatten(2).unflatten(1, (3, 4))
+    mask = None if mask is None else mask.view(*x.shape[:3], 1)
+    weight, bias = torch.randn(8, 1, 3, 3, device=x.device), torch.randn(8, device=x.device)
+    add = None if residual else torch.randn_like(x)
+    out = ops.depthwise_forward(x, weight, bias, add, mask, residual)
+    leaves = [y.detach().clone().requires_grad_() for y in (x, weight, bias)]
+    torch.library.opcheck(ops.depthwise_forward.default, (*leaves, add, mask, residual))
+    grad = torch.randn_like(out)
+    torch.library.opcheck(ops.depthwise_backward.default, (grad, x, weight, mask, residual))
+
+
+def check_layer_norm(packed, mask, eps):
+    x = packed[:, :, 1].flatten(2)
+    weight, bias = torch.randn(2, 8, device=x.device)
+    out = ops.layer_norm_forward(x, weight, bias, eps, torch.bfloat16)
+    leaves = [y.detach().clone().requires_grad_() for y in (x, weight, bias)]
+    torch.library.opcheck(ops.layer_norm_forward.default, (*leaves, eps, torch.float32))
+    torch.library.opcheck(ops.layer_norm_backward.default, (torch.randn_like(out), x, weight, eps))
+
+
 def check_wkv(packed, mask):
     k, v = packed[:, :, :2].flatten(3).unbind(2)
     w, u = torch.rand(2, 1, k.shape[2], device=k.device)
@@ -61,6 +83,9 @@ def check_wkv(packed, mask):
         (check_rank_augmented, 3, (4, 1e-6)),
         (check_decay, 3, (4, 'elu', 1e-6)),
         (check_wkv, 3, ()),
+        (check_depthwise, 3, (True,)),
+        (check_depthwise, 3, (False,)),
+        (check_layer_norm, 3, (1e-6,)),
     ],
 )
 @pytest.mark.parametrize('masked', [False, True])

@@ -114,3 +114,34 @@ def test_wkv_reads_each_tensor_twice_and_writes_it_once(masked, count):
     _, traffic = count(lambda: kernel.backward(grad, k, v, w, u, *sums, mask), size)
     # k, v and do for the states; these, dk and dv.
     assert traffic == (6, 2)
+
+
+# x, what is added, and the output; a residual reads x twice, once from the L1 cache. Programs of 16
+# columns and of all rows: no pixel belongs to two of them, but the convolution reads K columns.
+@pytest.mark.parametrize(('add', 'loads'), [('none', 1), ('map', 2), ('x', 2)])
+def test_depthwise_reads_strided_maps_in_place(add, loads, count):
+    from saga_kernels.depthwise import kernel
+
+    wide = torch.randn(1, 8, 16, 3 * 32).half()
+    x, other = wide[..., 32:64], torch.randn(1, 8, 16, 32).half()
+    weight = torch.randn(32, 1, 3, 3)
+    added = dict(none=None, map=other, x=x)[add]
+    (out, traffic) = count(lambda: kernel.forward(x, weight, None, added, None), x.numel())
+    # Each strip of 4 rows reads 6, and each pixel is read for 3 columns, but for the borders.
+    reads = 3 * 5 * 2 / 8 * (1 - 2 / (3 * 16))
+    assert traffic == (pytest.approx(reads + loads - 1), 1)
+    grad = torch.randn_like(out)
+    _, traffic = count(lambda: kernel.backward(grad, x, weight, None, add == 'x'), x.numel())
+    # Each strip of 2 rows reads 4, or 3 at a border.
+    reads = 3 * (4 * 4 - 2) / 8 * (1 - 2 / (3 * 16))
+    assert traffic == (pytest.approx(reads + 1), 1)
+
+
+def test_layer_norm_reads_and_writes_each_tensor_once(count):
+    from saga_kernels.layer_norm import kernel
+
+    x, weight = torch.randn(300, 24).half(), torch.randn(24)
+    out, traffic = count(lambda: kernel.forward(x, weight, weight, 1e-6, x.dtype), x.numel())
+    assert traffic == (1, 1)
+    _, traffic = count(lambda: kernel.backward(out, x, weight, 1e-6), x.numel())
+    assert traffic == (2, 1)

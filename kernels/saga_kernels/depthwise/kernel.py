@@ -215,7 +215,7 @@ def backward(
         p_x=x, p_w=weight.contiguous(), p_mask=mask, p_do=grad_out, p_dx=grad, p_partial=partial
     )
     sums = partial.sum(0).to(weight.dtype)
-    return grad, sums[:-1].t().reshape(weight.shape), sums[-1].clone()
+    return grad, sums[:-1].t().contiguous().view(weight.shape), sums[-1].clone()
 
 
 def _starter_of(

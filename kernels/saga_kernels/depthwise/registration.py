@@ -7,15 +7,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..dispatch import require_triton
+from ..registration import refuse_double_backward, register, register_autograd
 
 
-@torch.library.custom_op(
-    'saga_kernels::depthwise_forward',
-    mutates_args=(),
-    schema='(Tensor x, Tensor weight, Tensor? bias, Tensor? add, Tensor? mask, bool residual)'
-    ' -> Tensor',
-)
-def depthwise_forward(
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -30,13 +25,7 @@ def depthwise_forward(
     return kernel.forward(x, weight, bias, x if residual else add, mask)
 
 
-@torch.library.custom_op(
-    'saga_kernels::depthwise_backward',
-    mutates_args=(),
-    schema='(Tensor grad, Tensor x, Tensor weight, Tensor? mask, bool residual)'
-    ' -> (Tensor, Tensor, Tensor)',
-)
-def depthwise_backward(
+def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor | None, residual: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
@@ -46,16 +35,28 @@ def depthwise_backward(
     return kernel.backward(grad, x, weight, mask, residual)
 
 
-@depthwise_forward.register_fake
 def _forward_fake(x, weight, bias, add, mask, residual):
     dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
     return x.new_empty(x.shape, dtype=dtype)
 
 
-@depthwise_backward.register_fake
 def _backward_fake(grad, x, weight, mask, residual):
     grads = (torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, weight))
     return *grads, weight.new_empty(weight.shape[:1])
+
+
+depthwise_forward = register(
+    'depthwise_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? add, Tensor? mask,'
+    ' bool residual) -> Tensor',
+    _forward,
+    _forward_fake,
+)
+depthwise_backward = register(
+    'depthwise_backward(Tensor grad, Tensor x, Tensor weight, Tensor? mask, bool residual)'
+    ' -> (Tensor, Tensor, Tensor)',
+    _backward,
+    _backward_fake,
+)
 
 
 def _save(ctx, inputs, output):
@@ -72,12 +73,8 @@ def _differentiate(ctx, grad):
     return dx, dw, db if ctx.biased else None, added, None, None
 
 
-def _refuse(ctx, *grads):
-    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")
-
-
-depthwise_forward.register_autograd(_differentiate, setup_context=_save)
-depthwise_backward.register_autograd(_refuse)
+register_autograd(depthwise_forward, _save, _differentiate)
+refuse_double_backward(depthwise_backward)
 
 
 # A product for each tap of the filter.
