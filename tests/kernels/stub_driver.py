@@ -34,7 +34,6 @@ int cuPointerGetAttributes(unsigned n, int *attributes, void **values, unsigned 
     return 0;
 }
 """
-OPS = ('gated', 'rank_augmented', 'decay', 'wkv')
 SHARED_MEMORY = 232448
 
 
@@ -111,7 +110,7 @@ def install(target: int = 90) -> ctypes.CDLL:
 
     triton.runtime.driver.set_active(Driver())
     launch = importlib.import_module('saga_kernels.launch')
-    modules = [importlib.import_module(f'saga_kernels.{op}.kernel') for op in OPS]
+    modules = [importlib.import_module(f'saga_kernels.{op}.kernel') for op in launch.KERNELS]
     for module in (launch, *modules):
         for name in ('on_device', '_on_device'):
             if hasattr(module, name):

@@ -1,0 +1,130 @@
+"""Launches for the plugin `stub_gpu.py` to check.
+
+python -m pytest -p stub_gpu tests/kernels/stub_cases.py
+"""
+
+import pytest
+import stub_gpu
+import torch
+
+from saga_kernels import (
+    bidirectional_wkv,
+    decay_linear_attention,
+    gated_linear_attention,
+    linear_attention,
+    rank_augmented_linear_attention,
+)
+from saga_kernels.depthwise.registration import depthwise_forward
+from saga_kernels.gated import kernel
+from saga_kernels.launch import starter_of
+
+SIZE = 6, 10
+
+
+def of_tokens(op):
+    def run(packed, mask):
+        k, v = packed[:, :, 1:3].flatten(3).unbind(2)
+        w = torch.ones(k.shape[2])
+        return op(k, v, w, w, mask=mask, impl='triton').unflatten(2, packed.shape[3:])
+
+    return run
+
+
+def convolved(packed, mask):
+    x = packed[:, :, 0].flatten(2).unflatten(1, SIZE)
+    if mask is not None:
+        mask = mask.unflatten(1, SIZE)[..., None]
+    weight = torch.ones(x.shape[-1], 1, 3, 3)
+    out = depthwise_forward(x, weight, None, None, mask, True)
+    return out.flatten(1, 2).unflatten(2, packed.shape[3:])
+
+
+# Parts of the packed projection, and the op.
+OPS = {
+    'gated': (5, lambda x, mask: gated_linear_attention(x, mask=mask, impl='triton')),
+    'plain': (3, lambda x, mask: linear_attention(x, mask=mask, impl='triton')),
+    'rank_augmented': (
+        3,
+        lambda x, mask: rank_augmented_linear_attention(
+            x, SIZE, torch.ones(x.shape[-1] // 4), mask=mask, impl='triton'
+        ),
+    ),
+    'decay': (
+        3,
+        lambda x, mask: decay_linear_attention(
+            x, -torch.ones(x.shape[3]), SIZE, mask=mask, impl='triton'
+        ),
+    ),
+    'wkv': (3, of_tokens(bidirectional_wkv)),
+    'depthwise': (3, convolved),
+}
+
+
+def shifted(x):
+    """A copy of a tensor, one element behind an address that 16 divides."""
+    buffer = torch.empty(x.numel() + 1, dtype=x.dtype)
+    return buffer[1:].view(x.shape).copy_(x)
+
+
+def counted(function):
+    """How many kernels are compiled and launched, by Triton's launcher and directly."""
+    before = stub_gpu.counts.copy()
+    function()
+    return [stub_gpu.counts[name] - before[name] for name in ('compiled', 'by Triton', 'directly')]
+
+
+@pytest.mark.parametrize('dim', [24, 64])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('name', OPS)
+def test_a_tensor_that_is_not_aligned_gets_a_kernel_of_its_own(name, dtype, dim):
+    parts, op = OPS[name]
+    packed = torch.randn(2, 60, parts, 2, dim).to(dtype)
+    grad = torch.randn(2, 60, 2, dim).to(dtype)
+    mask = torch.ones(2, 60, dtype=torch.bool)
+    # Of the input, of the gradient, and of the mask.
+    cases = [
+        (packed, grad, None),
+        (shifted(packed), grad, None),
+        (packed, shifted(grad), None),
+        (packed, grad, mask),
+        (packed, grad, shifted(mask)),
+    ]
+
+    def run(packed, grad, mask):
+        packed = packed.detach().requires_grad_()
+        torch.autograd.grad(op(packed, mask), packed, grad)
+
+    launches = []
+    for case in cases:
+        _, by_triton, directly = counted(lambda case=case: run(*case))
+        assert by_triton > 0
+        launches.append(by_triton + directly)
+    assert len(set(launches)) == 1
+    for case in cases:
+        assert counted(lambda case=case: run(*case)) == [0, 0, launches[0]]
+
+
+def test_the_stub_refuses_a_kernel_that_was_compiled_for_other_tensors():
+    packed = torch.randn(1, 60, 5, 2, 64).bfloat16()
+    state, out = torch.empty(1, 2, 65, 64), torch.empty(1, 60, 2, 64).bfloat16()
+    tensors = dict(p_x=packed, p_mask=None, p_state=state, p_out=out)
+    starter = starter_of('gated', kernel.out_forward, packed, None, ELU=True, eps=0.5)
+    starter(**tensors)
+    (compiled,) = starter.compiled.values()
+    for name, x in dict(
+        p_x=shifted(packed), p_mask=torch.ones(1, 60), p_state=state.double(), p_out=out.half()
+    ).items():
+        changed = [(tensors | {name: x}).get(name) for name in kernel.out_forward.arg_names]
+        values = [y if x is None else x for x, y in zip(changed, starter.values, strict=True)]
+        with pytest.raises(stub_gpu.MismatchError, match=name):
+            compiled(*values)
+
+
+def test_strides_of_64_bits():
+    # The memory is never touched.
+    memory = torch.empty(2**31 + 2**20, dtype=torch.bfloat16)
+    far = memory.as_strided((2, 60, 5, 2, 64), (2**31, 640, 128, 64, 1))
+    near = torch.randn(2, 60, 5, 2, 64).bfloat16()
+    for packed, expected in [(near, None), (far, 2), (near, 0), (far, 0)]:
+        compiled, *_ = counted(lambda x=packed: gated_linear_attention(x, impl='triton'))
+        assert compiled == expected or expected is None
