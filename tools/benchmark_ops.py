@@ -1,7 +1,7 @@
 """Time linear attention: the eager formula, torch.compile of it, this project, and others.
 
     python tools/benchmark_ops.py --out-dir work_dirs/benchmark_ops
-    python tools/benchmark_ops.py --op rank_augmented    or decay, wkv
+    python tools/benchmark_ops.py --op rank_augmented    or decay, wkv, depthwise, layer_norm
     python tools/benchmark_ops.py --tokens 3136 --shapes 1,1,32    on a CPU
 
 Times are medians on random data. On a GPU, the L2 cache is flushed before each run. The share is
@@ -9,8 +9,10 @@ the number of bytes per time relative to that of a copy in the same run. Bytes a
 an op has to read and write, in token tensors T: gated 6 T forward and 11 T backward; rank-augmented
 5 T and 9 T, as it reads q twice because of the mean of the queries; decay 6 T and 10 T, without the
 states of its chunks; wkv 3 T and 5 T, of which its kernels move 5 T and 8 T, since every output
-needs the last token, and so they read their inputs twice. SDPA is softmax attention, which is
-another function of the same tokens. The tool writes ops.json and ops.md, again after each row.
+needs the last token, and so they read their inputs twice; depthwise 3 T and 7 T, layer_norm 2 T and
+3 T. The eager layers leave out the gradients of weights, which the kernels compute. SDPA is softmax
+attention, which is another function of the same tokens. The tool writes ops.json and ops.md, again
+after each row.
 """
 
 from __future__ import annotations

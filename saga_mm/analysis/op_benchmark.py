@@ -5,6 +5,7 @@ Legend: `packed` is the packed projection (B, N, parts, H, D): q, k, v and, for 
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.metadata
 import importlib.util
@@ -25,7 +26,9 @@ from torch import Tensor
 from saga_kernels import (
     bidirectional_wkv,
     decay_linear_attention,
+    depthwise_conv2d,
     gated_linear_attention,
+    layer_norm,
     rank_augmented_linear_attention,
 )
 
@@ -108,6 +111,28 @@ def eager_wkv(packed: Tensor) -> Tensor:
     return wkv(packed, 'reference')
 
 
+@functools.cache
+def parameters(device: torch.device, *shape: int) -> Tensor:
+    """Weights in float32, which stay the same from call to call."""
+    return torch.randn(shape, device=device)
+
+
+def depthwise(packed: Tensor, impl: Impl) -> Tensor:
+    """A convolution of 3 x 3 of the second part as a map, with a bias, plus the first part."""
+    add, x = packed.flatten(3).unflatten(1, image_of(packed)[0]).unbind(3)
+    channels = x.shape[-1]
+    weights = parameters(x.device, channels, 1, 3, 3), parameters(x.device, channels)
+    out = depthwise_conv2d(x, *(w.to(x.dtype) for w in weights), add=add, impl=impl)
+    return out.flatten(1, 2).unflatten(2, packed.shape[3:])
+
+
+def norm(packed: Tensor, impl: Impl) -> Tensor:
+    """A layer norm over the channels of all heads."""
+    x = packed.flatten(2)
+    weight = parameters(x.device, x.shape[-1]).to(x.dtype)
+    return layer_norm(x, weight, weight, impl=impl).unflatten(2, packed.shape[3:])
+
+
 def sdpa(packed: Tensor) -> Tensor:
     q, k, v = (packed[:, :, part].transpose(1, 2) for part in range(3))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -143,6 +168,9 @@ OPS = {
     'rank_augmented': Op(3, eager_rank_augmented, rank_augmented, 5, 9),
     'decay': Op(3, eager_decay, decay, 6, 10),
     'wkv': Op(3, eager_wkv, wkv, 3, 5),
+    # What autograd moves to put the gradients of the two parts into one tensor is 4.
+    'depthwise': Op(2, lambda packed: depthwise(packed, 'reference'), depthwise, 3, 3 + 4),
+    'layer_norm': Op(1, lambda packed: norm(packed, 'reference'), norm, 2, 3),
 }
 
 
@@ -152,7 +180,8 @@ def implementations(op: Op, device: str) -> dict[str, Callable[[Tensor], Tensor]
         found['torch.compile'] = torch.compile(op.eager, dynamic=False)
     impl: Impl = 'triton' if device == 'cuda' else 'reference'
     found['this'] = lambda packed: op.this(packed, impl)
-    found['SDPA'] = sdpa
+    if op.parts >= 3:
+        found['SDPA'] = sdpa
     if op is OPS['gated'] and device == 'cuda' and importlib.util.find_spec('flash_bla'):
         found['flash_bla'] = flash_bla
     return found

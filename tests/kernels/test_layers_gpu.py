@@ -1,0 +1,151 @@
+"""Tests of the kernels around attention that need a GPU."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness import BOUNDS, rms_ratio
+from saga_kernels import depthwise_conv2d, layer_norm
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+
+
+def conv_of(side):
+    """LePE: a convolution of v in a packed projection, added to the first part."""
+
+    def op(packed: Tensor, impl: str = 'auto', dtype: torch.dtype | None = None) -> Tensor:
+        out, _, value = packed.chunk(3, -1)
+        channels = value.shape[-1]
+        scale = torch.linspace(-1, 1, channels * side**2, device=packed.device)
+        weight = scale.view(channels, 1, side, side).to(dtype or torch.float32)
+        bias = scale[:channels].to(weight.dtype)
+        return depthwise_conv2d(value, weight, bias, add=out, impl=impl)
+
+    return op
+
+
+def residual(packed: Tensor, impl: str = 'auto', dtype: torch.dtype | None = None) -> Tensor:
+    weight = torch.linspace(-1, 1, packed.shape[-1] * 9, device=packed.device)
+    weight = weight.view(-1, 1, 3, 3).to(dtype or torch.float32)
+    return depthwise_conv2d(packed, weight, add=packed, impl=impl)
+
+
+def norm(packed: Tensor, impl: str = 'auto', dtype: torch.dtype | None = None) -> Tensor:
+    weight = torch.linspace(-1, 1, packed.shape[-1], device=packed.device)
+    weight = weight.to(dtype or torch.float32)
+    return layer_norm(packed, weight, weight, impl=impl)
+
+
+OPS = {'3 x 3': conv_of(3), '5 x 5': conv_of(5), 'residual': residual, 'norm': norm}
+
+
+@pytest.fixture(params=OPS)
+def op(request):
+    return OPS[request.param]
+
+
+def packed_of(dtype=torch.bfloat16, height=127, width=83, channels=192):
+    return torch.randn(2, height, width, channels, device='cuda').to(dtype)
+
+
+def forward_backward(op, packed, grad_out=None):
+    packed = packed.detach().requires_grad_()
+    out = op(packed)
+    grad_out = torch.sin(torch.arange(out.numel(), device='cuda')).view(out.shape).to(out.dtype)
+    (grad,) = torch.autograd.grad(out, packed, grad_out)
+    return out.detach(), grad
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize('channels', [60, 192, 960])
+def test_against_float64(op, dtype, channels):
+    packed = packed_of(dtype, channels=channels)
+    values = forward_backward(lambda x: op(x, 'triton'), packed)
+    exact = forward_backward(lambda x: op(x, 'reference', torch.float64), packed.double())
+    for value, truth in zip(values, exact, strict=True):
+        assert rms_ratio(value, truth) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize('side', [3, 5])
+def test_gradients_of_weights_against_float64_and_bitwise_equal(side):
+    x, grad_out = torch.randn(2, 2, 127, 83, 60, device='cuda')
+    mask = torch.rand(2, 127, 83, 1, device='cuda') > 0.3
+    weights = torch.randn(60, 1, side, side, device='cuda'), torch.randn(60, device='cuda')
+
+    def gradients(x, grad_out, weights, impl):
+        leaves = [weight.detach().requires_grad_() for weight in weights]
+        out = depthwise_conv2d(x, *leaves, add=x, mask=mask, impl=impl)
+        return torch.autograd.grad(out, leaves, grad_out)
+
+    values = gradients(x, grad_out, weights, 'triton')
+    double = [weight.double() for weight in weights]
+    exact = gradients(x.double(), grad_out.double(), double, 'reference')
+    for value, truth in zip(values, exact, strict=True):
+        assert rms_ratio(value, truth) <= 1e-5
+    for _ in range(20):
+        assert all(map(torch.equal, values, gradients(x, grad_out, weights, 'triton')))
+
+
+def test_gradients_of_a_norm_against_float64_and_bitwise_equal():
+    x, grad_out = torch.randn(2, 20_000, 320, device='cuda')
+    weights = torch.randn(2, 320, device='cuda').unbind()
+
+    def gradients(x, grad_out, weights, impl):
+        leaves = [weight.detach().requires_grad_() for weight in weights]
+        return torch.autograd.grad(layer_norm(x, *leaves, impl=impl), leaves, grad_out)
+
+    values = gradients(x, grad_out, weights, 'triton')
+    double = [weight.double() for weight in weights]
+    exact = gradients(x.double(), grad_out.double(), double, 'reference')
+    for value, truth in zip(values, exact, strict=True):
+        assert rms_ratio(value, truth) <= 1e-5
+    for _ in range(20):
+        assert all(map(torch.equal, values, gradients(x, grad_out, weights, 'triton')))
+
+
+def test_auto_takes_the_kernel_and_runs_are_bitwise_equal(op):
+    packed = packed_of()
+    first = forward_backward(lambda x: op(x, 'triton'), packed)
+    for _ in range(20):
+        assert all(map(torch.equal, first, forward_backward(op, packed)))
+
+
+def test_cuda_graph(op):
+    packed = packed_of().requires_grad_()
+    grad_out = torch.ones_like(op(packed))
+
+    def step():
+        out = op(packed)
+        return out, *torch.autograd.grad(out, packed, grad_out)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        packed.copy_(torch.randn_like(packed))
+    graph.replay()
+    for value, expected in zip(captured, step(), strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_inductor_without_a_graph_break(op):
+    linear = torch.nn.Linear(192, 192, device='cuda', dtype=torch.bfloat16)
+    compiled = torch.compile(lambda x: op(linear(x)), fullgraph=True)
+    x = packed_of()
+    torch.testing.assert_close(compiled(x), op(linear(x)), rtol=2e-2, atol=2e-2)
+    compiled(x).sum().backward()
+    assert linear.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_norm_under_autocast_has_the_dtype_of_that_of_pytorch(dtype):
+    packed = packed_of(torch.float32)
+    with torch.autocast('cuda', dtype=dtype):
+        assert norm(packed).dtype == norm(packed, 'reference').dtype == torch.float32
+        assert norm(packed.to(dtype)).dtype == norm(packed.to(dtype), 'reference').dtype
