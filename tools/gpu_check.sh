@@ -47,7 +47,9 @@ run_tests() {
     timeout -s INT 520 "$python" -m pytest -q "${workers[@]}" --durations=5 \
         tests/kernels/test_triton_gpu.py tests/kernels/test_triton_gated.py \
         tests/kernels/test_triton_rank_augmented.py tests/kernels/test_triton_decay.py \
-        tests/kernels/test_triton_wkv.py tests/kernels/test_triton_registration.py
+        tests/kernels/test_triton_wkv.py tests/kernels/test_triton_registration.py \
+        tests/kernels/test_layers_gpu.py tests/kernels/test_triton_depthwise.py \
+        tests/kernels/test_triton_layer_norm.py tests/kernels/test_triton_layers.py
 }
 
 run_benchmarks() {
