@@ -27,7 +27,8 @@ def depthwise_conv2d(
     Args:
         x: (B, H, W, C), with any strides, such as the values in a packed projection. Beyond the
             border it is zero.
-        weight: (C, 1, K, K) with an odd K, in the dtype of x or another one.
+        weight: (C, 1, K, K) with an odd K, in the dtype of x; the kernel, and autocast, also take
+            others.
         bias: (C,) or None, in the dtype of `weight`.
         add: (B, H, W, C), which may be x itself; None adds nothing.
         mask: (B, H, W, 1) bool. Where it is False, x counts as zero, whatever it holds, NaN

@@ -26,7 +26,7 @@ def layer_norm(
 
     Args:
         x: (..., C).
-        weight, bias: (C,), both in one dtype, that of x or another one.
+        weight, bias: (C,), in the dtype of x; the kernel, and autocast, take others.
         eps: Added to the variance.
         dtype: That of the result. The matrix product behind a norm would otherwise convert what the
             norm wrote under autocast. Defaults to that of `torch.nn.functional.layer_norm`, which
