@@ -21,6 +21,7 @@ import torch
 
 from saga_mm.analysis.benchmark import (
     KNOWN,
+    MODES,
     is_known,
     is_whole,
     make_cells,
@@ -57,9 +58,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--mode',
         nargs='+',
-        choices=['infer', 'train', 'parts'],
+        choices=[*MODES, 'parts'],
         default=['infer'],
-        help='parts: backbone, neck, head and post-processing of whole models apart, in inference',
+        help='graph: inference as a CUDA graph, without the time that Python takes; parts: '
+        'backbone, neck, head and post-processing of whole models apart, in inference',
     )
     parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'])
     parser.add_argument('--batch-size', type=int, default=1)
@@ -94,6 +96,8 @@ def check(args: argparse.Namespace) -> None:
     if args.keep_memory and (args.device or 'cpu') != 'cpu':
         raise ValueError(f'--keep-memory is for --device cpu, got {args.device}')
     args.device = 'cpu' if args.keep_memory else str(select_device(args.device))
+    if 'graph' in args.mode and torch.device(args.device).type != 'cuda':
+        raise ValueError(f'--mode graph needs a GPU, got --device {args.device}')
     for name in args.models:
         if 'parts' in args.mode and not is_whole(name):
             raise ValueError(f'--mode parts needs configs or HEAD+BACKBONE, got {name!r}')

@@ -22,7 +22,7 @@ from ..apis import build_model
 from ..cli import keep_freed_memory, load_config
 from .cost import FORMULAS
 from .files import make_figure, write_figure
-from .measure import DTYPES, added_memory, timed
+from .measure import DTYPES, added_memory, captured, timed
 from .whole_models import HEADS, build_whole, make_samples, measure_parts
 
 PVT_T = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
@@ -66,7 +66,7 @@ TITLES = {
     'mask_rcnn': 'Mask R-CNN',
     'retinanet': 'RetinaNet',
 }
-MODES = dict(infer='inference', train='training step')
+MODES = dict(infer='inference', graph='inference as a CUDA graph', train='training step')
 # Takes the place of the number of a round if the cell counts FLOPs: the counter needs time and
 # memory of its own, so it must not run while these are measured.
 COUNT = 'count'
@@ -169,6 +169,8 @@ def measure(cell: dict) -> dict:
             step()
         return dict(flops=counter.get_total_flops() / cell['batch_size'])
     added = added_memory(step, device)
+    if cell['mode'] == 'graph':
+        step = captured(step, device)
     times = timed(step, device)
     return dict(
         seconds=statistics.median(times) / cell['batch_size'],
@@ -190,7 +192,7 @@ def make_cells(
 
     Args:
         models: Names of `KNOWN` or of registered backbones, and config files.
-        modes: Of 'infer' and 'train'.
+        modes: Of `MODES`.
         dtypes: Of `DTYPES`.
         sizes: Sides of square images, in pixels.
         rounds: Measurements of each.

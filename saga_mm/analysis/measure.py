@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
-# A function is called until this many seconds have passed, but at least and at most so often. A
-# quarter of them is enough for a GPU, whose times vary less.
+# A function is called until this many seconds have passed, but at least and at most so often. An
+# eighth of them is enough for a GPU, whose times vary less.
 SECONDS, FEWEST, MOST = 4, 2, 200
 
 
 def timed(step: Callable[[], object], device: torch.device) -> list[float]:
     """Call `step`, which computes on `device`, several times; return the seconds of each call."""
     times: list[float] = []
-    seconds = SECONDS / 4 if device.type == 'cuda' else SECONDS
+    seconds = SECONDS / 8 if device.type == 'cuda' else SECONDS
     while len(times) < FEWEST or (sum(times) < seconds and len(times) < MOST):
         synchronize(device)
         start = time.perf_counter()
@@ -25,6 +25,21 @@ def timed(step: Callable[[], object], device: torch.device) -> list[float]:
         synchronize(device)
         times.append(time.perf_counter() - start)
     return times
+
+
+def captured(step: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """Record what `step` does on a GPU as a CUDA graph; return a function that does it again."""
+    with torch.cuda.device(device):
+        # As PyTorch wants it: a first call on another stream than the default one.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+    return graph.replay
 
 
 def added_memory(step: Callable[[], object], device: torch.device) -> int:

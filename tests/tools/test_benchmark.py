@@ -151,6 +151,7 @@ def test_a_cell_that_fails_in_its_process(new_process, tmp_path, monkeypatch):
         (['--models', 'saga_t', '--mode', 'parts'], '--mode parts needs configs or HEAD+BACKBONE'),
         (['--baseline', 'pvt_x'], "--baseline must be one of ['saga_t', 'pvt_t', 'pvt_t_sdpa']"),
         (['--sizes', '8'], '--sizes must be at least 32 pixels, got 8'),
+        (['--mode', 'graph', '--device', 'cpu'], '--mode graph needs a GPU, got --device cpu'),
         (['--rounds', '0'], '--rounds must be positive, got 0'),
         (['--device', 'abacus'], "device 'abacus' is not available"),
         (['--keep-memory', '--device', 'cuda'], '--keep-memory is for --device cpu, got cuda'),
