@@ -96,10 +96,17 @@ def why_not_triton(x: Tensor, *others: Tensor) -> str | None:
         return f'it takes head dims 8 to 128, not {x.shape[-1]}'
     if x.stride(-1) != 1:
         return 'the last axis of the input is not contiguous'
-    for y in (x, *others):
-        if _has_other_derivatives(y):
-            return 'it has a backward pass alone, not the derivatives of forward mode or torch.func'
+    # To look at each tensor takes longer than to know that there is nothing to see.
+    if torch.compiler.is_compiling() or not _other_derivatives_are_taken():
+        return None
+    if any(_has_other_derivatives(y) for y in (x, *others)):
+        return 'it has a backward pass alone, not the derivatives of forward mode or torch.func'
     return None
+
+
+def _other_derivatives_are_taken() -> bool:
+    """Whether any code is differentiated in forward mode, or transformed by `torch.func`."""
+    return forward_ad._current_level >= 0 or functorch.peek_interpreter_stack() is not None
 
 
 def _why_not_gpu(device: torch.device) -> str | None:

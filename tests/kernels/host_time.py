@@ -24,7 +24,9 @@ import triton
 from saga_kernels import (
     bidirectional_wkv,
     decay_linear_attention,
+    depthwise_conv2d,
     gated_linear_attention,
+    layer_norm,
     rank_augmented_linear_attention,
 )
 
@@ -62,6 +64,8 @@ def cases():
     tokens = torch.randn(1, 64, 192, device=DEVICE).bfloat16()
     w, u = torch.rand(2, 192, device=DEVICE)
     size = 8, 8
+    image = packed[:, :, 0].flatten(2).unflatten(1, size).contiguous()
+    weight, bias = torch.rand(512, 1, 3, 3, device=DEVICE), torch.rand(512, device=DEVICE)
     return {
         'gated': (lambda x: gated_linear_attention(x, impl='triton'), packed),
         'rank_augmented': (
@@ -70,6 +74,8 @@ def cases():
         ),
         'decay': (lambda x: decay_linear_attention(x, log_decay, size, impl='triton'), qkv),
         'wkv': (lambda x: bidirectional_wkv(x, x, w, u, impl='triton'), tokens),
+        'depthwise': (lambda x: depthwise_conv2d(x, weight, bias, add=x, impl='triton'), image),
+        'layer_norm': (lambda x: layer_norm(x, bias, bias, impl='triton'), image),
     }
 
 
