@@ -25,14 +25,26 @@ def run(*arguments):
     return result.stdout
 
 
-def test_the_tests_for_a_gpu_are_walked_through_without_one():
+@pytest.mark.parametrize(
+    ('files', 'options', 'most'),
+    [
+        # On a machine with a GPU, 12 processes compile these in a minute.
+        (('kernels/stub_cases.py', 'kernels/test_triton_gpu.py'), (), 650),
+        pytest.param(
+            ('kernels/test_triton_layers.py', 'backbones/test_gpu.py'),
+            ('-k', 'layers or cuda_graph or repeatable or leak'),
+            160,
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_the_tests_for_a_gpu_are_walked_through_without_one(files, options, most):
     """Each launch is checked against what its kernel was compiled for, see `stub_gpu.py`."""
-    tests = [HERE / name for name in ('stub_cases.py', 'test_triton_gpu.py')]
-    output = run('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'stub_gpu', *tests)
+    tests = [HERE.parent / name for name in files]
+    output = run('-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'stub_gpu', *options, *tests)
     counts = re.search(r'compiled: (\d+), by Triton: (\d+), directly: (\d+)', output).groups()
     compiled, by_triton, directly = map(int, counts)
-    # Takes a GPU machine a minute of 12 processes.
-    assert 0 < compiled <= 650
+    assert 0 < compiled <= most
     assert compiled <= by_triton < directly
 
 
