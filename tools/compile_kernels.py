@@ -55,7 +55,7 @@ CASES = [(op, kernel) for op, kernels in KERNELS.items() for kernel in kernels]
 FP32_POINTERS = (
     'p_partial', 'p_state', 'p_dstate', 'p_frequencies', 'p_query', 'p_dquery', 'p_weight',
     'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta', 'p_w', 'p_u', 'p_enter', 'p_denter',
-    'p_count', 'p_bias',
+    'p_count', 'p_earlier', 'p_later', 'p_dlater', 'p_bias',
 )  # fmt: skip
 
 HEADER = """# Registers and shared memory of the kernels

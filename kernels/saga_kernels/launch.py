@@ -28,11 +28,12 @@ BUSY_WARPS = 16
 START = 2
 SUM = 4
 
-# Tokens of `wkv` that share a state, those of them that a thread goes through one by one, and
-# channels of a program. A thread of `token_backward` would spill registers with more than one.
-WKV_CHUNK = 256
+# Tokens of `wkv` that share a state, those of a tile, which a thread holds in registers, and
+# channels of a program. A program of one warp takes the chunk tile by tile; a thread has two
+# channels, or one in `token_backward`, which would spill registers with two.
+WKV_CHUNK = 64
 WKV_STEPS = 8
-WKV_CHANNELS = dict(state_forward=16, scan=4, out_forward=16, state_backward=16, token_backward=8)
+WKV_CHANNELS = dict(state_forward=64, scan=4, out_forward=64, state_backward=64, token_backward=32)
 
 # Channels of a program of `depthwise`, and its columns by the side of the filter: with larger
 # filters, a thread holds more weights, so it takes fewer pixels.
@@ -134,12 +135,12 @@ TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
     },
     # A tile is a chunk of tokens with some channels, whatever their number is.
     'wkv': {
-        'state_forward': _always((WKV_CHUNK, 8)),
+        'state_forward': _always((WKV_CHUNK, 1)),
         # Chunks per tile.
         'scan': _always((256, 4)),
-        'out_forward': _always((WKV_CHUNK, 8)),
-        'state_backward': _always((WKV_CHUNK, 8)),
-        'token_backward': _always((WKV_CHUNK, 8)),
+        'out_forward': _always((WKV_CHUNK, 1)),
+        'state_backward': _always((WKV_CHUNK, 1)),
+        'token_backward': _always((WKV_CHUNK, 1)),
     },
     # Rows per tile.
     'depthwise': {

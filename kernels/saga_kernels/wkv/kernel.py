@@ -1,9 +1,14 @@
 """Bidirectional WKV in Triton: states of chunks, a scan over chunks, then all tokens of a chunk.
 
-Legend: B batch, N tokens, C channels; a tile has BC channels of a chunk of G groups of L tokens
-each. Every channel is by itself, and a thread takes a group through its tokens: its tokens lie in
-registers, as L blocks (G, BC). A state on one side of a place is (top, a, b), with the sums a and b
-relative to exp(top). Masked tokens, and those beyond N, are passed without a decay.
+Legend: B batch, N tokens, C channels; a program takes BC channels of a chunk, which has G tiles of
+L tokens each. Every channel is by itself: a thread takes its channels through the tokens one by
+one, and holds those of one tile in registers, as L blocks (BC). Threads exchange nothing, except in
+the scan. A state on one side of a place is (top, a, b), with the sums a and b relative to exp(top).
+Masked tokens are passed without a decay.
+
+A tile needs the states on both of its sides. One side is where the program came from. The state on
+the other side is of tokens beyond the chunk, which the scan gives, and of those in the chunk: the
+pass before went through the chunk in the opposite direction, and wrote that part for each tile.
 
 Forward     a, b = sums of e^k v and of e^k, before and after each token
             D = sum of e^k before, after and here, relative to exp(top);  o likewise with v, over D
@@ -23,10 +28,11 @@ passes load at least 5 / 3 of it. What is left of the second reading is up to th
 start where the first pass ended. Backward 8: k, v and do for the states; these, dk and dv. o and D
 are computed again from the states of the forward pass. To write or to read all states once moves
 6 / CHUNK of a token tensor in fp32, and 12 / CHUNK in half precision; the forward pass does so 4
-times, the backward pass 6 times.
+times, the backward pass 6 times. A state for each tile moves 3 / L in fp32, and 6 / L in half
+precision, each time; the forward pass does so twice, the backward pass 5 times.
 """
 
-# The loops over the tokens of a group let tuples grow, which changes their types.
+# The loops over the tokens of a tile let tuples grow, which changes their types.
 # mypy: disable-error-code=assignment
 import functools
 from typing import Any
@@ -48,18 +54,20 @@ from ..launch import (
     plan,
     tile_config,
 )
-from ..tiles import SIZES, aligned, live, store, tile
+from ..tiles import SIZES, aligned
 
 # e^x is 2^(x LOG2E), in two instructions.
 LOG2E = tl.constexpr(1.4426950408889634)
-# No token at all. Finite, for the difference of two infinities is not a number.
+# The exponent of no token at all. Finite, for the difference of two infinities is not a number.
 EMPTY = tl.constexpr(-1e30)
+# That of a masked token: its weight is zero beside an empty state, too.
+MASKED = tl.constexpr(-3e30)
 
 
 @triton.jit
-def empty(G: tl.constexpr, BC: tl.constexpr):
+def empty(BC: tl.constexpr):
     """The state of no token."""
-    b_zero = tl.zeros([G, BC], tl.float32)
+    b_zero = tl.zeros([BC], tl.float32)
     return b_zero + EMPTY, b_zero, b_zero
 
 
@@ -79,48 +87,77 @@ def join(decay_1, top_1, a_1, b_1, decay_2, top_2, a_2, b_2):
 
 
 @triton.jit
-def total(top, a, b, decay):
-    """The sum over axis 0 of states that decay by exponents."""
-    b_top = tl.max(top - decay, 0)
-    x = tl.exp2((top - b_top[None, :] - decay) * LOG2E)
-    return b_top, tl.sum(x * a, 0), tl.sum(x * b, 0)
+def load_state(p, o_c, m_c, C):
+    """The state at a pointer."""
+    p += o_c
+    top = tl.load(p, mask=m_c, other=EMPTY)
+    return top, tl.load(p + C, mask=m_c, other=0.0), tl.load(p + 2 * C, mask=m_c, other=0.0)
 
 
 @triton.jit
-def neighbour(x, o_g, WAY: tl.constexpr, G: tl.constexpr, BC: tl.constexpr):
-    """Row g - 1 at each row g, or row g + 1; an arbitrary one where there is none."""
-    o_from = tl.maximum(o_g - 1, 0) if WAY == 0 else tl.minimum(o_g + 1, G - 1)
-    return tl.gather(x, tl.broadcast_to(o_from[:, None], [G, BC]), 0)
+def store_state(p, top, a, b, o_c, m_c, C):
+    """Write the state to a pointer."""
+    p += o_c
+    tl.store(p, top, mask=m_c)
+    tl.store(p + C, a, mask=m_c)
+    tl.store(p + 2 * C, b, mask=m_c)
 
 
 @triton.jit
-def enter(top, a, b, decay, p_state, o_c, m_c, C, o_g, WAY: tl.constexpr, G: tl.constexpr,
-          BC: tl.constexpr):  # fmt: skip
-    """The state where each group begins (WAY 0) or ends (WAY 1): of all tokens beyond that.
+def program(i, N, C, BC: tl.constexpr, CHUNK: tl.constexpr, L: tl.constexpr):
+    """Image, chunk, number of its tiles, channels, and which channels there are, of program i."""
+    # Channels run fastest: programs of one chunk share cache lines.
+    blocks = tl.cdiv(C, BC)
+    chunks = tl.cdiv(N, CHUNK)
+    o_c = i % blocks * BC + tl.arange(0, BC)
+    i_chunk = i // blocks
+    i_b, i_chunk = (i_chunk // chunks).to(tl.int64), i_chunk % chunks
+    tiles = tl.minimum(CHUNK // L, tl.cdiv(N - i_chunk * CHUNK, L))
+    return i_b, i_chunk, tiles, o_c, o_c < C
 
-    Args:
-        top, a, b: What each group adds, (G, BC).
-        decay: Decay over each group.
-        p_state: The state where the chunk begins or ends.
-    """
-    # The first group takes in that state; then all move one group on.
-    m_first = (o_g == (0 if WAY == 0 else G - 1))[:, None]
-    p = p_state + WAY * 3 * C + o_c
-    b_top = tl.load(p, mask=m_c, other=EMPTY)[None, :]
-    b_a = tl.load(p + C, mask=m_c, other=0.0)[None, :]
-    b_b = tl.load(p + 2 * C, mask=m_c, other=0.0)[None, :]
-    top_1, a_1, b_1 = decayed_sum(b_top, b_a, b_b, decay, top, a, b)
-    top = tl.where(m_first, top_1, top)
-    a, b = tl.where(m_first, a_1, a), tl.where(m_first, b_1, b)
-    _, top, a, b = tl.associative_scan((decay, top, a, b), 0, join, reverse=WAY == 1)
-    top = tl.where(m_first, b_top, neighbour(top, o_g, WAY, G, BC))
-    a = tl.where(m_first, b_a, neighbour(a, o_g, WAY, G, BC))
-    return top, a, tl.where(m_first, b_b, neighbour(b, o_g, WAY, G, BC))
+
+@triton.jit
+def tokens(
+    p_k, p_v, p_mask, begin, o_c, b_w, N, C, k_n, v_n, mask_n, L: tl.constexpr
+):  # fmt: skip
+    """Keys, values and decays of the L tokens of a tile, which of them count, and their number."""
+    keys = ()
+    values = ()
+    rates = ()
+    lives = ()
+    count = 0.0
+    for t in tl.static_range(L):
+        o_n = (begin + t).to(tl.int64)
+        m = begin + t < N
+        if p_mask is not None:
+            m &= tl.load(p_mask + o_n * mask_n, mask=m, other=0).to(tl.int32) > 0
+            rates = rates + (tl.where(m, b_w, 0.0),)
+            count += tl.where(m, 1.0, 0.0)
+        else:
+            # Nothing comes from beyond N that could decay.
+            rates = rates + (b_w,)
+            count += 1.0
+        m_t = o_c < tl.where(m, C, 0)
+        b_k = tl.load(p_k + o_n * k_n + o_c, mask=m_t, other=0.0).to(tl.float32)
+        b_v = tl.load(p_v + o_n * v_n + o_c, mask=m_t, other=0.0).to(tl.float32)
+        keys = keys + (tl.where(m_t, b_k, MASKED),)
+        values = values + (b_v,)
+        lives = lives + (m_t,)
+    return keys, values, rates, lives, count
+
+
+@triton.jit
+def ones(L: tl.constexpr, BC: tl.constexpr):
+    """What each token adds to the sum of weights."""
+    result = ()
+    for _ in tl.static_range(L):
+        result = result + (tl.full([BC], 1.0, tl.float32),)
+    return result
 
 
 @triton.jit
 def walk(top, a, b, rates, exponents, xs, ys, WAY: tl.constexpr, L: tl.constexpr):
-    """The state before each token of a group (WAY 0) or after it (WAY 1), and behind the last.
+    """The state before each token of a tile (WAY 0) or after it (WAY 1), and behind the last.
 
     Args:
         top, a, b: The state before the first.
@@ -137,79 +174,21 @@ def walk(top, a, b, rates, exponents, xs, ys, WAY: tl.constexpr, L: tl.constexpr
 
 
 @triton.jit
-def enter_walk(
-    rates, exponents, xs, ys, decay, p_state, o_c, m_c, C, o_g,
-    WAY: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, L: tl.constexpr,
-):  # fmt: skip
-    """`enter`, of the tokens of each group."""
-    top, a, b = empty(G, BC)
-    _, last = walk(top, a, b, rates, exponents, xs, ys, WAY, L)
-    top, a, b = last
-    return enter(top, a, b, decay, p_state, o_c, m_c, C, o_g, WAY, G, BC)
-
-
-@triton.jit
-def program(i, N, C, BC: tl.constexpr, CHUNK: tl.constexpr):
-    """Image, chunk, channels, and which channels there are, of program i."""
-    # Channels run fastest: programs of one chunk share cache lines.
-    blocks = tl.cdiv(C, BC)
-    chunks = tl.cdiv(N, CHUNK)
-    o_c = i % blocks * BC + tl.arange(0, BC)
-    i_chunk = i // blocks
-    return (i_chunk // chunks).to(tl.int64), i_chunk % chunks, o_c, o_c < C
-
-
-@triton.jit
-def tokens(
-    p_k, p_v, p_mask, i_b, i_chunk, o_c, m_c, b_w, N, k_b, k_n, v_b, v_n, mask_b, mask_n,
-    G: tl.constexpr, L: tl.constexpr,
-):  # fmt: skip
-    """Keys, values, ones and decays of the tokens of each group, and the number of those that
-    count, (G, 1)."""
-    keys = ()
-    values = ()
-    ones = ()
-    rates = ()
-    count = tl.zeros([G, 1], tl.float32)
+def total(exponents, xs, ys, rates, WAY: tl.constexpr, L: tl.constexpr, BC: tl.constexpr):
+    """The state behind a tile (WAY 0) or before it (WAY 1), of its tokens alone."""
+    top, a, b = empty(BC)
+    decay = tl.zeros([BC], tl.float32)
+    decays = ()
+    # From the edge where the state is.
+    for t in tl.static_range((1 - WAY) * (L - 1), WAY * (L + 1) - 1, 2 * WAY - 1):
+        top = tl.maximum(top, exponents[t] - decay)
+        decays = decays + (decay,) if WAY == 1 else (decay,) + decays
+        decay += rates[t]
     for t in tl.static_range(L):
-        o_n = (i_chunk * G + tl.arange(0, G)) * L + t
-        m_n = live(o_n, N, p_mask, i_b, mask_b, mask_n)
-        m = m_n & m_c[None, :]
-        b_k = tl.load(p_k + i_b * k_b + tile(o_n, o_c, k_n), mask=m, other=0.0).to(tl.float32)
-        b_v = tl.load(p_v + i_b * v_b + tile(o_n, o_c, v_n), mask=m, other=0.0).to(tl.float32)
-        b_k = tl.where(m, b_k, EMPTY)
-        keys = keys + (b_k,)
-        values = values + (b_v,)
-        ones = ones + (tl.where(m, 1.0, 0.0),)
-        if p_mask is None:
-            # Nothing comes from beyond N that could decay.
-            rates = rates + (b_w,)
-            count += 1.0
-        else:
-            rates = rates + (tl.where(m_n, b_w, 0.0),)
-            count += tl.where(m_n, 1.0, 0.0)
-    return keys, values, ones, rates, count
-
-
-@triton.jit
-def store_states(
-    rates, exponents, xs, ys, count, b_w, p_state, o_c, m_c, C,
-    G: tl.constexpr, BC: tl.constexpr, L: tl.constexpr,
-):  # fmt: skip
-    """Write the states that a chunk adds to what follows it and to what comes before it."""
-    # Triton 3.6 can't scan an axis beside one of length one.
-    count = tl.broadcast_to(count, [G, BC])
-    for WAY in tl.static_range(2):
-        top, a, b = empty(G, BC)
-        _, last = walk(top, a, b, rates, exponents, xs, ys, WAY, L)
-        top, a, b = last
-        # Tokens between the group and the edge of the chunk.
-        passed = tl.cumsum(count, 0, reverse=WAY == 0) - count
-        b_top, b_a, b_b = total(top, a, b, passed * b_w)
-        p = p_state + WAY * 3 * C + o_c
-        tl.store(p, b_top, mask=m_c)
-        tl.store(p + C, b_a, mask=m_c)
-        tl.store(p + 2 * C, b_b, mask=m_c)
+        x = tl.exp2((exponents[t] - top - decays[t]) * LOG2E)
+        a += x * xs[t]
+        b += x * ys[t]
+    return top, a, b
 
 
 @triton.jit
@@ -224,62 +203,68 @@ def mean(before, after, key, value, b_u):
         tl.exp2((top_2 - top) * LOG2E),
         tl.exp2((key - top + b_u) * LOG2E),
     )
-    r = 1.0 / (x * b_1 + y * b_2 + z)
+    # A division would take more instructions; the sum is at least about one.
+    r = tl.rsqrt(x * b_1 + y * b_2 + z)
+    r = r * r
     return top, (x * a_1 + y * a_2 + z * value) * r, r
 
 
 @triton.jit
-def attend(
-    keys, values, ones, rates, decay, b_u, p_enter, o_c, m_c, C, o_g,
-    G: tl.constexpr, BC: tl.constexpr, L: tl.constexpr,
-):  # fmt: skip
-    """What `mean` gives for each token, the states before each token, and that behind a group."""
-    top, a, b = enter_walk(rates, keys, values, ones, decay, p_enter, o_c, m_c, C, o_g, 0, G, BC, L)
-    behind = enter_walk(rates, keys, values, ones, decay, p_enter, o_c, m_c, C, o_g, 1, G, BC, L)
-    earlier, _ = walk(top, a, b, rates, keys, values, ones, 0, L)
-    means = ()
-    top, a, b = behind
-    for t in tl.static_range(L - 1, -1, -1):
-        means = (mean(earlier[t], (top, a, b), keys[t], values[t], b_u),) + means
-        top, a, b = decayed_sum(top, a, b, rates[t], keys[t], values[t], ones[t])
-    return means, earlier, behind
-
-
-@triton.jit
 def adjoints(
-    means, ones, p_do, i_b, i_chunk, o_c, m_c, N, do_b, do_n, G: tl.constexpr, L: tl.constexpr
-):
+    means, lives, p_do, begin, o_c, do_n, L: tl.constexpr
+):  # fmt: skip
     """Exponent and summands of each token in the sums of the backward pass."""
     exponents = ()
     xs = ()
     ys = ()
     for t in tl.static_range(L):
-        o_n = (i_chunk * G + tl.arange(0, G)) * L + t
-        m = ones[t] > 0
         top, b_o, b_r = means[t]
-        b_do = tl.load(p_do + i_b * do_b + tile(o_n, o_c, do_n), mask=m, other=0.0)
-        b_x = b_do.to(tl.float32) * b_r
-        exponents = exponents + (tl.where(m, -top, EMPTY),)
-        xs = xs + (tl.where(m, b_x, 0.0),)
-        ys = ys + (tl.where(m, b_x * b_o, 0.0),)
+        b_do = tl.load(p_do + (begin + t).to(tl.int64) * do_n + o_c, mask=lives[t], other=0.0)
+        b_x = tl.where(lives[t], b_do.to(tl.float32) * b_r, 0.0)
+        exponents = exponents + (tl.where(lives[t], -top, MASKED),)
+        xs = xs + (b_x,)
+        ys = ys + (tl.where(lives[t], b_x * b_o, 0.0),)
     return exponents, xs, ys
+
+
+@triton.jit
+def write(p, x, m_live, m_inside):
+    """Write one token; a masked one gets zeros."""
+    tl.store(p, tl.where(m_live, x, 0.0).to(p.dtype.element_ty), mask=m_inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def state_forward(
-    p_k, p_v, p_mask, p_w, p_state, p_count, N, C, k_b, k_n, v_b, v_n, w_b, mask_b, mask_n,
-    ALIGN: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
+    p_k, p_v, p_mask, p_w, p_state, p_earlier, p_count, N, C, k_b, k_n, v_b, v_n, w_b,
+    mask_b, mask_n, ALIGN: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
-    """The states that each chunk adds, and its number of tokens."""
+    """The states that each chunk adds, also to each of its tiles, and its number of tokens."""
     C, k_b, k_n, v_b, v_n, w_b = aligned((C, k_b, k_n, v_b, v_n, w_b), ALIGN)
-    i_b, i_chunk, o_c, m_c = program(tl.program_id(0), N, C, BC, G * L)
-    b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)[None, :]
-    keys, values, ones, rates, count = tokens(
-        p_k, p_v, p_mask, i_b, i_chunk, o_c, m_c, b_w, N, k_b, k_n, v_b, v_n, mask_b, mask_n, G, L
-    )
+    i_b, i_chunk, tiles, o_c, m_c = program(tl.program_id(0), N, C, BC, G * L, L)
+    b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)
     i = i_b * tl.cdiv(N, G * L) + i_chunk
-    store_states(rates, keys, values, ones, count, b_w, p_state + i * 6 * C, o_c, m_c, C, G, BC, L)
-    tl.store(p_count + i, tl.sum(tl.sum(count, 0), 0), mask=tl.program_id(0) % tl.cdiv(C, BC) == 0)
+    p_k += i_b * k_b
+    p_v += i_b * v_b
+    if p_mask is not None:
+        p_mask += i_b * mask_b
+    top, a, b = empty(BC)
+    r_top, r_a, r_b = empty(BC)
+    passed = 0.0
+    for j in range(tiles):
+        p_tile = (i_b * tl.cdiv(N, L) + i_chunk * G + j) * 3 * C
+        store_state(p_earlier + p_tile, top, a, b, o_c, m_c, C)
+        keys, values, rates, _, count = tokens(
+            p_k, p_v, p_mask, i_chunk * G * L + j * L, o_c, b_w, N, C, k_n, v_n, mask_n, L
+        )
+        b_ones = ones(L, BC)
+        t_top, t_a, t_b = total(keys, values, b_ones, rates, 0, L, BC)
+        top, a, b = decayed_sum(top, a, b, count * b_w, t_top, t_a, t_b)
+        t_top, t_a, t_b = total(keys, values, b_ones, rates, 1, L, BC)
+        r_top, r_a, r_b = decayed_sum(t_top, t_a, t_b, passed * b_w, r_top, r_a, r_b)
+        passed += count
+    store_state(p_state + i * 6 * C, top, a, b, o_c, m_c, C)
+    store_state(p_state + i * 6 * C + 3 * C, r_top, r_a, r_b, o_c, m_c, C)
+    tl.store(p_count + i, passed, mask=tl.program_id(0) % tl.cdiv(C, BC) == 0)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -297,7 +282,8 @@ def scan(
     i_way, i_b = i // blocks % 2, (i // (2 * blocks)).to(tl.int64)
     b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)[None, :]
     o = tl.arange(0, BN)
-    top, a, b = empty(1, BC)
+    b_zero = tl.zeros([1, BC], tl.float32)
+    top, a, b = b_zero + EMPTY, b_zero, b_zero
     for n in range(0, CHUNKS, BN):
         # Each row takes the state of the chunk before it.
         o_to = tl.where(i_way == 0, n + o, CHUNKS - 1 - n - o)
@@ -324,132 +310,185 @@ def scan(
 
 @triton.jit(do_not_specialize=SIZES)
 def out_forward(
-    p_k, p_v, p_mask, p_w, p_u, p_enter, p_out, N, C, k_b, k_n, v_b, v_n, w_b, u_b,
-    mask_b, mask_n, ALIGN: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
+    p_k, p_v, p_mask, p_w, p_u, p_enter, p_earlier, p_count, p_out, N, C, k_b, k_n, v_b, v_n,
+    w_b, u_b, mask_b, mask_n,
+    ALIGN: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
-    """o of each token of a chunk."""
+    """o of each token of a chunk, from its end to its beginning."""
     C, k_b, k_n, v_b, v_n, w_b, u_b = aligned((C, k_b, k_n, v_b, v_n, w_b, u_b), ALIGN)
     # From the end, which the cache still holds.
     i = tl.num_programs(0) - 1 - tl.program_id(0)
-    i_b, i_chunk, o_c, m_c = program(i, N, C, BC, G * L)
-    b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)[None, :]
-    b_u = tl.load(p_u + i_b * u_b + o_c, mask=m_c, other=0.0)[None, :]
-    keys, values, ones, rates, count = tokens(
-        p_k, p_v, p_mask, i_b, i_chunk, o_c, m_c, b_w, N, k_b, k_n, v_b, v_n, mask_b, mask_n, G, L
-    )
-    o_g = tl.arange(0, G)
-    decay = count * b_w
-    p_enter += (i_b * tl.cdiv(N, G * L) + i_chunk) * 6 * C
-    means, _, _ = attend(keys, values, ones, rates, decay, b_u, p_enter, o_c, m_c, C, o_g, G, BC, L)
-    for t in tl.static_range(L):
-        o_n = (i_chunk * G + o_g) * L + t
-        _, b_o, _ = means[t]
-        p = p_out + i_b * N * C + tile(o_n, o_c, C)
-        store(p, b_o, ones[t] > 0, (o_n < N)[:, None] & m_c[None, :])
+    i_b, i_chunk, tiles, o_c, m_c = program(i, N, C, BC, G * L, L)
+    b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)
+    b_u = tl.load(p_u + i_b * u_b + o_c, mask=m_c, other=0.0)
+    i = i_b * tl.cdiv(N, G * L) + i_chunk
+    p_k += i_b * k_b
+    p_v += i_b * v_b
+    p_out += i_b * N * C
+    if p_mask is not None:
+        p_mask += i_b * mask_b
+    e_top, e_a, e_b = load_state(p_enter + i * 6 * C, o_c, m_c, C)
+    top, a, b = load_state(p_enter + i * 6 * C + 3 * C, o_c, m_c, C)
+    passed = tl.load(p_count + i)
+    for j in range(tiles - 1, -1, -1):
+        begin = i_chunk * G * L + j * L
+        keys, values, rates, lives, count = tokens(
+            p_k, p_v, p_mask, begin, o_c, b_w, N, C, k_n, v_n, mask_n, L
+        )
+        passed -= count
+        b_ones = ones(L, BC)
+        p_tile = (i_b * tl.cdiv(N, L) + i_chunk * G + j) * 3 * C
+        t_top, t_a, t_b = load_state(p_earlier + p_tile, o_c, m_c, C)
+        t_top, t_a, t_b = decayed_sum(e_top, e_a, e_b, passed * b_w, t_top, t_a, t_b)
+        earlier, _ = walk(t_top, t_a, t_b, rates, keys, values, b_ones, 0, L)
+        for t in tl.static_range(L - 1, -1, -1):
+            _, b_o, _ = mean(earlier[t], (top, a, b), keys[t], values[t], b_u)
+            p = p_out + (begin + t).to(tl.int64) * C + o_c
+            write(p, b_o, lives[t], o_c < tl.where(begin + t < N, C, 0))
+            top, a, b = decayed_sum(top, a, b, rates[t], keys[t], values[t], b_ones[t])
 
 
 @triton.jit(do_not_specialize=SIZES)
 def state_backward(
-    p_k, p_v, p_mask, p_w, p_u, p_enter, p_do, p_state, N, C, k_b, k_n, v_b, v_n, w_b, u_b,
-    do_b, do_n, mask_b, mask_n,
+    p_k, p_v, p_mask, p_w, p_u, p_enter, p_earlier, p_count, p_do, p_state, p_later, p_dlater,
+    N, C, k_b, k_n, v_b, v_n, w_b, u_b, do_b, do_n, mask_b, mask_n,
     ALIGN: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
-    """The states that each chunk adds in the backward pass."""
+    """The states that each chunk adds in the backward pass, also to each of its tiles; and the
+    states of the forward pass behind each tile."""
     C, k_b, k_n, v_b = aligned((C, k_b, k_n, v_b), ALIGN)
     v_n, w_b, u_b, do_b, do_n = aligned((v_n, w_b, u_b, do_b, do_n), ALIGN)
-    i_b, i_chunk, o_c, m_c = program(tl.program_id(0), N, C, BC, G * L)
-    b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)[None, :]
-    b_u = tl.load(p_u + i_b * u_b + o_c, mask=m_c, other=0.0)[None, :]
-    keys, values, ones, rates, count = tokens(
-        p_k, p_v, p_mask, i_b, i_chunk, o_c, m_c, b_w, N, k_b, k_n, v_b, v_n, mask_b, mask_n, G, L
-    )
-    o_g = tl.arange(0, G)
-    i_state = (i_b * tl.cdiv(N, G * L) + i_chunk) * 6 * C
-    means, _, _ = attend(
-        keys, values, ones, rates, count * b_w, b_u, p_enter + i_state, o_c, m_c, C, o_g, G, BC, L
-    )
-    exponents, xs, ys = adjoints(means, ones, p_do, i_b, i_chunk, o_c, m_c, N, do_b, do_n, G, L)
-    store_states(rates, exponents, xs, ys, count, b_w, p_state + i_state, o_c, m_c, C, G, BC, L)
+    i_b, i_chunk, tiles, o_c, m_c = program(tl.program_id(0), N, C, BC, G * L, L)
+    b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)
+    b_u = tl.load(p_u + i_b * u_b + o_c, mask=m_c, other=0.0)
+    i = i_b * tl.cdiv(N, G * L) + i_chunk
+    p_k += i_b * k_b
+    p_v += i_b * v_b
+    p_do += i_b * do_b
+    if p_mask is not None:
+        p_mask += i_b * mask_b
+    e_top, e_a, e_b = load_state(p_enter + i * 6 * C, o_c, m_c, C)
+    top, a, b = load_state(p_enter + i * 6 * C + 3 * C, o_c, m_c, C)
+    left = tl.load(p_count + i)
+    passed = 0.0
+    d_top, d_a, d_b = empty(BC)
+    r_top, r_a, r_b = empty(BC)
+    for j in range(tiles - 1, -1, -1):
+        p_tile = (i_b * tl.cdiv(N, L) + i_chunk * G + j) * 3 * C
+        store_state(p_later + p_tile, top, a, b, o_c, m_c, C)
+        store_state(p_dlater + p_tile, r_top, r_a, r_b, o_c, m_c, C)
+        begin = i_chunk * G * L + j * L
+        keys, values, rates, lives, count = tokens(
+            p_k, p_v, p_mask, begin, o_c, b_w, N, C, k_n, v_n, mask_n, L
+        )
+        left -= count
+        b_ones = ones(L, BC)
+        t_top, t_a, t_b = load_state(p_earlier + p_tile, o_c, m_c, C)
+        t_top, t_a, t_b = decayed_sum(e_top, e_a, e_b, left * b_w, t_top, t_a, t_b)
+        earlier, _ = walk(t_top, t_a, t_b, rates, keys, values, b_ones, 0, L)
+        means = ()
+        for t in tl.static_range(L - 1, -1, -1):
+            means = (mean(earlier[t], (top, a, b), keys[t], values[t], b_u),) + means
+            top, a, b = decayed_sum(top, a, b, rates[t], keys[t], values[t], b_ones[t])
+        exponents, xs, ys = adjoints(means, lives, p_do, begin, o_c, do_n, L)
+        t_top, t_a, t_b = total(exponents, xs, ys, rates, 0, L, BC)
+        d_top, d_a, d_b = decayed_sum(t_top, t_a, t_b, passed * b_w, d_top, d_a, d_b)
+        t_top, t_a, t_b = total(exponents, xs, ys, rates, 1, L, BC)
+        r_top, r_a, r_b = decayed_sum(r_top, r_a, r_b, count * b_w, t_top, t_a, t_b)
+        passed += count
+    store_state(p_state + i * 6 * C, d_top, d_a, d_b, o_c, m_c, C)
+    store_state(p_state + i * 6 * C + 3 * C, r_top, r_a, r_b, o_c, m_c, C)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def token_backward(
-    p_k, p_v, p_mask, p_w, p_u, p_enter, p_do, p_denter, p_dk, p_dv, p_partial, N, C,
-    k_b, k_n, v_b, v_n, w_b, u_b, do_b, do_n, mask_b, mask_n,
+    p_k, p_v, p_mask, p_w, p_u, p_enter, p_count, p_do, p_later, p_denter, p_dlater, p_dk, p_dv,
+    p_partial, N, C, k_b, k_n, v_b, v_n, w_b, u_b, do_b, do_n, mask_b, mask_n,
     ALIGN: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of each token of a chunk, and partial sums of dw and du."""
     C, k_b, k_n, v_b = aligned((C, k_b, k_n, v_b), ALIGN)
     v_n, w_b, u_b, do_b, do_n = aligned((v_n, w_b, u_b, do_b, do_n), ALIGN)
     i = tl.num_programs(0) - 1 - tl.program_id(0)
-    i_b, i_chunk, o_c, m_c = program(i, N, C, BC, G * L)
-    b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)[None, :]
-    b_u = tl.load(p_u + i_b * u_b + o_c, mask=m_c, other=0.0)[None, :]
-    keys, values, ones, rates, count = tokens(
-        p_k, p_v, p_mask, i_b, i_chunk, o_c, m_c, b_w, N, k_b, k_n, v_b, v_n, mask_b, mask_n, G, L
-    )
-    o_g = tl.arange(0, G)
-    decay = count * b_w
-    i_part = i_b * tl.cdiv(N, G * L) + i_chunk
-    p_enter += i_part * 6 * C
-    p_denter += i_part * 6 * C
-    means, earlier, behind = attend(
-        keys, values, ones, rates, decay, b_u, p_enter, o_c, m_c, C, o_g, G, BC, L
-    )
-    top, a, b = behind
-    exponents, xs, ys = adjoints(means, ones, p_do, i_b, i_chunk, o_c, m_c, N, do_b, do_n, G, L)
-    d_top, d_a, d_b = enter_walk(
-        rates, exponents, xs, ys, decay, p_denter, o_c, m_c, C, o_g, 0, G, BC, L
-    )
-    d_earlier, _ = walk(d_top, d_a, d_b, rates, exponents, xs, ys, 0, L)
-    d_top, d_a, d_b = enter_walk(
-        rates, exponents, xs, ys, decay, p_denter, o_c, m_c, C, o_g, 1, G, BC, L
-    )
-    b_dw = tl.zeros([G, BC], tl.float32)
-    b_du = tl.zeros([G, BC], tl.float32)
-    for t in tl.static_range(L - 1, -1, -1):
-        top_1, a_1, b_1 = earlier[t]
-        d_top_1, d_a_1, d_b_1 = d_earlier[t]
-        x, y = tl.exp2((keys[t] + d_top_1) * LOG2E), tl.exp2((keys[t] + d_top) * LOG2E)
-        z = tl.exp2((keys[t] + exponents[t] + b_u) * LOG2E)
-        b_dv = x * d_a_1 + y * d_a + z * xs[t]
-        b_dk = values[t] * b_dv - (x * d_b_1 + y * d_b + z * ys[t])
-        b_du += z * (values[t] * xs[t] - ys[t])
-        # Pairs of tokens on two sides of this one.
-        b_pairs = tl.exp2((top_1 + d_top - b_w) * LOG2E) * (a_1 * d_a - b_1 * d_b)
-        b_pairs += tl.exp2((top + d_top_1 - b_w) * LOG2E) * (a * d_a_1 - b * d_b_1)
-        m = ones[t] > 0
-        b_dw -= tl.where(m, b_pairs, 0.0)
-        o_n = (i_chunk * G + o_g) * L + t
-        o = i_b * N * C + tile(o_n, o_c, C)
-        m_inside = (o_n < N)[:, None] & m_c[None, :]
-        store(p_dk + o, b_dk, m, m_inside)
-        store(p_dv + o, b_dv, m, m_inside)
-        d_top, d_a, d_b = decayed_sum(d_top, d_a, d_b, rates[t], exponents[t], xs[t], ys[t])
-        top, a, b = decayed_sum(top, a, b, rates[t], keys[t], values[t], ones[t])
-    p_partial += i_part * 2 * C + o_c
-    tl.store(p_partial, tl.sum(b_dw, 0), mask=m_c)
-    tl.store(p_partial + C, tl.sum(b_du, 0), mask=m_c)
+    i_b, i_chunk, tiles, o_c, m_c = program(i, N, C, BC, G * L, L)
+    b_w = tl.load(p_w + i_b * w_b + o_c, mask=m_c, other=0.0)
+    b_u = tl.load(p_u + i_b * u_b + o_c, mask=m_c, other=0.0)
+    i = i_b * tl.cdiv(N, G * L) + i_chunk
+    p_k += i_b * k_b
+    p_v += i_b * v_b
+    p_do += i_b * do_b
+    p_dk += i_b * N * C
+    p_dv += i_b * N * C
+    if p_mask is not None:
+        p_mask += i_b * mask_b
+    top, a, b = load_state(p_enter + i * 6 * C, o_c, m_c, C)
+    d_top, d_a, d_b = load_state(p_denter + i * 6 * C, o_c, m_c, C)
+    e_top, e_a, e_b = load_state(p_denter + i * 6 * C + 3 * C, o_c, m_c, C)
+    left = tl.load(p_count + i)
+    b_dw = tl.zeros([BC], tl.float32)
+    b_du = tl.zeros([BC], tl.float32)
+    for j in range(tiles):
+        p_tile = (i_b * tl.cdiv(N, L) + i_chunk * G + j) * 3 * C
+        begin = i_chunk * G * L + j * L
+        keys, values, rates, lives, count = tokens(
+            p_k, p_v, p_mask, begin, o_c, b_w, N, C, k_n, v_n, mask_n, L
+        )
+        left -= count
+        b_ones = ones(L, BC)
+        t_top, t_a, t_b = load_state(p_later + p_tile, o_c, m_c, C)
+        later, _ = walk(t_top, t_a, t_b, rates, keys, values, b_ones, 1, L)
+        earlier, last = walk(top, a, b, rates, keys, values, b_ones, 0, L)
+        top, a, b = last
+        means = ()
+        for t in tl.static_range(L):
+            means = means + (mean(earlier[t], later[t], keys[t], values[t], b_u),)
+        exponents, xs, ys = adjoints(means, lives, p_do, begin, o_c, do_n, L)
+        t_top, t_a, t_b = load_state(p_dlater + p_tile, o_c, m_c, C)
+        t_top, t_a, t_b = decayed_sum(e_top, e_a, e_b, left * b_w, t_top, t_a, t_b)
+        d_later, _ = walk(t_top, t_a, t_b, rates, exponents, xs, ys, 1, L)
+        for t in tl.static_range(L):
+            top_1, a_1, b_1 = earlier[t]
+            top_2, a_2, b_2 = later[t]
+            d_top_2, d_a_2, d_b_2 = d_later[t]
+            x, y = tl.exp2((keys[t] + d_top) * LOG2E), tl.exp2((keys[t] + d_top_2) * LOG2E)
+            z = tl.exp2((keys[t] + exponents[t] + b_u) * LOG2E)
+            b_dv = x * d_a + y * d_a_2 + z * xs[t]
+            b_dk = values[t] * b_dv - (x * d_b + y * d_b_2 + z * ys[t])
+            b_du += z * (values[t] * xs[t] - ys[t])
+            # Pairs of tokens on two sides of this one.
+            b_pairs = tl.exp2((top_1 + d_top_2 - b_w) * LOG2E) * (a_1 * d_a_2 - b_1 * d_b_2)
+            b_pairs += tl.exp2((top_2 + d_top - b_w) * LOG2E) * (a_2 * d_a - b_2 * d_b)
+            b_dw -= tl.where(lives[t], b_pairs, 0.0)
+            o = (begin + t).to(tl.int64) * C + o_c
+            m_inside = o_c < tl.where(begin + t < N, C, 0)
+            write(p_dk + o, b_dk, lives[t], m_inside)
+            write(p_dv + o, b_dv, lives[t], m_inside)
+            d_top, d_a, d_b = decayed_sum(d_top, d_a, d_b, rates[t], exponents[t], xs[t], ys[t])
+    p_partial += i * 2 * C + o_c
+    tl.store(p_partial, b_dw, mask=m_c)
+    tl.store(p_partial + C, b_du, mask=m_c)
 
 
 def forward(
     k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output (B, N, C); in fp32, the states where each chunk begins and ends, (B, chunks, 2, 3, C),
-    and the number of tokens of each chunk that count, (B, chunks)."""
+    those that the tiles of its chunk before each tile add, (B, tiles, 3, C), and the
+    number of tokens of each chunk that count, (B, chunks)."""
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     state = _new_states(k)
+    earlier = _new_tile_states(k)
     count = state.new_empty(state.shape[:2])
     if out.numel() == 0:
-        return out, state, count
+        return out, state, earlier, count
     w, u = (x.float().contiguous() for x in (w, u))
     tensors: dict[str, Any] = dict(p_k=k, p_v=v, p_mask=mask, p_w=w, p_u=u)
     starter = _starter_of(state_forward, **tensors)
-    starter(**tensors, p_state=state, p_count=count)
+    starter(**tensors, p_state=state, p_earlier=earlier, p_count=count)
     enter = _scan(state, count, w)
     starter = _starter_of(out_forward, **tensors)
-    starter(**tensors, p_enter=enter, p_out=out)
-    return out, enter, count
+    starter(**tensors, p_enter=enter, p_earlier=earlier, p_count=count, p_out=out)
+    return out, enter, earlier, count
 
 
 def backward(
@@ -459,6 +498,7 @@ def backward(
     w: Tensor,
     u: Tensor,
     enter: Tensor,
+    earlier: Tensor,
     count: Tensor,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -471,14 +511,16 @@ def backward(
         grad_out = grad_out.contiguous()
     p_w, p_u = (x.float().contiguous() for x in (w, u))
     tensors: dict[str, Any] = dict(p_k=k, p_v=v, p_mask=mask, p_w=p_w, p_u=p_u, p_do=grad_out)
-    enter, count = enter.contiguous(), count.contiguous()
+    enter, earlier, count = (x.contiguous() for x in (enter, earlier, count))
     state = _new_states(k)
+    later, dlater = _new_tile_states(k), _new_tile_states(k)
+    tensors |= dict(p_enter=enter, p_count=count, p_later=later, p_dlater=dlater)
     starter = _starter_of(state_backward, **tensors)
-    starter(**tensors, p_enter=enter, p_state=state)
+    starter(**tensors, p_earlier=earlier, p_state=state)
     denter = _scan(state, count, p_w)
     partial = state.new_empty((*count.shape, 2, k.shape[2]))
     starter = _starter_of(token_backward, **tensors)
-    starter(**tensors, p_enter=enter, p_denter=denter, p_dk=dk, p_dv=dv, p_partial=partial)
+    starter(**tensors, p_denter=denter, p_dk=dk, p_dv=dv, p_partial=partial)
     # (B, 2, C)
     dw, du = partial.sum(1, dtype=torch.float64).unbind(1)
     return dk, dv, _sum_like(dw, w), _sum_like(du, u)
@@ -496,6 +538,13 @@ def _new_states(k: Tensor) -> Tensor:
     return k.new_empty(shape, dtype=torch.float32)
 
 
+def _new_tile_states(k: Tensor) -> Tensor:
+    """Uninitialised memory for a state of each tile, (B, tiles, 3, C) in fp32."""
+    batch, tokens, channels = k.shape
+    shape = (batch, ceil_div(tokens, WKV_STEPS), 3, channels)
+    return k.new_empty(shape, dtype=torch.float32)
+
+
 def _starter_of(
     kernel: Any,
     p_k: Tensor,
@@ -504,6 +553,7 @@ def _starter_of(
     p_w: Tensor,
     p_u: Tensor,
     p_do: Tensor | None = None,
+    **others: Tensor,
 ) -> Starter:
     """What launches a kernel over all chunks of these tensors."""
     return _starter(

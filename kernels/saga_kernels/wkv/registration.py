@@ -12,16 +12,17 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..chunks import ceil_div
 from ..dispatch import require_triton
-from ..launch import WKV_CHUNK
+from ..launch import WKV_CHUNK, WKV_STEPS
 from ..registration import refuse_double_backward, register, register_autograd
 
 
 def _forward(
     k: Tensor, v: Tensor, w: Tensor, u: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output (B, N, C) of k, v (B, N, C) with a decay and bonus per token, w, u (B or 1, C); and
     what its gradient needs, in fp32: the states where each chunk begins and ends (B, chunks, 2, 3,
-    C), and the number of tokens of each chunk that count (B, chunks)."""
+    C), those that the tokens of a chunk before each of its tiles add (B, tiles, 3, C), and the
+    number of tokens of each chunk that count (B, chunks)."""
     require_triton(k)
     require_triton(v)
     from . import kernel
@@ -36,6 +37,7 @@ def _backward(
     w: Tensor,
     u: Tensor,
     state: Tensor,
+    earlier: Tensor,
     count: Tensor,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -44,29 +46,30 @@ def _backward(
     require_triton(v)
     from . import kernel
 
-    return kernel.backward(grad, k, v, w, u, state, count, mask)
+    return kernel.backward(grad, k, v, w, u, state, earlier, count, mask)
 
 
 def _forward_fake(k, v, w, u, mask):
     batch, tokens, channels = k.shape
-    chunks = ceil_div(tokens, WKV_CHUNK)
-    shapes = (batch, chunks, 2, 3, channels), (batch, chunks)
+    chunks, tiles = ceil_div(tokens, WKV_CHUNK), ceil_div(tokens, WKV_STEPS)
+    shapes = (batch, chunks, 2, 3, channels), (batch, tiles, 3, channels), (batch, chunks)
     sums = (k.new_empty(shape, dtype=torch.float32) for shape in shapes)
     return torch.empty_like(v, memory_format=torch.contiguous_format), *sums
 
 
-def _backward_fake(grad, k, v, w, u, state, count, mask):
+def _backward_fake(grad, k, v, w, u, state, earlier, count, mask):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v, w, u))
 
 
 wkv_forward = register(
-    'wkv_forward(Tensor k, Tensor v, Tensor w, Tensor u, Tensor? mask) -> (Tensor, Tensor, Tensor)',
+    'wkv_forward(Tensor k, Tensor v, Tensor w, Tensor u, Tensor? mask)'
+    ' -> (Tensor, Tensor, Tensor, Tensor)',
     _forward,
     _forward_fake,
 )
 wkv_backward = register(
-    'wkv_backward(Tensor grad, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state, Tensor count,'
-    ' Tensor? mask) -> (Tensor, Tensor, Tensor, Tensor)',
+    'wkv_backward(Tensor grad, Tensor k, Tensor v, Tensor w, Tensor u, Tensor state,'
+    ' Tensor earlier, Tensor count, Tensor? mask) -> (Tensor, Tensor, Tensor, Tensor)',
     _backward,
     _backward_fake,
 )
