@@ -27,12 +27,18 @@ from ..tiles import SIZES, aligned, load, tile
 
 
 @triton.jit
-def normalized(p_x, o, m, C, eps):
+def share(C):
+    """1 / C. It is rounded to the nearest, so that a single channel is its own mean."""
+    return tl.div_rn(tl.full([1], 1.0, tl.float32), C.to(tl.float32))
+
+
+@triton.jit
+def normalized(p_x, o, m, b_share, eps):
     """h of some rows, and 1 / sqrt(var + eps)."""
     b_x = load(p_x + o, m)
-    b_mean = tl.sum(b_x, 1) / C
+    b_mean = tl.sum(b_x, 1) * b_share
     b_d = tl.where(m, b_x - b_mean[:, None], 0.0)
-    b_r = tl.rsqrt(tl.sum(b_d * b_d, 1) / C + eps)[:, None]
+    b_r = tl.rsqrt(tl.sum(b_d * b_d, 1) * b_share + eps)[:, None]
     return b_d * b_r, b_r
 
 
@@ -43,6 +49,7 @@ def norm_forward(
 ):  # fmt: skip
     """o from x."""
     (C,) = aligned((C,), ALIGN)
+    b_share = share(C)
     begin = tl.program_id(0) * SPAN
     o_c = tl.arange(0, BD)
     b_w = load(p_w + o_c, o_c < C)[None, :]
@@ -50,7 +57,7 @@ def norm_forward(
     for n in range(begin, tl.minimum(begin + SPAN, N), BN):
         o_n = n + tl.arange(0, BN)
         o, m = tile(o_n, o_c, C), (o_n < N)[:, None] & (o_c < C)[None, :]
-        b_h, _ = normalized(p_x, o, m, C, eps)
+        b_h, _ = normalized(p_x, o, m, b_share, eps)
         tl.store(p_out + o, (b_h * b_w + b_bias).to(p_out.dtype.element_ty), mask=m)
 
 
@@ -61,6 +68,7 @@ def norm_backward(
 ):  # fmt: skip
     """dx, and partial dw and db, from do and x."""
     (C,) = aligned((C,), ALIGN)
+    b_share = share(C)
     begin = tl.program_id(0) * SPAN
     o_c = tl.arange(0, BD)
     b_w = load(p_w + o_c, o_c < C)[None, :]
@@ -69,10 +77,10 @@ def norm_backward(
     for n in range(begin, tl.minimum(begin + SPAN, N), BN):
         o_n = n + tl.arange(0, BN)
         o, m = tile(o_n, o_c, C), (o_n < N)[:, None] & (o_c < C)[None, :]
-        b_h, b_r = normalized(p_x, o, m, C, eps)
+        b_h, b_r = normalized(p_x, o, m, b_share, eps)
         b_do = load(p_do + o, m)
         b_g = b_do * b_w
-        b_mean, b_slope = tl.sum(b_g, 1) / C, tl.sum(b_g * b_h, 1) / C
+        b_mean, b_slope = tl.sum(b_g, 1) * b_share, tl.sum(b_g * b_h, 1) * b_share
         b_dx = (b_g - b_mean[:, None] - b_h * b_slope[:, None]) * b_r
         tl.store(p_dx + o, b_dx.to(p_dx.dtype.element_ty), mask=m)
         b_dw += b_do * b_h
