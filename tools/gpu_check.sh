@@ -57,9 +57,9 @@ run_benchmarks() {
     left() { echo $((end - SECONDS > 1 ? end - SECONDS : 1)); }
     # A benchmark that its time limit ends (124) has saved its rows, and is no failure.
     within() { timeout -s INT "$@" || [ $? -eq 124 ] || failed=1; }
-    # Stage 1 of 1280 x 1280 pixels comes first. Each op gets at most 75 seconds.
-    for op in gated wkv rank_augmented decay; do
-        within $(($(left) < 75 ? $(left) : 75)) "$python" tools/benchmark_ops.py --op $op \
+    # Stage 1 of 1280 x 1280 pixels comes first. Each op gets at most 50 seconds.
+    for op in gated wkv rank_augmented decay depthwise layer_norm; do
+        within $(($(left) < 50 ? $(left) : 50)) "$python" tools/benchmark_ops.py --op $op \
             --tokens 102400 25600 3136 --shapes 1,1,64 1,8,64 32,8,32 --out-dir "$folder/$op"
     done
     if "$python" -c 'import mmdet' 2> /dev/null; then
