@@ -7,11 +7,11 @@ to it (11 bits). Means of chunks of tokens, of groups of chunks, and of all grou
 Legend: B batch, N tokens, H heads, C chunks of LENGTH tokens each.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .chunks import ceil_div
+from .tracing import is_exporting
 
 # Tokens of a chunk, and chunks of a group. 2048 pixels at stride 4 are 256 groups.
 LENGTH = 128
@@ -25,7 +25,7 @@ def split_up(x: Tensor, axis: int, length: int, value: float = 0.0) -> Tensor:
     axis of length one for good.
     """
     size = x.shape[axis]
-    parts = ceil_div(size, length) + int(torch.compiler.is_exporting())
+    parts = ceil_div(size, length) + int(is_exporting())
     fill = [0] * (2 * (x.ndim - 1 - axis)) + [0, parts * length - size]
     # Not by unflatten: the TorchScript exporter to ONNX would fix the shape.
     shape = *x.shape[:axis], parts, length, *x.shape[axis + 1 :]
@@ -39,7 +39,7 @@ def mean_of_chunks(x: Tensor) -> Tensor:
 
 def tokens_of_groups(x: Tensor) -> int:
     """Number of tokens that `mean_of_chunks` of x (B, H, C, ...) is a mean of."""
-    groups = ceil_div(x.shape[2], GROUP) + int(torch.compiler.is_exporting())
+    groups = ceil_div(x.shape[2], GROUP) + int(is_exporting())
     return groups * GROUP * LENGTH
 
 

@@ -16,4 +16,12 @@ def is_tracing_or_compiling() -> bool:
 
 def is_tracing_or_exporting() -> bool:
     """Whether the recorded code will run without Python: `torch.export` or `torch.jit.trace`."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return is_exporting() or torch.jit.is_tracing()
+
+
+def is_exporting() -> bool:
+    """What `torch.compiler.is_exporting` returns.
+
+    In PyTorch 2.11, Dynamo takes a call of that function for true in all code that it compiles.
+    """
+    return torch.compiler._is_exporting_flag

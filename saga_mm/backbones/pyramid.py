@@ -22,6 +22,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from saga_kernels.tracing import is_exporting
+
 from ..checkpoint import report_pretrained
 from ..inference import ImageRows, run_block, run_embed, run_output
 from ..layers import (
@@ -375,7 +377,7 @@ def compiles_for_cpu(x: Tensor) -> bool:
     sorts their strides by comparing expressions. `operator.index` turns sizes into constants, with
     which a model is compiled again for each image size.
     """
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    compiling = torch.compiler.is_compiling() and not is_exporting()
     return compiling and x.device.type == 'cpu'
 
 

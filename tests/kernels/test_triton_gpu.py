@@ -129,7 +129,7 @@ def test_wkv_over_a_large_image_against_float64(dtype, channels, masked):
         out = bidirectional_wkv(*leaves, mask=mask, impl=impl)
         results += out.detach(), *torch.autograd.grad(out, leaves, grad_out.to(kind))
     # Those of w and u are sums over all tokens, of terms of both signs.
-    for value, truth, factor in zip(values, exact, (1, 1, 1, 5, 5), strict=True):
+    for value, truth, factor in zip(values, exact, (2, 2, 2, 5, 5), strict=True):
         assert rms_ratio(value, truth) <= factor * BOUNDS[dtype]
 
 

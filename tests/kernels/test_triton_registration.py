@@ -162,6 +162,21 @@ def test_compiles_without_a_graph_break(op, parts, triton_device):
 
 
 @pytest.mark.parametrize('name', OPS)
+def test_auto_takes_the_kernel_in_compiled_code(name, triton_device):
+    block = Block(*OPS[name], 'auto').to(triton_device)
+    targets = []
+
+    def backend(module, inputs):
+        targets.extend(str(node.target) for node in module.graph.nodes)
+        return module
+
+    torch.compile(block, fullgraph=True, backend=backend)(
+        torch.randn(1, 4, 5, 16).to(triton_device)
+    )
+    assert f'saga_kernels.{name}.default' in targets
+
+
+@pytest.mark.parametrize('name', OPS)
 def test_exports_with_dynamic_height_and_width(name, triton_device):
     block = Block(*OPS[name], 'triton').to(triton_device)
     x = torch.randn(2, 4, 5, 16, device=triton_device)
