@@ -2,7 +2,8 @@
 # Runs the tests or the benchmarks that need a GPU, on one GPU, each within nine minutes:
 #     tools/gpu_check.sh tests OUT_DIR
 #     tools/gpu_check.sh bench OUT_DIR
-# `tests` needs torch, Triton and pytest, and runs in several processes if pytest-xdist is installed.
+# `tests` needs torch, Triton and pytest, and runs in several processes if pytest-xdist is installed,
+# and the tests of the backbones as well if mmcv is.
 # It writes OUT_DIR/tests.txt, and exits with an error if a test failed.
 # `bench` needs the packages that saga_mm needs as well. It writes OUT_DIR/bench.tar.gz, with a table
 # for each op and for the backbones. Each row is saved when it is complete, the most wanted ones come
@@ -41,7 +42,8 @@ PYTHON
 }
 
 run_tests() {
-    local workers=()
+    local workers=() backbones=()
+    "$python" -c 'import mmcv' 2> /dev/null && backbones=(tests/backbones/test_gpu.py)
     # Most of the time goes into compiling some 800 kernels, on the CPU.
     "$python" -c 'import xdist' 2> /dev/null && workers=(-n "${WORKERS:-12}" --dist worksteal)
     timeout -s INT 520 "$python" -m pytest -q "${workers[@]}" --durations=5 \
@@ -49,7 +51,7 @@ run_tests() {
         tests/kernels/test_triton_rank_augmented.py tests/kernels/test_triton_decay.py \
         tests/kernels/test_triton_wkv.py tests/kernels/test_triton_registration.py \
         tests/kernels/test_layers_gpu.py tests/kernels/test_triton_depthwise.py \
-        tests/kernels/test_triton_layer_norm.py tests/kernels/test_triton_layers.py
+        tests/kernels/test_triton_layer_norm.py tests/kernels/test_triton_layers.py "${backbones[@]}"
 }
 
 run_benchmarks() {
@@ -64,7 +66,7 @@ run_benchmarks() {
     done
     if "$python" -c 'import mmdet' 2> /dev/null; then
         within "$(left)" "$python" tools/benchmark.py --models saga_t pvt_t_sdpa pvt_t sola_vision_t ravlt_t \
-            --baseline pvt_t --sizes 1280 512 2048 --mode infer train --dtype bf16 --rounds 1 \
+            --baseline pvt_t --sizes 1280 512 2048 --mode graph infer train --dtype bf16 --rounds 1 \
             --no-flops --out "$folder/backbones"
     else
         echo 'no mmdet: backbones are not measured'

@@ -33,6 +33,10 @@ HINTS = {
         'torchvision was built for another torch: install both from the same index, such as '
         'https://download.pytorch.org/whl/cpu'
     ),
+    'NoneType takes no arguments': (
+        'mmpretrain, which mmdet imports if it is installed, does not work with transformers 5: '
+        "run pip install 'transformers<5', or uninstall one of them"
+    ),
     'Cannot find valid image': (
         'the pipeline leaves no sample: see whether the classes of the data set have the names of '
         'its annotations, and which objects its filters and crops keep'

@@ -77,6 +77,7 @@ def test_ctrl_c_is_no_error_of_syntax(capsys):
             'set pretrained=None in model',
         ),
         (RuntimeError('operator torchvision::nms does not exist'), 'from the same index'),
+        (TypeError('NoneType takes no arguments'), 'does not work with transformers 5'),
         (Exception('Cannot find valid image after 1000!'), 'whether the classes of the data set'),
     ],
 )
