@@ -35,11 +35,14 @@ def work(cell):
 """
 DRIVER = """
 import json
+import signal
 import sys
 
 from measure_side_by_side import work
 from saga_mm.analysis.cells import run_cells
 
+# A shell may have told its background jobs to ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 run_cells(json.loads(sys.argv[1]), work, sys.argv[2], jobs=2)
 """
 
