@@ -18,6 +18,20 @@ def rms_ratio(value, exact):
     return ((value.double() - exact).norm() / exact.norm()).item()
 
 
+def capture(step):
+    """Record the work of a function on a GPU; return the CUDA graph, and the function's result."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    return graph, results
+
+
 def pairwise(**axes):
     """A small set of combinations with every pair of values, chosen greedily."""
     chosen = []

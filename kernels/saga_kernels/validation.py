@@ -231,21 +231,26 @@ def check_decay_per(decay_per: str) -> None:
         raise ValueError(f'decay_per must be one of {DECAY_PER}, got {decay_per!r}')
 
 
-def check_depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, mask: Tensor | None
-) -> None:
-    """Check the arguments of `depthwise_conv2d` against each other."""
-    for name, y in dict(x=x, weight=weight, bias=bias, add=add).items():
-        if y is None and name in ('bias', 'add'):
-            continue
+def _check_layer(*, x: Tensor, weight: Tensor, **others: Tensor) -> None:
+    """Check types, dtypes and devices of a layer's tensors; a bias must match the weight."""
+    for name, y in dict(x=x, weight=weight, **others).items():
         if not isinstance(y, Tensor):
             raise TypeError(f'{name} must be a tensor, got {type(y).__name__}')
         if y.dtype not in DTYPES:
             raise ValueError(f'{name} must be float16, bfloat16, float32 or float64, got {y.dtype}')
         if y.device != x.device:
             raise ValueError(f'{name} must be on {x.device} as x is, got {y.device}')
-    if bias is not None and bias.dtype != weight.dtype:
-        raise ValueError(f'bias must have the dtype of weight, {weight.dtype}, got {bias.dtype}')
+    if 'bias' in others and others['bias'].dtype != weight.dtype:
+        expected = f'the dtype of weight, {weight.dtype}'
+        raise ValueError(f'bias must have {expected}, got {others["bias"].dtype}')
+
+
+def check_depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, mask: Tensor | None
+) -> None:
+    """Check the arguments of `depthwise_conv2d` against each other."""
+    optional = {name: y for name, y in dict(bias=bias, add=add).items() if y is not None}
+    _check_layer(x=x, weight=weight, **optional)
     if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
         raise ValueError(f'mask must be a bool tensor, got {getattr(mask, "dtype", mask)}')
     if torch.jit.is_tracing():
@@ -264,15 +269,7 @@ def check_depthwise(
 
 def check_norm(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None) -> None:
     """Check the arguments of `layer_norm` against each other."""
-    for name, y in dict(x=x, weight=weight, bias=bias).items():
-        if not isinstance(y, Tensor):
-            raise TypeError(f'{name} must be a tensor, got {type(y).__name__}')
-        if y.dtype not in DTYPES:
-            raise ValueError(f'{name} must be float16, bfloat16, float32 or float64, got {y.dtype}')
-        if y.device != x.device:
-            raise ValueError(f'{name} must be on {x.device} as x is, got {y.device}')
-    if bias.dtype != weight.dtype:
-        raise ValueError(f'bias must have the dtype of weight, {weight.dtype}, got {bias.dtype}')
+    _check_layer(x=x, weight=weight, bias=bias)
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f'dtype must be a floating-point dtype, got {dtype}')
     if torch.jit.is_tracing():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from harness import rms_ratio
+from harness import capture, rms_ratio
 from saga_mm.backbones import RAVLT, SAGA, SoLAVision
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -109,15 +109,7 @@ def test_cuda_graph_of_inference(model):
     model.eval()
     x = torch.randn(1, 3, 256, 320, device='cuda')
     with torch.no_grad(), torch.autocast('cuda', dtype=torch.bfloat16, cache_enabled=False):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                model(x)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = model(x)
+        graph, captured = capture(lambda: model(x))
         x.copy_(torch.randn_like(x))
         graph.replay()
         for out, expected in zip(captured, model(x), strict=True):

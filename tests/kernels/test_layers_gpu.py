@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import BOUNDS, rms_ratio
+from harness import BOUNDS, capture, rms_ratio
 from saga_kernels import depthwise_conv2d, layer_norm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -66,41 +66,37 @@ def test_against_float64(op, dtype, channels):
         assert rms_ratio(value, truth) <= BOUNDS[dtype]
 
 
+def check_gradients_of_weights(op, x, weights, grad_out):
+    def gradients(x, weights, grad_out, impl):
+        leaves = [weight.detach().requires_grad_() for weight in weights]
+        return torch.autograd.grad(op(x, *leaves, impl=impl), leaves, grad_out)
+
+    values = gradients(x, weights, grad_out, 'triton')
+    double = [weight.double() for weight in weights]
+    exact = gradients(x.double(), double, grad_out.double(), 'reference')
+    for value, truth in zip(values, exact, strict=True):
+        assert rms_ratio(value, truth) <= 1e-5
+    for _ in range(20):
+        assert all(map(torch.equal, values, gradients(x, weights, grad_out, 'triton')))
+
+
 @pytest.mark.parametrize('side', [3, 5])
 def test_gradients_of_weights_against_float64_and_bitwise_equal(side):
     x, grad_out = torch.randn(2, 2, 127, 83, 60, device='cuda')
     mask = torch.rand(2, 127, 83, 1, device='cuda') > 0.3
     weights = torch.randn(60, 1, side, side, device='cuda'), torch.randn(60, device='cuda')
 
-    def gradients(x, grad_out, weights, impl):
-        leaves = [weight.detach().requires_grad_() for weight in weights]
-        out = depthwise_conv2d(x, *leaves, add=x, mask=mask, impl=impl)
-        return torch.autograd.grad(out, leaves, grad_out)
+    def op(x, *weights, impl):
+        return depthwise_conv2d(x, *weights, add=x, mask=mask, impl=impl)
 
-    values = gradients(x, grad_out, weights, 'triton')
-    double = [weight.double() for weight in weights]
-    exact = gradients(x.double(), grad_out.double(), double, 'reference')
-    for value, truth in zip(values, exact, strict=True):
-        assert rms_ratio(value, truth) <= 1e-5
-    for _ in range(20):
-        assert all(map(torch.equal, values, gradients(x, grad_out, weights, 'triton')))
+    check_gradients_of_weights(op, x, weights, grad_out)
 
 
 def test_gradients_of_a_norm_against_float64_and_bitwise_equal():
     x, grad_out = torch.randn(2, 20_000, 320, device='cuda')
     weights = torch.randn(2, 320, device='cuda').unbind()
 
-    def gradients(x, grad_out, weights, impl):
-        leaves = [weight.detach().requires_grad_() for weight in weights]
-        return torch.autograd.grad(layer_norm(x, *leaves, impl=impl), leaves, grad_out)
-
-    values = gradients(x, grad_out, weights, 'triton')
-    double = [weight.double() for weight in weights]
-    exact = gradients(x.double(), grad_out.double(), double, 'reference')
-    for value, truth in zip(values, exact, strict=True):
-        assert rms_ratio(value, truth) <= 1e-5
-    for _ in range(20):
-        assert all(map(torch.equal, values, gradients(x, grad_out, weights, 'triton')))
+    check_gradients_of_weights(layer_norm, x, weights, grad_out)
 
 
 def test_auto_takes_the_kernel_and_runs_are_bitwise_equal(op):
@@ -118,15 +114,7 @@ def test_cuda_graph(op):
         out = op(packed)
         return out, *torch.autograd.grad(out, packed, grad_out)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     with torch.no_grad():
         packed.copy_(torch.randn_like(packed))
     graph.replay()

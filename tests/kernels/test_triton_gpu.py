@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from harness import BOUNDS, rms_ratio
+from harness import BOUNDS, capture, rms_ratio
 from saga_kernels import (
     bidirectional_wkv,
     decay_linear_attention,
@@ -176,15 +176,7 @@ def test_cuda_graph(op, parts):
         out = op(packed)
         return out, *torch.autograd.grad(out, packed, grad_out)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     with torch.no_grad():
         packed.copy_(torch.randn_like(packed))
     graph.replay()
