@@ -109,6 +109,8 @@ def take_apart(module: PackedAttention, x: Tensor) -> Mixing:
         projected, gate = projected.split((3 * dim, dim), dim=-1)
     elif isinstance(module, WKVAttention):
         gate = projected[..., :dim].sigmoid()
+    elif module.output_gate is not None:
+        gate = module.output_gate(x.double()).flatten(1, 2)
     packed = projected.unflatten(-1, (-1, module.num_heads, module.head_dim))
     mixing = explain(module, packed, size)
     output = module.attend(packed, size, None).flatten(2)

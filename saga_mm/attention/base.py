@@ -17,25 +17,36 @@ class PackedAttention(nn.Module):
     """Multi-head attention over all tokens of a map from one projection, plus LePE.
 
     One projection computes q, k, v and what else a mechanism needs. The method `attend`, which a
-    subclass provides, mixes the tokens. LePE, a depthwise convolution of v, is added, and the
-    output projection is applied.
+    subclass provides, mixes the tokens. LePE, a depthwise convolution of v, is added, the sum is
+    multiplied by the output gate, if there is one, and the output projection is applied.
 
     Args:
         dim: C, a multiple of `num_heads`.
         num_heads: Number of heads.
         parts: Number of tensors of C channels that the projection computes: q, k, v, then the rest.
         lepe_kernel_size: Kernel size of the depthwise convolution, odd; 0 for no convolution.
+        output_gate: Multiply by a gate, a linear function of the input without an activation, which
+            starts near 1.
 
     Attributes:
         returns_state: Return the hidden state as well, which is the result of `attend`, for a
             `HiddenStateBridge`. False unless it is set.
 
-    Source: LePE from arXiv 2107.00652.
+    Source: LePE from arXiv 2107.00652, the output gate from arXiv 2411.07635. There, it starts
+    near 0.
     """
 
     returns_state = False
 
-    def __init__(self, dim: int, num_heads: int, *, parts: int, lepe_kernel_size: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        parts: int,
+        lepe_kernel_size: int,
+        output_gate: bool = False,
+    ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f'dim must be a multiple of num_heads, got {dim} and {num_heads}')
@@ -44,6 +55,9 @@ class PackedAttention(nn.Module):
         self.parts = parts
         self.in_proj = init_linear(nn.Linear(dim, parts * dim))
         self.lepe = DepthwiseConv2d(dim, lepe_kernel_size) if lepe_kernel_size else None
+        self.output_gate = init_linear(nn.Linear(dim, dim)) if output_gate else None
+        if self.output_gate is not None:
+            nn.init.ones_(self.output_gate.bias)
         self.proj = init_linear(nn.Linear(dim, dim))
 
     def attend(self, packed: Tensor, size: tuple[int, int], mask: Tensor | None = None) -> Tensor:
@@ -59,6 +73,8 @@ class PackedAttention(nn.Module):
         With `returns_state`, the result is a pair of that map and the hidden state, (B, H, W, C).
         """
         out, state = self.mix(self.project(x, mask), mask)
+        if self.output_gate is not None:
+            out = out * self.output_gate(x)
         out = self.proj(out)
         return (out, state) if self.returns_state else out
 

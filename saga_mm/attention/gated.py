@@ -27,6 +27,7 @@ class GatedLinearAttention(PackedAttention):
         qk_norm: Initial gain and bias of a `QKNorm` of q and k; None for no norm.
         feature_map: `'elu'` for ELU(x) + 1, or `'relu'`.
         lepe_kernel_size: Kernel size of the depthwise convolution, odd; 0 for no convolution.
+        output_gate: Multiply attention plus LePE by a gate, as in `PackedAttention`.
         impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`.
 
     Source: gates from arXiv 2509.12817, in the project's reconstruction.
@@ -42,9 +43,16 @@ class GatedLinearAttention(PackedAttention):
         qk_norm: tuple[float, float] | None = None,
         feature_map: str = 'elu',
         lepe_kernel_size: int = 3,
+        output_gate: bool = False,
         impl: Impl = 'auto',
     ) -> None:
-        super().__init__(dim, num_heads, parts=5 if gated else 3, lepe_kernel_size=lepe_kernel_size)
+        super().__init__(
+            dim,
+            num_heads,
+            parts=5 if gated else 3,
+            lepe_kernel_size=lepe_kernel_size,
+            output_gate=output_gate,
+        )
         check_feature_map(feature_map)
         check_impl(impl)
         self.op = gated_linear_attention if gated else linear_attention

@@ -53,6 +53,9 @@ class SAGA(PyramidBackbone):
             sigmoid(gate_bias). Defaults to 2.0.
         qk_norm (Sequence[float], optional): Normalise queries and keys in each head, with this
             initial gain and bias. None for no norm. See `saga_mm.layers.QKNorm`. Defaults to None.
+        output_gate (bool): Multiply the output of attention, before its projection, by a gate that
+            is a linear function of the token. See `saga_mm.attention.PackedAttention`. Defaults to
+            False.
         ffn_kernel_size (int): Kernel size of a depthwise convolution in the FFN, whose input is
             added to it, as in PVTv2 and RAVLT; 0 for no convolution. Defaults to 0.
         layer_scale (float, optional): Initial value of a learned factor per channel on attention
@@ -91,6 +94,7 @@ class SAGA(PyramidBackbone):
         gated: bool = True,
         gate_bias: float = 2.0,
         qk_norm: Sequence[float] | None = None,
+        output_gate: bool = False,
         ffn_kernel_size: int = 0,
         layer_scale: float | None = None,
         feature_map: str = 'elu',
@@ -114,8 +118,12 @@ class SAGA(PyramidBackbone):
             options['feature_map'] = feature_map
         if attention == 'gated':
             options.update(gated=gated, gate_bias=gate_bias)
+        if output_gate:
+            check_takes('output_gate', attention)
+            options['output_gate'] = True
         if qk_norm is not None:
-            check_qk_norm(qk_norm, attention)
+            check_takes('qk_norm', attention)
+            check_qk_norm(qk_norm)
             options['qk_norm'] = tuple(qk_norm)
         dims = sizes.embed_dims
         norm_layer = channel_norm(norm_cfg)
@@ -156,10 +164,14 @@ class SAGA(PyramidBackbone):
         )
 
 
-def check_qk_norm(qk_norm: Sequence[float], attention: str) -> None:
-    """ValueError unless this is an initial gain and bias, and the attention takes them."""
+def check_takes(option: str, attention: str) -> None:
+    """ValueError unless this attention has this option."""
     if attention not in ('gated', 'plain'):
-        raise ValueError(f"qk_norm is for attention='gated' or 'plain', got {attention!r}")
+        raise ValueError(f"{option} is for attention='gated' or 'plain', got {attention!r}")
+
+
+def check_qk_norm(qk_norm: Sequence[float]) -> None:
+    """ValueError unless this is an initial gain and bias."""
     pair = isinstance(qk_norm, Sequence) and not isinstance(qk_norm, str) and len(qk_norm) == 2
     if not pair or not all(isinstance(value, int | float) for value in qk_norm):
         raise ValueError(f'qk_norm must be two numbers, gain and bias, or None, got {qk_norm!r}')

@@ -161,6 +161,8 @@ def is_plain(block: nn.Module) -> TypeGuard[Block]:
         return False
     if type(block.attn) is GatedLinearAttention:
         linear += [block.attn.in_proj, block.attn.proj]
+        if block.attn.output_gate is not None:
+            linear.append(block.attn.output_gate)
         convs.append(block.attn.lepe)
     return (
         all(type(layer) is nn.Linear for layer in linear)
@@ -279,6 +281,9 @@ def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tens
         y = y.reshape(query.shape)
         if attn.lepe is not None:
             y = y + conv_rows(attn.lepe, values.map, mask, rows)
+        if attn.output_gate is not None:
+            # The norm is computed again, so that no map of the gates has to stay.
+            y = y * attn.output_gate(block.norm1(encoded.map[:, rows]))
         y = encoded.map[:, rows] + scale(attn.proj(y), block.gamma1)
         # A chunk is passed to the FFN while it is in the cache. An FFN with a halo reads the
         # neighbouring chunks as well, so it runs when all of them are there.

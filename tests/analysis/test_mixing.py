@@ -22,6 +22,7 @@ MAKERS = {
     'relu': lambda: GatedLinearAttention(DIM, HEADS, feature_map='relu'),
     'normalised': lambda: GatedLinearAttention(DIM, HEADS, qk_norm=(1, 0)),
     'plain': lambda: GatedLinearAttention(DIM, HEADS, gated=False),
+    'output gate': lambda: GatedLinearAttention(DIM, HEADS, output_gate=True),
     'rank_augmented': lambda: RankAugmentedAttention(DIM, HEADS),
     'rotary_softmax': lambda: RankAugmentedAttention(DIM, HEADS, mixer='softmax'),
     'decay': lambda: DecayLinearAttention(DIM, HEADS, decay_lengths=(1, 5)),
@@ -47,6 +48,8 @@ def forward(module, mixing, x):
         lepe = lepe * projected[..., 3 * DIM :]
     if isinstance(module, WKVAttention):
         lepe = lepe * projected[..., :DIM].sigmoid()
+    if module.output_gate is not None:
+        lepe = lepe * module.output_gate(x)
     return module.proj(out + lepe)
 
 

@@ -53,6 +53,19 @@ def test_gradients_that_hooks_keep_do_not_change():
     torch.testing.assert_close(kept[0], torch.ones(2, 3, 6))
 
 
+def test_the_output_gate_multiplies_attention_and_lepe():
+    module = GatedLinearAttention(12, 3, output_gate=True).double()
+    plain = GatedLinearAttention(12, 3).double()
+    assert plain.load_state_dict(module.state_dict(), strict=False).missing_keys == []
+    x = torch.randn(2, 5, 7, 12, dtype=torch.float64)
+    torch.nn.init.zeros_(module.output_gate.weight)
+    torch.testing.assert_close(module(x), plain(x))
+    torch.nn.init.normal_(module.output_gate.weight)
+    gate = 1 + x @ module.output_gate.weight.T
+    mixed, _ = plain.mix(plain.project(x, None), None)
+    torch.testing.assert_close(module(x), plain.proj(gate * mixed))
+
+
 def test_without_lepe_tokens_are_a_set():
     module = GatedLinearAttention(8, 2, lepe_kernel_size=0).double()
     x = torch.randn(1, 1, 20, 8, dtype=torch.float64)

@@ -19,7 +19,10 @@ CASES = {
     'saga': (SAGA, {}),
     'saga-plain': (SAGA, dict(gated=False, patch_embed='plain', feature_map='relu')),
     'saga-overlap': (SAGA, dict(patch_embed='overlap', cpe_kernel_size=5, lepe_kernel_size=0)),
-    'saga-options': (SAGA, dict(qk_norm=(2, -4), ffn_kernel_size=3, layer_scale=0.5)),
+    'saga-options': (
+        SAGA,
+        dict(qk_norm=(2, -4), output_gate=True, ffn_kernel_size=3, layer_scale=0.5),
+    ),
     'sola': (SoLAVision, dict(layers=LAYERS)),
     'sola-shift': (
         SoLAVision,

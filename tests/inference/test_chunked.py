@@ -22,6 +22,7 @@ KINDS = {
     'gated': lambda: GatedLinearAttention(DIM, HEADS),
     'plain, relu': lambda: GatedLinearAttention(DIM, HEADS, gated=False, feature_map='relu'),
     'normalised': lambda: GatedLinearAttention(DIM, HEADS, qk_norm=(1, -1)),
+    'output gate': lambda: GatedLinearAttention(DIM, HEADS, output_gate=True),
     'without LePE': lambda: GatedLinearAttention(DIM, HEADS, lepe_kernel_size=0),
     'wide LePE': lambda: GatedLinearAttention(DIM, HEADS, lepe_kernel_size=5),
     'decay': lambda: DecayLinearAttention(DIM, HEADS),
