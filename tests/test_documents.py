@@ -17,9 +17,7 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 # commands whose output is the same on every machine
-PRINTED = re.compile(
-    r'```bash\npython (tools/get_flops\.py [^\n]+)\n```\s+```\n(.*?)```', re.DOTALL
-)
+PRINTED = re.compile(r'```bash\npython (-m saga_mm flops [^\n]+)\n```\s+```\n(.*?)```', re.DOTALL)
 
 
 def name_of(page):

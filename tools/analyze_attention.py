@@ -1,9 +1,9 @@
 """Analyse attention: ranks, receptive fields, and what one pixel attends to.
 
-    python tools/analyze_attention.py rank --models NAME=CONFIG:CHECKPOINT ... --images FOLDER
-    python tools/analyze_attention.py field --models NAME=CONFIG:CHECKPOINT ... --images FOLDER
-    python tools/analyze_attention.py field --depth 8
-    python tools/analyze_attention.py map --models NAME=CONFIG:CHECKPOINT ... --images FILE \\
+    python -m saga_mm analyze_attention rank --models NAME=CONFIG:CHECKPOINT ... --images FOLDER
+    python -m saga_mm analyze_attention field --models NAME=CONFIG:CHECKPOINT ... --images FOLDER
+    python -m saga_mm analyze_attention field --depth 8
+    python -m saga_mm analyze_attention map --models NAME=CONFIG:CHECKPOINT ... --images FILE \\
         --pixel 90 120
 
 Each command writes pictures, a table, and all numbers as JSON; `rank --help` and so on explain
@@ -14,6 +14,7 @@ at 0.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,8 @@ from saga_mm.checkpoint import make_folder, printable
 from saga_mm.cli import add_options, print_written, run_tool
 
 KINDS = ('wkv', 'decay', 'gated', 'plain', 'softmax')
+# the config may be one of a package, such as saga_mm::segmentation/upernet_saga_t.py
+MODEL = re.compile(r'(?P<name>[^=]+)=(?P<config>(?:\w+::)?[^:]+)(?::(?P<checkpoint>.*))?')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -135,13 +138,12 @@ def load_models(args: argparse.Namespace) -> dict[str, Subject]:
     """Load the models of `--models`, by name."""
     models: dict[str, Subject] = {}
     for text in args.models:
-        name, _, files = text.partition('=')
-        config, _, checkpoint = files.partition(':')
-        if not name or not config or name in models:
+        match = MODEL.fullmatch(text)
+        if not match or match['name'] in models:
             raise ValueError(
                 f'--models must be NAME=CONFIG[:CHECKPOINT], each name once, got {text!r}'
             )
-        models[name] = load_subject(config, checkpoint, args.device)
+        models[match['name']] = load_subject(match['config'], match['checkpoint'], args.device)
     return models
 
 

@@ -1,6 +1,6 @@
 """Compare backbones, or whole models, in speed and memory, at several image sizes.
 
-    python tools/benchmark.py --models saga_t pvt_t pvt_t_sdpa --baseline pvt_t \
+    python -m saga_mm benchmark --models saga_t pvt_t pvt_t_sdpa --baseline pvt_t \
         --sizes 512 1024 --mode infer train --out work_dirs/benchmark
 
 Each measurement is repeated in several rounds, in which the models take turns. On a CPU, each runs
@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--keep-memory',
         action='store_true',
-        help='on a CPU: let processes keep the memory that they free, as tools/infer.py does',
+        help='on a CPU: let processes keep the memory that they free, as `infer` does',
     )
     parser.add_argument(
         '--no-flops',

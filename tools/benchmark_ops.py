@@ -1,8 +1,8 @@
 """Time linear attention: the eager formula, torch.compile of it, this project, and others.
 
-    python tools/benchmark_ops.py --out-dir work_dirs/benchmark_ops
-    python tools/benchmark_ops.py --op rank_augmented    or decay, wkv, depthwise, layer_norm
-    python tools/benchmark_ops.py --tokens 3136 --shapes 1,1,32    on a CPU
+    python -m saga_mm benchmark_ops --out-dir work_dirs/benchmark_ops
+    python -m saga_mm benchmark_ops --op rank_augmented    or decay, wkv, depthwise, layer_norm
+    python -m saga_mm benchmark_ops --tokens 3136 --shapes 1,1,32    on a CPU
 
 Times are medians on random data. On a GPU, the L2 cache is flushed before each run. The share is
 the number of bytes per time relative to that of a copy in the same run. Bytes are the fewest that

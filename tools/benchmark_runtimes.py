@@ -1,6 +1,6 @@
 """Compare runtimes and precisions for a backbone, segmentor or detector on a CPU.
 
-    python tools/benchmark_runtimes.py CONFIG --checkpoint FILE --size 512 512
+    python -m saga_mm benchmark_runtimes CONFIG --checkpoint FILE --size 512 512
 
 The runtimes are PyTorch, AOTInductor, onnxruntime and OpenVINO (`pip install openvino`). Each is
 measured in a process of its own, in float32 and in what else it offers: bfloat16, or int8, which

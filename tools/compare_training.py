@@ -1,6 +1,6 @@
 """Train models with the same schedule, and compare them by mean and range over seeds.
 
-    python tools/compare_training.py CONFIG CONFIG --lr 5e-4 1e-3 2e-3 --seeds 0 1 2
+    python -m saga_mm compare_training CONFIG CONFIG --lr 5e-4 1e-3 2e-3 --seeds 0 1 2
 
 The learning rate of each config is the best of those given, with the first seed. With that one, it
 is trained for the other seeds as well. Options given by --cfg-options hold for all configs. The

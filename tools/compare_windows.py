@@ -1,7 +1,7 @@
 """Compare the segmentation of whole images with sliding windows: IoU, time, memory and seams.
 
-    python tools/compare_windows.py CONFIG CHECKPOINT --windows 512 1024
-    python tools/compare_windows.py CONFIG CHECKPOINT --windows 512/256 --images 'photos/*.tif'
+    python -m saga_mm compare_windows CONFIG CHECKPOINT --windows 512 1024
+    python -m saga_mm compare_windows CONFIG CHECKPOINT --windows 512/256 --images 'photos/*.tif'
 
 Whole images go through segment_whole (docs/whole_images.md), windows through mmseg's slide mode.
 The images are those of the config's test set, with their labels.

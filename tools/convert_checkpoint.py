@@ -1,7 +1,7 @@
 """Write the weights of a published checkpoint under the names of this project, as a plain file.
 
-python tools/convert_checkpoint.py configs/detection/mask_rcnn_ravlt_t.py RAVLT_T.pth ravlt_t.pth
-python tools/convert_checkpoint.py configs/segmentation/upernet_saga_t.py pvt_tiny.pth start.pth
+python -m saga_mm convert_checkpoint saga_mm::detection/mask_rcnn_ravlt_t.py RAVLT_T.pth ravlt_t.pth
+python -m saga_mm convert_checkpoint saga_mm::segmentation/upernet_saga_t.py pvt_tiny.pth start.pth
 
 - RAVLT, a classifier, or a detector or segmentor that the config describes: complete. Such files
   also load without a conversion.

@@ -1,7 +1,7 @@
 """Train SAGA-T with UperNet on the embedded scenes, evaluate it, and draw what it has learnt.
 
-    python tools/demo.py
-    python tools/demo.py --pretrain
+    python -m saga_mm demo
+    python -m saga_mm demo --pretrain
 
 This takes about five minutes on two CPU cores. A second call continues from the newest checkpoint
 of the first one. The full log is in the work dir.

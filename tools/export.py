@@ -1,8 +1,8 @@
 """Export a backbone, a segmentor or a detector to a file that runs without this project.
 
-    python tools/export.py CONFIG --checkpoint FILE --out backbone.onnx
-    python tools/export.py CONFIG --checkpoint FILE --format aoti --out backbone.pt2
-    python tools/export.py CONFIG --checkpoint FILE --part model --size 512 512 --out model.onnx
+    python -m saga_mm export CONFIG --checkpoint FILE --out backbone.onnx
+    python -m saga_mm export CONFIG --checkpoint FILE --format aoti --out backbone.pt2
+    python -m saga_mm export CONFIG --checkpoint FILE --part model --size 512 512 --out model.onnx
 
 The file takes normalised images (B, C, H, W), any number of them and of any size; of one size as
 aoti, with --fixed-size, and if the head has adaptive pooling, as in UperNet. A backbone returns its

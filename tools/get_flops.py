@@ -1,6 +1,6 @@
 """Count FLOPs, parameters and activations of the parts of a detector, segmentor or classifier.
 
-    python tools/get_flops.py configs/segmentation/upernet_saga_t.py --size 512 2048
+    python -m saga_mm flops saga_mm::segmentation/upernet_saga_t.py --size 512 2048
 
 FLOPs are those of inference on one image, two per multiply-add, in convolutions and matrix
 products, including those of attention. Element-wise operations are not counted. Many papers count

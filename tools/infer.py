@@ -1,6 +1,6 @@
 """Predict with a detector, segmentor or classifier on images; draw and print the predictions.
 
-python tools/infer.py photo.jpg folder/ 'more/*.png' --config CONFIG --checkpoint FILE --out-dir out
+python -m saga_mm infer photo.jpg folder/ '*.png' --config CONFIG --checkpoint FILE --out-dir out
 
 With `--max-memory 4GiB`, a segmentor takes an image of any size in one piece and in bounded memory,
 and writes the class of each pixel: docs/whole_images.md.

@@ -1,6 +1,6 @@
 """Look at a folder of data of your own, and write a config that trains on it.
 
-python tools/new.py --task segmentation --data FOLDER
+python -m saga_mm new --task segmentation --data FOLDER
 
 Segmentation takes images with masks, in folders such as `images/train` and `masks/train` or without
 a split; detection takes COCO files beside images. What can't be trained on is named and left out.

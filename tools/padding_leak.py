@@ -1,6 +1,6 @@
 """Measure how much padding changes the features of an image, without and with a mask.
 
-    python tools/padding_leak.py --image 400 560 --batch 608 608
+    python -m saga_mm padding_leak --image 400 560 --batch 608 608
 
 For each stage, the table shows the RMS of the change of the features inside the image, over the RMS
 of the features of the image without padding. Weights and pixels are random.

@@ -1,8 +1,8 @@
 """Compare patterns of softmax layers in SoLA-Vision: cost and, with --train, accuracy.
 
-    python tools/sweep_patterns.py CONFIG --patterns linear every_3rd LL/LL/LLLLLS/LL
-    python tools/sweep_patterns.py CONFIG --linear wkv gated plain decay --train 150
-    python tools/sweep_patterns.py CONFIG --patterns table2 --train 450 --seeds 0 1 2
+    python -m saga_mm sweep_patterns CONFIG --patterns linear every_3rd LL/LL/LLLLLS/LL
+    python -m saga_mm sweep_patterns CONFIG --linear wkv gated plain decay --train 150
+    python -m saga_mm sweep_patterns CONFIG --patterns table2 --train 450 --seeds 0 1 2
 
 A pattern is one of `saga_mm.SoLAVision`: a preset, such as linear; a pattern of stage 3, such as
 LLSLLS; or four patterns, separated by slashes. table2 stands for all patterns of stage 3 that the

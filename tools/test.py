@@ -1,4 +1,7 @@
-"""Evaluate a detector, segmentor or classifier; tools/dist_test.sh does it on several GPUs."""
+"""Evaluate a detector, segmentor or classifier.
+
+`torchrun --nproc-per-node 8 -m saga_mm test CONFIG CHECKPOINT --launcher pytorch` uses 8 GPUs.
+"""
 
 from __future__ import annotations
 

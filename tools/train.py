@@ -1,4 +1,7 @@
-"""Train a detector, segmentor or classifier; tools/dist_train.sh does it on several GPUs."""
+"""Train a detector, segmentor or classifier.
+
+`torchrun --nproc-per-node 8 -m saga_mm train CONFIG --launcher pytorch` uses 8 GPUs.
+"""
 
 from __future__ import annotations
 

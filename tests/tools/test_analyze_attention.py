@@ -46,6 +46,18 @@ def load(analyze, text):
     return one.model
 
 
+def test_configs_of_packages_are_models(analyze, monkeypatch):
+    monkeypatch.setattr(analyze, 'load_subject', lambda *arguments: arguments)
+    config = 'saga_mm::segmentation/upernet_saga_t_demo.py'
+    specs = [f'new={config}', f'trained={config}:work_dirs/iter_1.pth', 'mine=a.py:s3://b/c.pth']
+    arguments = ['rank', '--models', *specs, '--images', 'none', '--device', 'cpu']
+    assert analyze.load_models(analyze.parse_args(arguments)) == {
+        'new': (config, None, 'cpu'),
+        'trained': (config, 'work_dirs/iter_1.pth', 'cpu'),
+        'mine': ('a.py', 's3://b/c.pth', 'cpu'),
+    }
+
+
 def prepare(model, image):
     """The input that the backbone of a model gets for an image (H, W, C)."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from saga_mm import configs_dir
 from saga_mm.checkpoint import load_file
 from saga_mm.datasets.scenes import make_scenes
 
@@ -46,7 +47,8 @@ def written_configs():
 def named_configs():
     """Each config that a command on a page trains, if the tests can make its data."""
     text = '\n'.join(page.read_text() for page in PAGES)
-    names = set(re.findall(r'tools/(?:train\.py|dist_train\.sh) (configs/\S+\.py)', text))
+    text = text.replace('\\\n    ', '')
+    names = set(re.findall(r'-m saga_mm train (saga_mm::\S+\.py)', text))
     assert len(names) > 5
     # classifiers are trained by test_classifiers.py
     return sorted(
@@ -62,19 +64,20 @@ def dataset_of(cfg):
 @pytest.fixture
 def train_in_two_processes(tmp_path):
     def train(config):
-        layout, folder, options = REPLACED[dataset_of(Config.fromfile(config)).type]
+        file = str(config).replace('saga_mm::', f'{configs_dir()}/')
+        layout, folder, options = REPLACED[dataset_of(Config.fromfile(file)).type]
         make_scenes(tmp_path / folder, layout, TRAIN, VAL, (96, 128))
         environ = {
             **os.environ,
             'PYTHONPATH': os.pathsep.join(map(str, (ROOT, ROOT / 'kernels'))),
-            'PATH': os.pathsep.join((str(Path(sys.executable).parent), os.environ['PATH'])),
-            'PORT': str(30000 + os.getpid() % 10000),
             'CUDA_VISIBLE_DEVICES': '',
             'OMP_NUM_THREADS': '1',
         }
-        command = [ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', 'work']
+        port = ['--master-port', str(30000 + os.getpid() % 10000)]
+        torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', *port]
+        train = ['-m', 'saga_mm', 'train', config, '--launcher', 'pytorch', '--work-dir', 'work']
         result = subprocess.run(
-            [*command, '--cfg-options', *COMMON, *options],
+            [*torchrun, *train, '--cfg-options', *COMMON, *options],
             cwd=tmp_path,
             env=environ,
             capture_output=True,
@@ -97,4 +100,4 @@ def test_written_configs_train(text, train_in_two_processes, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize('name', named_configs())
 def test_named_configs_train(name, train_in_two_processes):
-    assert train_in_two_processes(ROOT / name)['meta']['iter'] >= 2
+    assert train_in_two_processes(name)['meta']['iter'] >= 2
