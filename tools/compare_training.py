@@ -4,7 +4,8 @@
 
 The learning rate of each config is the best of those given, with the first seed. With that one, it
 is trained for the other seeds as well. Options given by --cfg-options hold for all configs. The
-result of a training is the metric of its last validation.
+result of a training is the metric of its last validation. If a config tests other data than it
+validates, the table has the metric of that test as well, by which nothing is chosen.
 
 Each training is a process of its own. With --jobs, several run side by side, which a GPU or many
 cores need to be busy with small models; OMP_NUM_THREADS=1 gives each one thread. If the tool is

@@ -11,7 +11,10 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from ..apis import train
+from ..apis import test, train
+from ..apis.runs import TRAINING
+from ..checkpoint import latest_checkpoint
+from ..cli import load_config
 
 # Metrics of validations, in the order in which they are looked for.
 METRICS = ('accuracy/top1', 'mIoU', 'coco/segm_mAP', 'coco/bbox_mAP')
@@ -52,6 +55,8 @@ def make_cell(
 def measure(cell: dict) -> dict:
     """Train, or go on with an interrupted training; return the metric of the last validation.
 
+    If the config tests other data than it validates, the result has the metric of that, too.
+
     Raises:
         ValueError: There is no such metric.
     """
@@ -66,7 +71,23 @@ def measure(cell: dict) -> dict:
     name = cell['metric'] or next((name for name in METRICS if name in found), None)
     if name not in found:
         raise ValueError(f'metric must be one of {tuple(found)}, got {name!r}')
-    return dict(metric=name, value=found[name])
+    result = dict(metric=name, value=found[name])
+    if has_test_data(load_config(cell['config'], options, TRAINING)):
+        checkpoint = latest_checkpoint(cell['folder'])
+        # a name of its own, because mmengine shares what logs between runs of one name
+        options['experiment_name'] = 'test'
+        folder = Path(cell['folder'], 'test')
+        metrics = test(cell['config'], checkpoint, work_dir=folder, options=options)
+        # of NumPy
+        result['test'] = float(metrics[name])
+    return result
+
+
+def has_test_data(cfg: Config) -> bool:
+    """Whether a config has a test on other data, or by other rules, than its validation."""
+    keys = ('dataloader', 'evaluator')
+    parts = [[cfg.get(f'{split}_{key}') for key in keys] for split in ('val', 'test')]
+    return None not in parts[1] and parts[0] != parts[1]
 
 
 def last_metrics(folder: str | Path) -> dict[str, float]:
@@ -95,24 +116,38 @@ def best_rates(results: Sequence[dict]) -> dict[str, float]:
 
 def table(results: Sequence[dict]) -> Iterator[str]:
     """The lines of a table in Markdown: mean and range over seeds, at the best learning rate."""
-    yield '| config | metric | mean | range | seeds | learning rate | others | failed |'
-    yield '|---|---|--:|--:|--:|--:|---|---|'
+    tests = any('test' in result for result in results)
+    yield (
+        '| config | metric | mean | range |'
+        + (' test mean | test range |' if tests else '')
+        + ' seeds | learning rate | others | failed |'
+    )
+    yield '|---|---|--:|--:|' + ('--:|--:|' if tests else '') + '--:|--:|---|---|'
     rates = best_rates(results)
     for name in dict.fromkeys(result['name'] for result in results):
         own = [result for result in results if result['name'] == name]
         errors = ', '.join(dict.fromkeys(r['error'] for r in own if 'error' in r)).replace('|', '/')
         done = [result for result in own if 'error' not in result]
         if not done:
-            yield f'| {name} | - | - | - | 0 | - | - | {errors} |'
+            yield f'| {name} | - | - | - |{" - | - |" * tests} 0 | - | - | {errors} |'
             continue
-        values = [r['value'] for r in done if r['learning_rate'] == rates[name]]
+        best = [r for r in done if r['learning_rate'] == rates[name]]
         others = [
             f'{r["learning_rate"]:g}: {r["value"]:.2f}'
             for r in done
             if r['learning_rate'] != rates[name]
         ]
+        columns = [
+            _mean_and_range([r[key] for r in best if key in r])
+            for key in ('value', 'test')[: 1 + tests]
+        ]
         yield (
-            f'| {name} | {done[0]["metric"]} | {statistics.mean(values):.2f} '
-            f'| {min(values):.2f} to {max(values):.2f} | {len(values)} | {rates[name]:g} '
-            f'| {", ".join(others)} | {errors} |'
+            f'| {name} | {done[0]["metric"]} | {" | ".join(columns)} | {len(best)} '
+            f'| {rates[name]:g} | {", ".join(others)} | {errors} |'
         )
+
+
+def _mean_and_range(values: Sequence[float]) -> str:
+    if not values:
+        return '- | -'
+    return f'{statistics.mean(values):.2f} | {min(values):.2f} to {max(values):.2f}'

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from saga_mm import apis
 from saga_mm.analysis import cells
 from saga_mm.analysis.trainings import best_rates, last_metrics, table
+from saga_mm.checkpoint import latest_checkpoint
 
 
 @pytest.fixture
@@ -68,6 +70,40 @@ def test_table():
         '| a | mIoU | 22.00 | 20.00 to 24.00 | 2 | 2 | 1: 10.00 |  |',
         '| b | - | - | - | 0 | - | - | out of memory |',
     ]
+
+
+def test_data_that_nothing_is_chosen_by(compare, tiny_seg, tmp_path):
+    config = tiny_seg.with_name('split.py')
+    config.write_text(
+        f"_base_ = './{tiny_seg.name}'\n"
+        'val_dataloader = dict(dataset=dict(indices=[0]))\n'
+        'test_dataloader = dict(dataset=dict(indices=[1]))\n'
+    )
+    out = tmp_path / 'out'
+    short = ['train_cfg.max_iters=1', 'train_cfg.val_interval=1']
+    compare([str(config), '--seeds', '0', '--out-dir', str(out), '--cfg-options', *short])
+    (line,) = filter(None, (out / 'trainings.jsonl').read_text().split('\n'))
+    entry = json.loads(line)
+    cell, result = entry['cell'], entry['result']
+    assert result['value'] == last_metrics(cell['folder'])['mIoU']
+    options = {'test_dataloader.dataset.indices': [1]}
+    checkpoint = latest_checkpoint(cell['folder'])
+    metrics = apis.test(str(tiny_seg), checkpoint, work_dir=tmp_path / 'test', options=options)
+    assert result['test'] == pytest.approx(metrics['mIoU'])
+    line = (out / 'trainings.md').read_text().splitlines()[2]
+    assert f'| {result["test"]:.2f} | {result["test"]:.2f} to {result["test"]:.2f} |' in line
+
+
+def test_table_with_a_test():
+    results = [
+        dict(name='a', learning_rate=1.0, metric='mIoU', value=10.0, test=9.0),
+        dict(name='a', learning_rate=1.0, metric='mIoU', value=12.0, test=12.0),
+        dict(name='b', learning_rate=1.0, metric='mIoU', value=1.0),
+        dict(name='c', learning_rate=1.0, error='out of memory'),
+    ]
+    head, rule, *lines = table(results)
+    assert {line.count('|') for line in (head, rule, *lines)} == {11}
+    assert lines[0].startswith('| a | mIoU | 11.00 | 10.00 to 12.00 | 10.50 | 9.00 to 12.00 | 2 |')
 
 
 @pytest.mark.parametrize(
