@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from mmengine.model import BaseModel
 
 from saga_mm.apis import (
@@ -72,6 +73,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='with --max-memory: keep large maps of the backbone in files in this folder, which do '
         'not count as memory',
     )
+    parser.add_argument(
+        '--maps-dtype',
+        choices=['float16', 'bfloat16'],
+        help='with --max-memory: keep large maps of the backbone in half precision, and convert '
+        'their rows for each computation',
+    )
     parser.add_argument('--device', help='such as cpu or cuda:1. Defaults to a GPU if there is one')
     add_options(parser)
     return parser.parse_args(argv)
@@ -82,6 +89,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'score-thr must be in [0, 1), got {args.score_thr}')
     if args.maps_dir is not None and args.max_memory is None:
         raise ValueError('--maps-dir needs --max-memory')
+    if args.maps_dtype is not None and args.max_memory is None:
+        raise ValueError('--maps-dtype needs --max-memory')
     if args.predictions_dir is not None and args.max_memory is not None:
         raise ValueError('--max-memory writes label maps to out-dir, without --predictions-dir')
     images = find_images(args.images)
@@ -130,7 +139,8 @@ def make_process(
 ) -> Callable[[Path, Path], str]:
     """A function that predicts on an image, writes what it finds, and returns what to print."""
     if args.max_memory is not None:
-        write_classes = WholePredictor(model, args.max_memory, show_progress, args.maps_dir)
+        dtype = args.maps_dtype and getattr(torch, args.maps_dtype)
+        write_classes = WholePredictor(model, args.max_memory, show_progress, args.maps_dir, dtype)
         return lambda path, out_file: f'\n{write_classes(path, out_file)}'
     predict = Predictor(model, args.score_thr)
 

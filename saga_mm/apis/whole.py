@@ -23,7 +23,7 @@ from ..inference import (
     RowProgram,
     bytes_in_memory,
     is_watched,
-    maps_on_disk,
+    store_maps,
 )
 from .class_maps import TIFF_SUFFIXES, is_streamed, legend, pixel_area, write_class_map
 from .pipeline import ImagePipeline
@@ -44,6 +44,7 @@ def segment_whole(
     max_memory: int,
     progress: Callable[[int, int], None] | None = None,
     maps_dir: str | os.PathLike | None = None,
+    maps_dtype: torch.dtype | None = None,
 ) -> BaseDataElement:
     """Segment an image in one piece, as `test_step` does with `test_cfg.mode='whole'`.
 
@@ -61,17 +62,22 @@ def segment_whole(
             to None.
         maps_dir: A folder for large maps of a backbone of this package, as memory-mapped files,
             which do not count as memory. Defaults to None, for maps in memory.
+        maps_dtype: torch.float16 or torch.bfloat16, for large maps of a backbone of this package
+            that stay while others are computed, and for the maps that the head reads. They then
+            take half the memory, and all computations are still those of the weights' dtype.
+            Defaults to None, for maps in that dtype.
 
     Returns:
         The data sample, on the CPU, with the classes of all pixels, (1, H, W), in `pred_sem_seg`.
         They are uint8 if that holds all classes, else int16. There are no `seg_logits`.
 
     Raises:
-        ValueError: `max_memory` is too small; the message says how much is needed.
+        ValueError: `max_memory` is too small; the message says how much is needed. Or `maps_dtype`
+            is another one, or can't hold a value of a map.
         OSError: `maps_dir` is missing, or has no room for the maps.
     """
     with torch.no_grad():
-        sample, parts = segment_rows(model, data, max_memory, maps_dir)
+        sample, parts = segment_rows(model, data, max_memory, maps_dir, maps_dtype=maps_dtype)
         height, width = sample.ori_shape[:2]
         labels = torch.empty((1, height, width), dtype=label_dtype(model.num_classes))
         for rows, part in parts:
@@ -88,6 +94,7 @@ def segment_rows(
     max_memory: int,
     maps_dir: str | os.PathLike | None = None,
     keeps_result: bool = True,
+    maps_dtype: torch.dtype | None = None,
 ) -> tuple[BaseDataElement, Iterator[tuple[range, Tensor]]]:
     """Segment an image as `segment_whole` does, and give its rows as they are computed.
 
@@ -100,6 +107,7 @@ def segment_rows(
         maps_dir: As in `segment_whole`. Defaults to None.
         keeps_result: The caller keeps the classes of all pixels, which then count as memory.
             Defaults to True.
+        maps_dtype: As in `segment_whole`. Defaults to None.
 
     Returns:
         The data sample, on the CPU, and the rows in order, with their classes (1, rows, W).
@@ -121,7 +129,7 @@ def segment_rows(
     if mode != 'whole':
         print_log(f'the image is segmented in one piece, not by test_cfg.mode={mode!r}', 'current')
     image, sample = preprocess(model, data)
-    with maps_on_disk(maps_dir):
+    with store_maps(maps_dir, maps_dtype, weights_dtype(model)):
         check_memory(backbone_bytes(model.backbone, image), max_memory, sample)
         maps = run_backbone(model.backbone, image)
     return sample.cpu(), decode(model, maps, sample, max_memory, keeps_result)
@@ -135,6 +143,7 @@ class WholePredictor:
         max_memory (int): As in `segment_whole`.
         progress (Callable[[int, int], None], optional): As in `segment_whole`. Defaults to None.
         maps_dir (str | os.PathLike, optional): As in `segment_whole`. Defaults to None.
+        maps_dtype (torch.dtype, optional): As in `segment_whole`. Defaults to None.
 
     Raises:
         ValueError: The model is not a segmentor.
@@ -146,6 +155,7 @@ class WholePredictor:
         max_memory: int,
         progress: Callable[[int, int], None] | None = None,
         maps_dir: str | os.PathLike | None = None,
+        maps_dtype: torch.dtype | None = None,
     ) -> None:
         if toolbox_of(model) != 'mmseg':
             raise ValueError(
@@ -156,6 +166,7 @@ class WholePredictor:
         self.max_memory = max_memory
         self.progress = progress
         self.maps_dir = maps_dir
+        self.maps_dtype = maps_dtype
 
     def __call__(self, path: Path, out_file: Path) -> str:
         """Segment an image file, and write the map of its classes.
@@ -186,6 +197,7 @@ class WholePredictor:
                 self.max_memory,
                 self.maps_dir,
                 keeps_result=not is_streamed(out_file),
+                maps_dtype=self.maps_dtype,
             )
             size = tuple(sample.ori_shape[:2])
             dtype = np.uint8 if model.num_classes <= 256 else np.uint16
@@ -239,7 +251,10 @@ def decode(
 ) -> Iterator[tuple[range, Tensor]]:
     """Yield the classes of rows, (1, rows, W), from the maps of the backbone."""
 
+    dtype = weights_dtype(model)
+
     def classes(*maps: Tensor) -> Tensor:
+        maps = tuple(map_.to(dtype) if map_.itemsize < dtype.itemsize else map_ for map_ in maps)
         features = model.neck(maps) if model.with_neck else maps
         logits = model.decode_head.predict(features, [sample.metainfo], model.test_cfg)
         empty = type(sample)(metainfo=sample.metainfo)
@@ -258,6 +273,10 @@ def decode(
     if keeps_result:
         held += math.prod(sample.ori_shape[:2]) * label_dtype(model.num_classes).itemsize
     yield from program.run(choose_rows(program, held, max_memory, sample))
+
+
+def weights_dtype(model: BaseModel) -> torch.dtype:
+    return next(model.parameters()).dtype
 
 
 def choose_rows(program: RowProgram, held: int, max_memory: int, sample: BaseDataElement) -> int:

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from saga_kernels.tracing import is_exporting
 
 from ..checkpoint import report_pretrained
-from ..inference import ImageRows, run_block, run_embed, run_output
+from ..inference import ImageRows, in_full, run_block, run_embed, run_output
 from ..layers import (
     DepthwiseConv2d,
     LayerNorm,
@@ -148,7 +148,7 @@ class Stage(nn.Module):
         states, before = list(states), len(states)
         for i, block in enumerate(self.blocks):
             if i in self.sources:
-                map_ = self.bridges[str(i)](map_, *states[self.sources[i]])
+                map_ = self.bridges[str(i)](in_full(map_), *states[self.sources[i]])
             if self.with_cp and torch.is_grad_enabled():
                 out = checkpoint(run_block, block, map_, mask, use_reentrant=False)
             else:

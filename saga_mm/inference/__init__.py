@@ -1,10 +1,10 @@
 """Runs backbones and heads over chunks of rows, where that saves memory or time."""
 
 from .chunked import is_watched, run_block, run_embed, run_output
-from .disk import bytes_in_memory, maps_on_disk
 from .image_rows import ImageRows
 from .live_bytes import LiveBytes
 from .rows import NotByRowsError, RowProgram
+from .storage import bytes_in_memory, in_full, store_maps
 
 __all__ = [
     'ImageRows',
@@ -12,9 +12,10 @@ __all__ = [
     'NotByRowsError',
     'RowProgram',
     'bytes_in_memory',
+    'in_full',
     'is_watched',
-    'maps_on_disk',
     'run_block',
     'run_embed',
     'run_output',
+    'store_maps',
 ]

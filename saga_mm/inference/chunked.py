@@ -39,8 +39,8 @@ from ..layers import (
     scale,
     unpack,
 )
-from .disk import new_map
 from .image_rows import ImageRows
+from .storage import full_dtype, in_full, kept_dtype, new_map, write_map
 
 # Bytes of the widest temporary of a chunk, which then fits the cache of a CPU. At 1280 x 1280,
 # SAGA-T takes the same time with 2**18 to 2**21 bytes, and more time and memory with 2**23.
@@ -70,11 +70,11 @@ def run_block(
         mask: As in `mask_padding`, or None.
     """
     if not can_chunk(block, x) or not is_plain(block):
-        return block(x, mask)
+        return block(in_full(x), mask)
     width, halo = reach_of_ffn(block.ffn)
     chunks = row_chunks(x, width, halo)
     if len(chunks) == 1:
-        return block(x, mask)
+        return block(in_full(x), mask)
     if not block.training and not torch.is_grad_enabled():
         return chunked_block(block, x, mask)
     return block(x, mask) if halo else block_with_chunked_ffn(block, x, mask, chunks)
@@ -102,18 +102,22 @@ def run_embed(embed: nn.Module, x: Tensor | ImageRows, mask: Tensor | None = Non
     """
     reach = reach_of_embed(embed)
     if isinstance(x, ImageRows):
-        possible = not is_watched(embed)
+        possible, itemsize = not is_watched(embed), 4
     else:
-        possible = type(embed) is ConvStem and can_chunk(embed, x)
+        itemsize = full_dtype(x).itemsize
+        # a map in half precision is converted row by row
+        pays = type(embed) is ConvStem or itemsize > x.itemsize
+        possible = pays and can_chunk(embed, x)
     if reach is None or not possible or torch.is_grad_enabled():
-        return embed(x.whole().permute(0, 2, 3, 1) if isinstance(x, ImageRows) else x, mask)
+        whole = x.whole().permute(0, 2, 3, 1) if isinstance(x, ImageRows) else in_full(x)
+        return embed(whole, mask)
     batch, height, width, colors = x.shape
     out = RowBuffer(-(-height // reach.stride))
     channels = max(reach.channels, reach.stride * colors)
-    bytes_per_row = batch * width * channels * (4 if isinstance(x, ImageRows) else x.itemsize)
+    bytes_per_row = batch * width * channels * itemsize
     chunks = divide(out.height, bytes_per_row, reach.halo)
     if len(chunks) == 1 and not isinstance(x, ImageRows):
-        return embed(x, mask)
+        return embed(in_full(x), mask)
     for rows in chunks:
         out.write(rows, with_halo(embed, x, mask, rows, reach.halo, reach.stride))
     return out.map
@@ -128,11 +132,11 @@ def run_output(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor
         mask: As in `mask_padding`, or None.
     """
     if torch.is_grad_enabled() or not can_chunk(norm, x) or not hasattr(norm, 'normalized_shape'):
-        plain = mask_padding(norm(x), mask).permute(0, 3, 1, 2)
+        plain = mask_padding(norm(in_full(x)), mask).permute(0, 3, 1, 2)
         return plain.clone(memory_format=torch.contiguous_format)
     out = RowBuffer(x.shape[1], axis=2)
     for rows in row_chunks(x, x.shape[-1]):
-        part = mask_padding(norm(x[:, rows]), None if mask is None else mask[:, rows])
+        part = mask_padding(norm(in_full(x[:, rows])), None if mask is None else mask[:, rows])
         out.write(rows, part.permute(0, 3, 1, 2))
     return out.map
 
@@ -212,7 +216,7 @@ def chunked_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor | tupl
     if is_linear(block.attn) and runs_eagerly(block.attn, x):
         return linear_attention_block(block, x, mask)
     x = positional_encoding(block, x, mask)
-    y, *state = unpack(block.attn(block.norm1(x), mask))
+    y, *state = unpack(block.attn(block.norm1(in_full(x)), mask))
     x = feed_forward(block, x + scale(y, block.gamma1), mask)
     return (x, *state) if state else x
 
@@ -253,7 +257,8 @@ def positional_encoding(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
 
 def encoded_rows(block: Block, x: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
     """Some rows of x plus its positional encoding."""
-    return x[:, rows] if block.cpe is None else x[:, rows] + conv_rows(block.cpe, x, mask, rows)
+    part = in_full(x[:, rows])
+    return part if block.cpe is None else part + conv_rows(block.cpe, x, mask, rows)
 
 
 def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -265,7 +270,7 @@ def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tens
 
     def add_to_state(rows: slice) -> KVState:
         encoded.write(rows, encoded_rows(block, x, mask, rows))
-        y = encoded.map[:, rows]
+        y = in_full(encoded.map[:, rows])
         # (B, N, heads, D) each
         packed = attn.project(block.norm1(y), None).flatten(1, 2).unflatten(-1, (-1, *heads))
         query, *others = packed.unbind(2)
@@ -275,7 +280,7 @@ def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tens
         return kv_state(*others, feature_map=attn.feature_map, mask=token_mask(mask, rows))
 
     def read_from_state(rows: slice) -> Tensor:
-        query = queries.map[:, rows]
+        query = in_full(queries.map[:, rows])
         tokens = query.flatten(1, 2).unflatten(-1, heads)
         y = read_state(tokens, state, attn.feature_map, mask=token_mask(mask, rows))
         y = y.reshape(query.shape)
@@ -283,7 +288,7 @@ def linear_attention_block(block: Block, x: Tensor, mask: Tensor | None) -> Tens
             y = y + conv_rows(attn.lepe, values.map, mask, rows)
         if attn.output_gate is not None:
             # The norm is computed again, so that no map of the gates has to stay.
-            y = y * attn.output_gate(block.norm1(encoded.map[:, rows]))
+            y = y * attn.output_gate(block.norm1(in_full(encoded.map[:, rows])))
         y = encoded.map[:, rows] + scale(attn.proj(y), block.gamma1)
         # A chunk is passed to the FFN while it is in the cache. An FFN with a halo reads the
         # neighbouring chunks as well, so it runs when all of them are there.
@@ -314,11 +319,12 @@ def row_chunks(x: Tensor, channels: int, halo: int = 0) -> list[slice]:
 
     Args:
         x: The map (B, H, W, C).
-        channels: Channels of the widest temporary, which has the grid and the dtype of the map.
+        channels: Channels of the widest temporary, which has the grid of the map, in the dtype to
+            compute in.
         halo: Rows that are read beyond either end of a chunk.
     """
     batch, height, width, _ = x.shape
-    return divide(height, batch * width * channels * x.itemsize, halo)
+    return divide(height, batch * width * channels * full_dtype(x).itemsize, halo)
 
 
 def divide(height: int, bytes_per_row: int, halo: int) -> list[slice]:
@@ -349,7 +355,8 @@ def with_halo(
     """
     start = max(0, rows.start - halo)
     read = slice(stride * start, stride * (rows.stop + halo))
-    out = function(x[:, read], None if mask is None else mask[:, read])
+    part = x[:, read] if isinstance(x, ImageRows) else in_full(x[:, read])
+    out = function(part, None if mask is None else mask[:, read])
     return out[:, rows.start - start : rows.stop - start]
 
 
@@ -380,7 +387,7 @@ class RowBuffer:
 
     Args:
         height: H.
-        reuse: A map of the same shape to overwrite if it has the dtype of the chunks.
+        reuse: A map of the same shape to overwrite if it has the dtype of a new map.
         axis: That of the rows.
 
     Attributes:
@@ -396,9 +403,9 @@ class RowBuffer:
 
     def write(self, rows: slice, x: Tensor) -> None:
         if not hasattr(self, 'map'):
-            if self.reuse is not None and self.reuse.dtype == x.dtype:
+            shape = (*x.shape[: self.axis], self.height, *x.shape[self.axis + 1 :])
+            if self.reuse is not None and self.reuse.dtype == kept_dtype(x, shape):
                 self.map = self.reuse
             else:
-                before, after = x.shape[: self.axis], x.shape[self.axis + 1 :]
-                self.map = new_map(x, (*before, self.height, *after))
-        self.map.narrow(self.axis, rows.start, rows.stop - rows.start).copy_(x)
+                self.map = new_map(x, shape)
+        write_map(self.map.narrow(self.axis, rows.start, rows.stop - rows.start), x)

@@ -15,7 +15,7 @@ from saga_mm.apis import ImagePipeline, WholePredictor, build_model, segment_who
 from saga_mm.apis import whole as whole_module
 from saga_mm.apis.preprocessed import preprocess
 from saga_mm.apis.tiff_rows import TiffRows
-from saga_mm.inference import ImageRows, LiveBytes, chunked, disk, maps_on_disk, run_embed
+from saga_mm.inference import ImageRows, LiveBytes, chunked, run_embed, storage, store_maps
 
 DIMS = [8, 16, 24, 32]
 CLASSES = 7
@@ -102,20 +102,23 @@ def make_data(height=70, width=90, **meta):
     return dict(inputs=image, data_samples=SegDataSample(metainfo=shapes | meta))
 
 
-def check(model, data, **options):
-    """Compare with the plain pass; return the labels. Classes of nearly equal logits may swap."""
+def check(model, data, logits=1e-4, classes=1e-3, **options):
+    """Compare with the plain pass; return the labels. Classes of nearly equal logits may swap.
+
+    `logits` bounds the loss of logit in standard deviations, and `classes` the share that swaps.
+    """
     with torch.no_grad():
         (plain,) = model.test_step(pseudo_collate([copy.deepcopy(data)]))
     done = []
     found = segment_whole(model, data, 2**30, lambda *counts: done.append(counts), **options)
     labels = found.pred_sem_seg.data
-    logits = plain.seg_logits.data
+    scores = plain.seg_logits.data
     assert labels.shape == plain.pred_sem_seg.data.shape
-    if len(logits) > 1:
-        chosen = logits.gather(0, labels.long())
-        assert (logits.amax(0, keepdim=True) - chosen).max() < 1e-4 * logits.std()
+    if len(scores) > 1:
+        chosen = scores.gather(0, labels.long())
+        assert (scores.amax(0, keepdim=True) - chosen).max() < logits * scores.std()
     different = (labels != plain.pred_sem_seg.data).float().mean()
-    assert different < 1e-3
+    assert different < classes
     return labels, done
 
 
@@ -347,28 +350,88 @@ def test_others_are_read_as_a_whole_and_the_log_says_so(write_tiff, tmp_path, lo
 
 @pytest.mark.parametrize('backbone', ['saga', 'ravlt', 'sola_vision', 'mit'])
 def test_maps_in_files(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, 'SMALLEST', 1)
+    monkeypatch.setattr(storage, 'SMALLEST', 1)
     check(make_model(backbone, 'segformer'), make_data(130, 66), maps_dir=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+# bfloat16 has an eighth of the precision of float16
+@pytest.mark.parametrize(('dtype', 'logits'), [(torch.float16, 0.02), (torch.bfloat16, 0.16)])
+@pytest.mark.parametrize('backbone', ['saga', 'ravlt', 'sola_vision'])
+def test_maps_in_half_precision(backbone, dtype, logits, monkeypatch):
+    monkeypatch.setattr(storage, 'SMALLEST', 1)
+    # several chunks even of the last maps
+    monkeypatch.setattr(chunked, 'BUDGET', 2**10)
+    model, data = make_model(backbone, 'segformer'), make_data(130, 66)
+    check(model, data, logits, classes=0.5 * logits, maps_dtype=dtype)
+    with torch.no_grad(), store_maps(dtype=dtype):
+        maps = model.backbone(preprocess(model, data)[0])
+    assert {map_.dtype for map_ in maps} == {dtype}
+
+
+def test_maps_in_half_precision_and_in_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, 'SMALLEST', 1)
+    options = dict(maps_dir=tmp_path, maps_dtype=torch.float16)
+    check(make_model(), make_data(), logits=0.02, classes=0.01, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_hooks_see_full_precision(monkeypatch):
+    monkeypatch.setattr(storage, 'SMALLEST', 1)
+    model, seen = make_model(), set()
+    for stage in model.backbone.stages:
+        for part in (stage.embed, stage.blocks[0]):
+            part.register_forward_hook(lambda module, args, out: seen.add(args[0].dtype))
+    segment_whole(model, make_data(), 2**30, maps_dtype=torch.float16)
+    assert seen == {torch.float32}
+
+
+def test_maps_in_half_precision_take_half_the_memory(monkeypatch):
+    model, image = make_model(), ImageRows.of(torch.zeros(1).expand(1, 3, 4096, 4096))
+    monkeypatch.setattr(storage, 'SMALLEST', 2**10)
+    monkeypatch.setattr(chunked, 'BUDGET', 2**10)
+    monkeypatch.setattr(whole_module, 'SAMPLE', 128)
+    with torch.no_grad():
+        full = whole_module.backbone_bytes(model.backbone, image)
+        with store_maps(dtype=torch.float16):
+            half = whole_module.backbone_bytes(model.backbone, image)
+    assert half < 0.6 * full
+
+
+def test_a_value_that_half_precision_does_not_hold_is_an_error(monkeypatch):
+    monkeypatch.setattr(storage, 'SMALLEST', 1)
+    model, data = make_model(), make_data()
+    with torch.no_grad():
+        model.backbone.stages[0].embed.embed2.norm.weight.fill_(1e6)
+    with pytest.raises(
+        ValueError, match=r'has the value .* holds up to 6\.55e\+04; torch.bfloat16'
+    ):
+        segment_whole(model, data, 2**30, maps_dtype=torch.float16)
+    check(model, data, logits=0.16, classes=0.1, maps_dtype=torch.bfloat16)
+
+
+def test_other_dtypes_of_maps_are_errors():
+    with pytest.raises(ValueError, match=r'maps_dtype must be .*, got torch\.int8'):
+        segment_whole(make_model(), make_data(), 2**30, maps_dtype=torch.int8)
+
+
 def test_maps_in_files_take_less_memory(tmp_path, monkeypatch):
     model, image = make_model(), ImageRows.of(torch.zeros(1).expand(1, 3, 4096, 4096))
-    monkeypatch.setattr(disk, 'SMALLEST', 2**16)
+    monkeypatch.setattr(storage, 'SMALLEST', 2**16)
     with torch.no_grad():
         in_memory = whole_module.backbone_bytes(model.backbone, image)
-        with maps_on_disk(tmp_path):
+        with store_maps(tmp_path):
             on_disk = whole_module.backbone_bytes(model.backbone, image)
     assert on_disk < 0.8 * in_memory
 
 
 def test_maps_in_files_are_no_memory_of_the_head(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, 'SMALLEST', 1)
+    monkeypatch.setattr(storage, 'SMALLEST', 1)
     # many rows, of which few are needed at a time
     model, data = make_model(head='fcn'), make_data(4096, 32)
     image, sample = preprocess(model, data)
     with torch.no_grad():
-        with maps_on_disk(tmp_path):
+        with store_maps(tmp_path):
             maps = model.backbone(image)
         limit = sum(map_.nbytes for map_ in maps)
         parts = list(whole_module.decode(model, maps, sample, limit, keeps_result=False))
@@ -382,8 +445,8 @@ def test_a_disk_without_room_is_an_error(tmp_path, monkeypatch):
     def full(descriptor, offset, size):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(disk, 'SMALLEST', 1)
-    monkeypatch.setattr(disk.os, 'posix_fallocate', full)
+    monkeypatch.setattr(storage, 'SMALLEST', 1)
+    monkeypatch.setattr(storage.os, 'posix_fallocate', full)
     with pytest.raises(OSError, match='No space left'):
         segment_whole(make_model(), make_data(), 2**30, maps_dir=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -401,6 +401,7 @@ def test_bounded_memory_writes_the_class_of_each_pixel(infer, models, image, tmp
     out = tmp_path / 'out'
     infer.main([
         str(image), f'--out-dir={out}', '--max-memory=100MB', f'--maps-dir={tmp_path / "maps"}',
+        '--maps-dtype=float16',
         *models['seg'],
     ])  # fmt: skip
     printed = capsys.readouterr().out
