@@ -179,3 +179,14 @@ def test_parameter_counts_of_the_pages(pages):
             with torch.device('meta'):
                 count = sum(p.numel() for p in backbones[name](arch=arch).parameters())
             assert float(millions) == round(count / 1e6, 1)
+
+
+def test_the_readme_links_to_all_published_weights(metafile, config_dir):
+    readme = (config_dir.parent / 'README.md').read_text()
+    linked = re.findall(r'\[([\d.]+)\]\((https://\S+\.pth)\)', readme)
+    published = [model for model in metafile['Models'] if 'Weights' in model]
+    expected = {
+        (str(next(iter(model['Results'][0]['Metrics'].values()))), model['Weights'])
+        for model in published
+    }
+    assert len(linked) == len(published) and set(linked) == expected
