@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from types import MappingProxyType
@@ -34,6 +34,7 @@ from ..layers import (
     unpack,
     with_kernel,
 )
+from .arguments import check_arguments
 
 # The value by which timm marks the last layer of layer-wise decay.
 NORMS = (r'^norms', (99999,))
@@ -183,6 +184,7 @@ class PyramidBackbone(BaseModule):
     init_cfg: dict | list | None
 
     def __new__(cls, *args, **kwargs) -> PyramidBackbone:
+        check_arguments(cls, args, kwargs)
         backbone = super().__new__(cls)
         # `init_weights` builds another backbone from these arguments.
         backbone.__dict__['_arguments'] = args, kwargs
@@ -204,7 +206,7 @@ class PyramidBackbone(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f'in_channels must be a positive int, got {in_channels!r}')
-        out_indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        out_indices = tuple(out_indices) if isinstance(out_indices, Iterable) else (out_indices,)
         if not out_indices or out_indices != tuple(
             i for i in range(num_stages) if i in out_indices
         ):

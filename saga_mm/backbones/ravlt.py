@@ -86,7 +86,7 @@ class RAVLT(PyramidBackbone):
             `saga_mm.preprocessors`. Defaults to False.
         with_cp (bool): Recompute each block in the backward pass, which takes less memory and more
             time. Defaults to False.
-        init_cfg (dict, optional): Initialisation, such as dict(type='Pretrained',
+        init_cfg (dict | list, optional): Initialisation, such as dict(type='Pretrained',
             checkpoint=PATH_OR_URL) for a published checkpoint of a classifier, detector or
             segmentor. A checkpoint that this project trained needs `prefix='backbone.'` as well.
             Defaults to None.
@@ -117,7 +117,7 @@ class RAVLT(PyramidBackbone):
         norm_eval: bool = False,
         pad_mask: bool = False,
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict | list | None = None,
     ) -> None:
         sizes = resolve_arch(arch, self.arch_settings, mlp_ratio=3.5)
         dims = sizes.embed_dims

@@ -69,8 +69,8 @@ class SAGA(PyramidBackbone):
             `saga_mm.preprocessors`. Defaults to False.
         with_cp (bool): Recompute each block in the backward pass, which takes less memory and more
             time. Defaults to False.
-        init_cfg (dict, optional): Initialisation, such as dict(type='Pretrained', checkpoint=PATH,
-            prefix='backbone.'). Defaults to None.
+        init_cfg (dict | list, optional): Initialisation, such as dict(type='Pretrained',
+            checkpoint=PATH, prefix='backbone.'). Defaults to None.
     """
 
     arch_settings: ClassVar[dict[str, Arch]] = {
@@ -102,7 +102,7 @@ class SAGA(PyramidBackbone):
         norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006
         pad_mask: bool = False,
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict | list | None = None,
     ) -> None:
         sizes = resolve_arch(arch, self.arch_settings)
         if patch_embed not in ('conv', 'overlap', 'plain'):
