@@ -31,6 +31,8 @@ from triton.compiler import ASTSource
 from saga_kernels.launch import (
     DEPTHWISE_CHANNELS,
     DEPTHWISE_COLUMNS,
+    FFN_CHANNELS,
+    FFN_HIDDEN,
     KERNELS,
     MERGED,
     NUM_STAGES,
@@ -55,7 +57,7 @@ CASES = [(op, kernel) for op, kernels in KERNELS.items() for kernel in kernels]
 FP32_POINTERS = (
     'p_partial', 'p_state', 'p_dstate', 'p_frequencies', 'p_query', 'p_dquery', 'p_weight',
     'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta', 'p_w', 'p_u', 'p_enter', 'p_denter',
-    'p_count', 'p_earlier', 'p_later', 'p_dlater', 'p_bias',
+    'p_count', 'p_earlier', 'p_later', 'p_dlater', 'p_bias', 'p_b1', 'p_b2', 'p_gamma',
 )  # fmt: skip
 
 HEADER = """# Registers and shared memory of the kernels
@@ -92,8 +94,12 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
     if op == 'depthwise':
         constants |= dict(K=side, BW=DEPTHWISE_COLUMNS[side], BC=DEPTHWISE_CHANNELS)
         constants |= dict(RESIDUAL=gated)
-    if op == 'layer_norm':
+    if op in ('layer_norm', 'ffn'):
         constants['BD'] = max(32, padded_dim(dim))
+    if op == 'ffn':
+        constants['BF'] = FFN_HIDDEN[DTYPES[dtype].itemsize, constants['BD']]
+        if not gated:
+            constants['p_gamma'] = None
     if not masked:
         constants['p_mask'] = None
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
@@ -190,9 +196,9 @@ def width(suffixes):
 
 
 def quick_cases():
-    """At most 85: every kernel in half precision at D = 64 for the GPUs that must not spill, the
+    """At most 95: every kernel in half precision at D = 64 for the GPUs that must not spill, the
     gated ones with a mask, two with a head dim that 16 does not divide, the one that takes most
-    shared memory, the largest filter, the widest norm, and all once more with everything else
+    shared memory, the largest filter, the widest norm, `ffn` for all GPUs, and all once more with everything else
     different, for one GPU after the other."""
     for (op, phase), target in itertools.product(CASES, ('sm_80', 'sm_90')):
         yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=64)
@@ -213,6 +219,9 @@ def quick_cases():
         masked=True,
     )
     yield dict(target='sm_90', op='layer_norm', phase='norm_backward', dtype='bf16', dim=1000)
+    for target, dim in itertools.product(TARGETS, (64, 128)):
+        if dim == 128 or target in ('sm_100', 'gfx942'):
+            yield dict(target=target, op='ffn', phase='ffn_forward', dtype='bf16', dim=dim)
     for index, (op, phase) in enumerate(CASES):
         yield dict(
             target=list(TARGETS)[index % 4], op=op, phase=phase,
@@ -225,6 +234,8 @@ def table_cases(dtypes=('bf16', 'fp32'), dims=(32, 64, 128)):
     for (op, phase), dtype, dim, target in itertools.product(CASES, dtypes, dims, TARGETS):
         # Of the number of channels, these only know whether 16 divides it.
         if op in ('wkv', 'depthwise') and dim not in (20, 32):
+            continue
+        if op == 'ffn' and dim > FFN_CHANNELS[DTYPES[dtype].itemsize]:
             continue
         # Norms are as wide as all heads together.
         dim *= 8 if op == 'layer_norm' else 1

@@ -5,6 +5,7 @@ Each op has a specification and an eager implementation in PyTorch, and fused ke
 
 from .decay.api import decay_linear_attention
 from .depthwise.api import depthwise_conv2d
+from .ffn.api import ffn
 from .gated.api import gated_linear_attention, linear_attention
 from .gated.state import KVState, kv_state, read_state, sum_states
 from .layer_norm.api import layer_norm
@@ -19,6 +20,7 @@ __all__ = [
     'bidirectional_wkv',
     'decay_linear_attention',
     'depthwise_conv2d',
+    'ffn',
     'gated_linear_attention',
     'is_tracing_or_compiling',
     'kv_state',

@@ -41,6 +41,13 @@ DEPTHWISE_CHANNELS = 32
 DEPTHWISE_COLUMNS = {1: 16, 3: 16, 5: 8}
 # The most channels of `layer_norm`, all of which a program holds in registers.
 NORM_CHANNELS = 1024
+# The most channels of `ffn`, by bytes per element of the products. Each program reads all weights:
+# with more channels it would hold fewer tokens and read more weights, until that takes longer than
+# the traffic that the kernel saves.
+FFN_CHANNELS = {2: 128, 4: 64}
+# Hidden channels of `ffn` that a program computes at a time, by bytes per element and padded
+# channels.
+FFN_HIDDEN = {(2, 32): 64, (2, 64): 64, (2, 128): 32, (4, 32): 32, (4, 64): 32}
 
 
 def _always(tile: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
@@ -151,6 +158,13 @@ TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
         'norm_forward': _rows(4096),
         'norm_backward': _rows(2048),
     },
+    # Bytes per element are those of the weights.
+    'ffn': {
+        'ffn_forward': {
+            (2, 32): (128, 4), (2, 64): (64, 4), (2, 128): (64, 4),
+            (4, 32): (64, 4), (4, 64): (32, 4),
+        },
+    },
 }  # fmt: skip
 KERNELS = {op: tuple(tiles) for op, tiles in TILES.items()}
 # Kernels whose programs leave partial states behind.
@@ -245,7 +259,7 @@ def plan(
         kernel: Name of one of its kernels.
         dtype: Dtype of the packed projection: float16, bfloat16 or float32.
         dim: Head dim D; no matter for `wkv`; side of the filter of `depthwise`, and channels of
-            `layer_norm`.
+            `layer_norm` and `ffn`.
         heads: Images times heads, B * H; for `wkv`, times blocks of channels, and for `depthwise`,
             times blocks of columns and of channels.
         tokens: N, at least 1; for `depthwise`, rows of the map.
@@ -256,7 +270,7 @@ def plan(
         span = decay_chunk(dtype, dim) if kernel.startswith('state') else block
         splits = ceil_div(tokens, span)
         return Launch(block, span, splits, heads * splits, num_warps)
-    if op == 'wkv':
+    if op in ('wkv', 'ffn'):
         splits = ceil_div(tokens, block)
         return Launch(block, block, splits, heads * splits, num_warps)
     tiles = ceil_div(tokens, block)

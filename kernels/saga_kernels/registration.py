@@ -70,12 +70,17 @@ def register_autograd(op: OpOverload, save: Callable, differentiate: Callable) -
 
 def refuse_double_backward(op: OpOverload) -> None:
     """Make the gradient of an op that is itself a gradient an error."""
-    register_autograd(op, _keep_nothing, _refuse)
+    refuse_backward(op, 'no double backward')
+
+
+def refuse_backward(op: OpOverload, what: str = 'no backward pass') -> None:
+    """Make the gradient of an op an error, which says what the kernel has not."""
+
+    def refuse(ctx: Any, *grads: Tensor | None) -> None:
+        raise RuntimeError(f"the Triton kernel has {what}; use impl='reference'")
+
+    register_autograd(op, _keep_nothing, refuse)
 
 
 def _keep_nothing(ctx: Any, inputs: tuple, results: Any) -> None:
     pass
-
-
-def _refuse(ctx: Any, *grads: Tensor | None) -> None:
-    raise RuntimeError("the Triton kernel has no double backward; use impl='reference'")

@@ -16,7 +16,7 @@ import triton.language as tl
 SIZES = (
     'N', 'H', 'SPAN', 'HEIGHT', 'WIDTH', 'C', 'CHUNKS', 'SPLITS', 'x_b', 'x_n', 'x_p', 'x_h', 'k_b',
     'k_n', 'v_b', 'v_n', 'w_b', 'u_b', 'do_b', 'do_n', 'do_h', 'mask_b', 'mask_n',
-    'x_r', 'x_w', 'add_b', 'add_r', 'add_w', 'do_r', 'do_w', 'mask_r', 'mask_w',
+    'x_r', 'x_w', 'add_b', 'add_r', 'add_w', 'do_r', 'do_w', 'mask_r', 'mask_w', 'F',
 )  # fmt: skip
 
 

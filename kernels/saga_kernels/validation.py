@@ -25,6 +25,7 @@ OPS = (
     'bidirectional_wkv',
     'depthwise_conv2d',
     'layer_norm',
+    'ffn',
 )
 FEATURE_MAPS = ('elu', 'relu')
 DecayPer = Literal['image', 'token']
@@ -233,16 +234,21 @@ def check_decay_per(decay_per: str) -> None:
 
 def _check_layer(*, x: Tensor, weight: Tensor, **others: Tensor) -> None:
     """Check types, dtypes and devices of a layer's tensors; a bias must match the weight."""
-    for name, y in dict(x=x, weight=weight, **others).items():
+    _check_tensors(x, dict(x=x, weight=weight, **others))
+    if 'bias' in others and others['bias'].dtype != weight.dtype:
+        expected = f'the dtype of weight, {weight.dtype}'
+        raise ValueError(f'bias must have {expected}, got {others["bias"].dtype}')
+
+
+def _check_tensors(x: Tensor, tensors: dict[str, Tensor]) -> None:
+    """Check types, dtypes and devices of a layer's tensors, by name."""
+    for name, y in tensors.items():
         if not isinstance(y, Tensor):
             raise TypeError(f'{name} must be a tensor, got {type(y).__name__}')
         if y.dtype not in DTYPES:
             raise ValueError(f'{name} must be float16, bfloat16, float32 or float64, got {y.dtype}')
         if y.device != x.device:
             raise ValueError(f'{name} must be on {x.device} as x is, got {y.device}')
-    if 'bias' in others and others['bias'].dtype != weight.dtype:
-        expected = f'the dtype of weight, {weight.dtype}'
-        raise ValueError(f'bias must have {expected}, got {others["bias"].dtype}')
 
 
 def check_depthwise(
@@ -279,3 +285,34 @@ def check_norm(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | Non
     for name, y in dict(weight=weight, bias=bias).items():
         if y.shape != x.shape[-1:]:
             raise ValueError(f'{name} must have shape {tuple(x.shape[-1:])}, got {tuple(y.shape)}')
+
+
+def check_ffn(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    fc1: tuple[Tensor, Tensor],
+    fc2: tuple[Tensor, Tensor],
+    gamma: Tensor | None,
+) -> None:
+    """Check the arguments of `ffn` against each other."""
+    tensors = dict(x=x)
+    for name, pair in dict(norm=norm, fc1=fc1, fc2=fc2).items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f'{name} must be a weight and a bias, got {type(pair).__name__}')
+        tensors |= {f'{name}[{i}]': y for i, y in enumerate(pair)}
+    if gamma is not None:
+        tensors['gamma'] = gamma
+    _check_tensors(x, tensors)
+    if torch.jit.is_tracing():
+        return
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f'x must have shape (..., C), C > 0, got {tuple(x.shape)}')
+    channels, hidden = x.shape[-1], fc1[0].shape[0] if fc1[0].ndim else 0
+    shapes = {
+        'norm[0]': (channels,), 'norm[1]': (channels,), 'fc1[0]': (hidden, channels),
+        'fc1[1]': (hidden,), 'fc2[0]': (channels, hidden), 'fc2[1]': (channels,),
+        'gamma': (channels,),
+    }  # fmt: skip
+    for name, y in tensors.items():
+        if name != 'x' and y.shape != shapes[name]:
+            raise ValueError(f'{name} must have shape {shapes[name]}, got {tuple(y.shape)}')

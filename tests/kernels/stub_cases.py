@@ -15,6 +15,7 @@ from saga_kernels import (
     rank_augmented_linear_attention,
 )
 from saga_kernels.depthwise.registration import depthwise_forward
+from saga_kernels.ffn.registration import ffn_forward
 from saga_kernels.gated import kernel
 from saga_kernels.launch import starter_of
 
@@ -102,6 +103,26 @@ def test_a_tensor_that_is_not_aligned_gets_a_kernel_of_its_own(name, dtype, dim)
     assert len(set(launches)) == 1
     for case in cases:
         assert counted(lambda case=case: run(*case)) == [0, 0, launches[0]]
+
+
+@pytest.mark.parametrize('dim', [24, 64])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+def test_a_feed_forward_network_with_tensors_that_are_not_aligned(dtype, dim):
+    x, norm = torch.randn(60, dim).to(dtype), torch.ones(2, dim)
+    fc1, bias1, bias2 = torch.randn(2 * dim, dim).to(dtype), torch.ones(2 * dim), torch.ones(dim)
+    layers = [*norm, fc1, bias1, fc1.T.contiguous(), bias2]
+    cases = [(x, layers, None), (x, layers, bias2), (shifted(x), layers, None)]
+    cases += [
+        (x, [shifted(y) if i == j else y for j, y in enumerate(layers)], None) for i in range(6)
+    ]
+
+    def run(x, layers, gamma):
+        ffn_forward(x, *layers, gamma, 1e-6)
+
+    for case in cases:
+        assert counted(lambda case=case: run(*case)) == [1, 1, 0]
+    for case in cases:
+        assert counted(lambda case=case: run(*case)) == [0, 0, 1]
 
 
 def test_the_stub_refuses_a_kernel_that_was_compiled_for_other_tensors():

@@ -1,5 +1,6 @@
 """The kernels compile, without a GPU, for several GPUs and within their limits."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from saga_kernels.launch import KERNELS
+from saga_kernels.launch import FFN_HIDDEN, KERNELS
 
 pytest.importorskip('triton')
 
@@ -25,7 +26,7 @@ def rows():
 
 
 def test_every_kernel_and_every_target(rows):
-    assert len(rows) <= 85
+    assert len(rows) <= 95
     compiled = {(row['op'], row['kernel']) for row in rows}
     assert compiled == {(op, kernel) for op, kernels in KERNELS.items() for kernel in kernels}
     assert {row['target'] for row in rows} == set(SHARED)
@@ -44,6 +45,20 @@ def test_half_precision_spills_nothing_up_to_64_channels(rows):
     ]
     assert len(half) >= 16
     assert not [row for row in half if row['stack']]
+
+
+def test_a_feed_forward_network_spills_nothing_and_takes_one_exponential_per_hidden_channel(rows):
+    chosen = [row for row in rows if row['op'] == 'ffn' and row['dtype'] == 'bf16']
+    compiled = {(row['target'], row['D']) for row in chosen}
+    assert compiled == set(itertools.product(SHARED, (64, 128)))
+    assert not [row for row in chosen if row['stack']]
+    for row in chosen:
+        if row['target'] in ('sm_80', 'sm_90'):
+            # Per token, of the hidden channels of one round.
+            hidden = FFN_HIDDEN[2, row['D']]
+            assert row['special'] * row['D'] == hidden
+            assert 0 < row['instructions'] <= 0.9 * hidden
+            assert not row['local']
 
 
 # Results of the special-function unit per token and channel that the formulas of `gated` ask for,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saga_kernels import depthwise_conv2d, layer_norm
+from saga_kernels import depthwise_conv2d, ffn, layer_norm
 
 OPS = ('layer_norm_forward', 'depthwise_forward')
 
@@ -41,6 +41,36 @@ def test_compiles_without_a_graph_break(triton_device):
         for value, expected, truth in zip(*grads, strict=True):
             torch.testing.assert_close(value, expected)
             torch.testing.assert_close(value, truth, rtol=1e-2, atol=1e-2)
+
+
+class FeedForward(torch.nn.Module):
+    """The second half of a transformer block."""
+
+    def __init__(self, impl):
+        super().__init__()
+        self.impl = impl
+        self.layers = torch.nn.ModuleList(
+            [torch.nn.LayerNorm(8), torch.nn.Linear(8, 20), torch.nn.Linear(20, 8)]
+        )
+
+    def forward(self, x):
+        pairs = [(layer.weight, layer.bias) for layer in self.layers]
+        return ffn(x, *pairs, impl=self.impl)
+
+
+@pytest.mark.parametrize('impl', ['auto', 'reference', 'triton'])
+def test_a_feed_forward_network_is_compiled_and_exported(impl, triton_device):
+    block = FeedForward(impl).to(triton_device)
+    compiled = torch.compile(block, fullgraph=True, backend='aot_eager', dynamic=True)
+    x, larger = (torch.randn(size, 4, 5, 8, device=triton_device) for size in (2, 3))
+    with torch.no_grad():
+        for y in (x, larger):
+            torch.testing.assert_close(compiled(y), block(y))
+        dynamic = {'x': dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)}
+        program = torch.export.export(block, (x,), dynamic_shapes=dynamic)
+    names = {str(node.target) for node in program.graph.nodes}
+    assert ('saga_kernels.ffn_forward.default' in names) == (impl == 'triton')
+    torch.testing.assert_close(program.module()(larger), block.requires_grad_(False)(larger))
 
 
 @pytest.mark.parametrize('impl', ['auto', 'reference', 'triton'])

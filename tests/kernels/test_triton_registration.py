@@ -65,6 +65,15 @@ def check_layer_norm(packed, mask, eps):
     torch.library.opcheck(ops.layer_norm_backward.default, (torch.randn_like(out), x, weight, eps))
 
 
+def check_ffn(packed, mask, scaled):
+    x = packed[:, :, 1].flatten(2)
+    gamma = torch.randn(8, device=x.device) if scaled else None
+    fc1, fc2 = torch.randn(2, 12, 8, device=x.device).bfloat16()
+    norm, (bias1, bias2) = x[0, :2], torch.randn(2, 12, device=x.device)
+    layers = fc1, bias1, fc2.T.contiguous(), bias2[:8]
+    torch.library.opcheck(ops.ffn_forward.default, (x, *norm.unbind(), *layers, gamma, 1e-6))
+
+
 def check_wkv(packed, mask):
     k, v = packed[:, :, :2].flatten(3).unbind(2)
     w, u = torch.rand(2, 1, k.shape[2], device=k.device)
@@ -86,6 +95,8 @@ def check_wkv(packed, mask):
         (check_depthwise, 3, (True,)),
         (check_depthwise, 3, (False,)),
         (check_layer_norm, 3, (1e-6,)),
+        (check_ffn, 3, (True,)),
+        (check_ffn, 3, (False,)),
     ],
 )
 @pytest.mark.parametrize('masked', [False, True])

@@ -145,3 +145,17 @@ def test_layer_norm_reads_and_writes_each_tensor_once(count):
     assert traffic == (1, 1)
     _, traffic = count(lambda: kernel.backward(out, x, weight, 1e-6), x.numel())
     assert traffic == (2, 1)
+
+
+@pytest.mark.parametrize('hidden', [48, 192])
+def test_ffn_writes_nothing_but_its_output(hidden, count):
+    from saga_kernels.ffn import kernel
+
+    x, norm = torch.randn(300, 24).half(), torch.randn(2, 24).unbind()
+    fc1 = torch.randn(hidden, 24).half(), torch.randn(hidden)
+    fc2 = torch.randn(24, hidden).half(), torch.randn(24)
+    run = lambda: kernel.forward(x, norm, fc1, fc2, None, 1e-6, x.dtype)  # noqa: E731
+    _, (loads, stores) = count(run, x.numel())
+    # x for the norm, and from a cache for the sum; and for each tile both weights, from L2.
+    tiles = -(-300 // tile_config('ffn', 'ffn_forward', x.dtype, 24)[0])
+    assert (loads, stores) == (2 + tiles * 2 * hidden / 300, 1)
