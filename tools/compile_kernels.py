@@ -198,8 +198,8 @@ def width(suffixes):
 def quick_cases():
     """At most 95: every kernel in half precision at D = 64 for the GPUs that must not spill, the
     gated ones with a mask, two with a head dim that 16 does not divide, the one that takes most
-    shared memory, the largest filter, the widest norm, `ffn` for all GPUs, and all once more with everything else
-    different, for one GPU after the other."""
+    shared memory, the largest filter, the widest norm, `ffn` for all GPUs, and all once more with
+    everything else different, for one GPU after the other."""
     for (op, phase), target in itertools.product(CASES, ('sm_80', 'sm_90')):
         yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=64)
     for phase in KERNELS['gated']:

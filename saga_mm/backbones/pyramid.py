@@ -27,6 +27,7 @@ from saga_kernels.tracing import is_exporting
 from ..checkpoint import report_pretrained
 from ..inference import ImageRows, in_full, run_block, run_embed, run_output
 from ..layers import (
+    FFN,
     DepthwiseConv2d,
     LayerNorm,
     downsample_mask,
@@ -228,7 +229,7 @@ class PyramidBackbone(BaseModule):
         self.norms = nn.ModuleDict({str(i): make_norm(i) for i in out_indices})
         if impl == 'reference':
             for module in self.modules():
-                if isinstance(module, DepthwiseConv2d | LayerNorm):
+                if isinstance(module, DepthwiseConv2d | LayerNorm | FFN):
                     module.impl = 'reference'
         self._freeze()
         self._built_empty = any(parameter.is_meta for parameter in self.parameters())

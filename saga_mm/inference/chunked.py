@@ -39,6 +39,7 @@ from ..layers import (
     scale,
     unpack,
 )
+from .fused import can_fuse, fused_block
 from .image_rows import ImageRows
 from .storage import full_dtype, in_full, kept_dtype, new_map, write_map
 
@@ -58,9 +59,11 @@ def run_block(
 ) -> Tensor | tuple[Tensor, ...]:
     """Compute `block(x, mask)`, over chunks of rows where that gives the same result and is faster.
 
-    The block is called on the whole map on a GPU, while torch traces or compiles, if a hook is
-    registered on it or on a module in it, if it contains other modules than `Block`, `FFN` and
-    `ChannelMix` do by default, as after quantisation, and if the map is small. If gradients are
+    On a GPU without gradients, norm, FFN and residual are one kernel where `can_fuse` says so.
+
+    The block is called on the whole map otherwise on a GPU, while torch traces or compiles, if a
+    hook is registered on it or on a module in it, if it contains other modules than `Block`, `FFN`
+    and `ChannelMix` do by default, as after quantisation, and if the map is small. If gradients are
     needed, only the FFN runs over chunks. Autograd keeps the wide maps, so that this saves time but
     no memory.
 
@@ -69,7 +72,11 @@ def run_block(
         x: (B, H, W, C).
         mask: As in `mask_padding`, or None.
     """
-    if not can_chunk(block, x) or not is_plain(block):
+    if not is_plain(block):
+        return block(in_full(x), mask)
+    if can_fuse(block, x):
+        return fused_block(block, in_full(x), mask)
+    if not can_chunk(block, x):
         return block(in_full(x), mask)
     width, halo = reach_of_ffn(block.ffn)
     chunks = row_chunks(x, width, halo)
@@ -225,10 +232,7 @@ def block_with_chunked_ffn(
     block: Block, x: Tensor, mask: Tensor | None, chunks: list[slice]
 ) -> Tensor | tuple[Tensor, ...]:
     """The output of a plain block, with gradients: only `norm2` and `ffn` run over chunks."""
-    if block.cpe is not None:
-        x = x + block.cpe(mask_padding(x, mask))
-    y, *state = unpack(block.attn(block.norm1(x), mask))
-    x = x + block.drop_path1(scale(y, block.gamma1))
+    x, *state = block.attend(x, mask)
     # One split in place of several slices, so that autograd writes a single gradient for x.
     parts = x.split(chunks[0].stop, dim=1)
     y = torch.cat([block.ffn(block.norm2(part)) for part in parts], dim=1)

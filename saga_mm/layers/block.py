@@ -30,6 +30,7 @@ class Block(nn.Module):
 
     attn: Any
     ffn: Any
+    norm2: Any
     cpe: DepthwiseConv2d | None
     gamma1: nn.Parameter | None
     gamma2: nn.Parameter | None
@@ -61,12 +62,16 @@ class Block(nn.Module):
             self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+        x, *state = self.attend(x, mask)
+        x = x + self.drop_path2(scale(self.ffn(self.norm2(x), mask), self.gamma2))
+        return (x, *state) if state else x
+
+    def attend(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """All but the FFN: a map, and the hidden state if the attention returns one."""
         if self.cpe is not None:
             x = add_conv(x, self.cpe, x, mask)
         y, *state = unpack(self.attn(self.norm1(x), mask))
-        x = x + self.drop_path1(scale(y, self.gamma1))
-        x = x + self.drop_path2(scale(self.ffn(self.norm2(x), mask), self.gamma2))
-        return (x, *state) if state else x
+        return x + self.drop_path1(scale(y, self.gamma1)), *state
 
 
 def unpack(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

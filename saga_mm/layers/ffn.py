@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saga_kernels.dispatch import Impl
+
 from .conv import DepthwiseConv2d, add_conv
 from .init import init_linear
 
@@ -15,7 +17,13 @@ class FFN(nn.Module):
         hidden_dim: Channels between the two layers.
         conv_kernel_size: Kernel size of a depthwise convolution after the GELU, added to its input;
             0 for no convolution.
+
+    Attributes:
+        impl: `'auto'`, `'reference'` or `'triton'` for the whole second half of a block, where it
+            can run as one kernel, see `saga_kernels.ffn`. 'auto' unless it is set.
     """
+
+    impl: Impl = 'auto'
 
     def __init__(self, dim: int, hidden_dim: int, conv_kernel_size: int = 0) -> None:
         super().__init__()

@@ -68,13 +68,11 @@ def ffn_forward(
     for f in range(0, F, BF):
         o_f = f + tl.arange(0, BF)
         m_f = o_f < F
-        # (C, F) and (F, C): both are read along the axis that is contiguous, and transposed.
-        b_w1 = tl.load(
-            p_weight1 + o_f[None, :] * C + o_c[:, None], m_c[:, None] & m_f[None, :], 0.0
-        )
-        b_w2 = tl.load(
-            p_weight2 + o_c[None, :] * F + o_f[:, None], m_f[:, None] & m_c[None, :], 0.0
-        )
+        # (C, F) and (F, C), read along the axis that is contiguous.
+        o_w1, m_w1 = o_f[None, :] * C + o_c[:, None], m_c[:, None] & m_f[None, :]
+        o_w2, m_w2 = o_c[None, :] * F + o_f[:, None], m_f[:, None] & m_c[None, :]
+        b_w1 = tl.load(p_weight1 + o_w1, m_w1, other=0.0)
+        b_w2 = tl.load(p_weight2 + o_w2, m_w2, other=0.0)
         b_a = tl.dot(b_h, b_w1, input_precision=PRECISION) + load(p_b1 + o_f, m_f)[None, :]
         b_out = tl.dot(gelu(b_a).to(b_w2.dtype), b_w2, b_out, input_precision=PRECISION)
     b_out += load(p_b2 + o_c, m_c)[None, :]
