@@ -22,6 +22,7 @@ import torch
 from saga_mm.analysis.benchmark import (
     KNOWN,
     MODES,
+    is_config,
     is_known,
     is_whole,
     make_cells,
@@ -36,7 +37,8 @@ from saga_mm.analysis.measure import DTYPES
 from saga_mm.analysis.whole_models import HEADS, table_of_parts
 from saga_mm.apis import select_device
 from saga_mm.checkpoint import make_folder
-from saga_mm.cli import add_options, print_written, run_tool
+from saga_mm.cli import add_options, load_config, print_written, run_tool
+from saga_mm.cli.suggest import suggest
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -101,10 +103,13 @@ def check(args: argparse.Namespace) -> None:
     for name in args.models:
         if 'parts' in args.mode and not is_whole(name):
             raise ValueError(f'--mode parts needs configs or HEAD+BACKBONE, got {name!r}')
-        if not is_known(name) and not Path(name).is_file() and '.' not in name:
-            raise ValueError(
-                f'--models: {name!r} is none of {tuple(KNOWN)}, no file, no scope.Name'
-            )
+        if is_config(name):
+            load_config(name, {}, ('model',))
+        elif not is_known(name) and '.' not in name:
+            heads = f' after a head of {tuple(HEADS)}' if '+' in name else ''
+            near = suggest(name.rpartition('+')[2], KNOWN)
+            known = f'{tuple(KNOWN)}{heads}, no config, no scope.Name'
+            raise ValueError(f'--models: {name!r} is none of {known}{near}')
 
 
 def describe_machine(args: argparse.Namespace) -> str:

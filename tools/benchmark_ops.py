@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -57,11 +58,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def shape_of(text: str) -> tuple[int, int, int]:
+    """The batch, heads and channels per head that an option such as 1,8,64 stands for."""
+    if not re.fullmatch(r'[1-9]\d*(,[1-9]\d*){2}', text):
+        raise argparse.ArgumentTypeError(f'expected B,H,D, such as 1,8,64, got {text!r}')
     batch, heads, dim = map(int, text.split(','))
     return batch, heads, dim
 
 
 def run(args: argparse.Namespace) -> None:
+    if min(args.tokens) < 1:
+        raise ValueError(f'--tokens must be positive, got {min(args.tokens)}')
     select_device(args.device)
     dtype = args.dtype or ('bfloat16' if args.device == 'cuda' else 'float32')
     make_folder(args.out_dir)

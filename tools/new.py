@@ -23,6 +23,8 @@ from saga_mm.own_data import survey_detection, survey_segmentation
 
 def mask_value(text: str) -> int | tuple[int, int, int]:
     """A value in masks, or a colour such as 255,0,0."""
+    if not re.fullmatch(r'\d+(,\d+,\d+)?', text):
+        raise argparse.ArgumentTypeError(f'expected a value or a colour R,G,B, got {text!r}')
     numbers = [int(number) for number in text.split(',')]
     if len(numbers) == 1:
         return numbers[0]

@@ -75,7 +75,7 @@ COUNT = 'count'
 def build(name: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], object]]:
     """Build a model, and return it with a function that calls it on images (B, 3, H, W)."""
     head, _, backbone = name.rpartition('+')
-    if Path(name).is_file():
+    if is_config(name):
         model, call = build_model(load_config(name, {}, ('model',))), call_whole
     elif head:
         model, call = build_whole(head, KNOWN[backbone]), call_whole
@@ -92,7 +92,12 @@ def build(name: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], object]]:
 
 def is_whole(name: str) -> bool:
     """Whether a name stands for a detector or segmentor, not for a backbone alone."""
-    return Path(name).is_file() or '+' in name
+    return is_config(name) or '+' in name
+
+
+def is_config(name: str) -> bool:
+    """Whether a name stands for a config: a file, or one of a package."""
+    return Path(name).suffix == '.py' or '::' in name or Path(name).is_file()
 
 
 def is_known(name: str) -> bool:
@@ -104,7 +109,7 @@ def is_known(name: str) -> bool:
 def title(name: str) -> str:
     """The name of a model in pictures."""
     if not is_known(name):
-        return Path(name).stem if Path(name).is_file() else name
+        return Path(name).stem if is_config(name) else name
     return ' + '.join(TITLES[part] for part in name.split('+'))
 
 

@@ -18,8 +18,14 @@ from mmengine.device import get_device
 from mmengine.evaluator import DumpResults
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
-from mmengine.optim import AmpOptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS, RUNNERS
+from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor
+from mmengine.registry import (
+    HOOKS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    RUNNERS,
+)
 from mmengine.runner import Runner
 from torch import nn
 
@@ -28,6 +34,7 @@ from ..cli import check_data, keep_freed_memory, prepare
 from ..cli.launch import is_first_process, refuse_empty, use_cpu_processes
 from ..cli.lock import locked
 from ..cli.run_config import RunConfig
+from ..cli.suggest import suggest_type
 from ..cli.types import find_datasets, resolve
 from ..engine import (
     AtomicCheckpointHook,
@@ -88,6 +95,7 @@ def train(
             raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
         cfg.auto_scale_lr.enable = True
     _check_lengths(cfg)
+    _check_optimizer(cfg)
     run = RunConfig(cfg)
     run.launcher = launcher
     checkpoint = _checkpoint_to_resume(resume, cfg.work_dir)
@@ -206,6 +214,20 @@ def _check_lengths(cfg: Config) -> None:
             'train_cfg.val_interval must be at least 1, got 0; without val_dataloader, val_cfg and '
             'val_evaluator there is no validation'
         )
+
+
+def _check_optimizer(cfg: Config) -> None:
+    """ValueError for an unknown optimizer, of which mmengine's constructor only says `None`."""
+    optimizer = cfg.optim_wrapper.get('optimizer')
+    kind = optimizer.get('type') if isinstance(optimizer, Mapping) else None
+    scope = cfg.get('default_scope')
+    constructor = cfg.optim_wrapper.get('constructor', DefaultOptimWrapperConstructor)
+    builder = resolve(constructor, OPTIM_WRAPPER_CONSTRUCTORS, scope)
+    if isinstance(kind, str) and builder and issubclass(builder, DefaultOptimWrapperConstructor):
+        with OPTIMIZERS.switch_scope_and_registry(scope) as registry:
+            if registry.get(kind) is None:
+                near = suggest_type(kind, registry)
+                raise ValueError(f'optim_wrapper.optimizer.type: there is no {kind!r}{near}')
 
 
 def _checkpoint_to_resume(resume: str | os.PathLike | None, work_dir: str) -> str | None:

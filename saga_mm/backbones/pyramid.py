@@ -204,6 +204,9 @@ class PyramidBackbone(BaseModule):
         init_cfg: dict | list | None,
         impl: str = 'auto',
     ) -> None:
+        for cfg in init_cfg if isinstance(init_cfg, list) else [init_cfg]:
+            if cfg and 'type' not in cfg:
+                raise ValueError(f"init_cfg must have a type, such as 'Pretrained', got {cfg}")
         super().__init__(init_cfg=init_cfg)
         if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f'in_channels must be a positive int, got {in_channels!r}')

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from traceback import walk_tb
 from types import TracebackType
+from typing import Any
 
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope, build_from_cfg
@@ -16,6 +17,7 @@ from mmengine.structures import BaseDataElement
 from ..engine.classes import describe_empty
 from ..stack import StackError, describe_missing_ops, describe_missing_toolbox
 from .suggest import suggest_argument, suggest_type
+from .types import name_of
 
 # mistakes of the user; anything else may be a fault of the program
 EXPECTED = (OSError, StackError, ValueError)
@@ -42,6 +44,8 @@ HINTS = {
         'its annotations, and which objects its filters and crops keep'
     ),
 }
+# what Python says about text that is no number, without a word about whose it is
+CONVERSION = re.compile('invalid literal for int|could not convert string to float')
 # what errors say about a name that the toolbox of the config would register
 UNREGISTERED = r'is not in the mm\w+::|must be a registered model|No module named'
 
@@ -100,6 +104,8 @@ def describe(error: Exception) -> str:
         )
     message = textwrap.shorten(message, 1000, placeholder=' ...')
     kind = '' if in_worker else f'{type(error).__name__}: '
+    if file is None and (not isinstance(error, EXPECTED) or CONVERSION.match(message)):
+        file = _arguments(error)
     told += [hint for pattern, hint in HINTS.items() if re.search(pattern, kind + message)]
     if re.search(UNREGISTERED, message) and (scope := DefaultScope.get_current_instance()):
         told += filter(None, [describe_missing_toolbox(scope.scope_name)])
@@ -118,16 +124,37 @@ def _is_interrupted(error: BaseException | None) -> bool:
 
 def _nearest(error: Exception) -> str:
     """What a mistyped type or argument may stand for, from the object that was being built."""
-    built = [
-        f.f_locals for f, _ in walk_tb(error.__traceback__) if f.f_code is build_from_cfg.__code__
-    ]
+    built = _built(error)
     if not built:
         return ''
-    kind, registry = built[-1].get('obj_type'), built[-1]['registry']
-    if isinstance(error, KeyError) and isinstance(kind, str) and 'obj_cls' in built[-1]:
-        return suggest_type(kind, registry) if built[-1]['obj_cls'] is None else ''
+    kind, registry = built.get('obj_type'), built['registry']
+    if isinstance(error, KeyError) and isinstance(kind, str) and 'obj_cls' in built:
+        return suggest_type(kind, registry) if built['obj_cls'] is None else ''
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    return suggest_argument(unknown[1], built[-1].get('obj_cls')) if unknown else ''
+    return suggest_argument(unknown[1], built.get('obj_cls')) if unknown else ''
+
+
+def _built(error: Exception) -> dict[str, Any]:
+    """The variables of mmengine's function that was building an object, the innermost one."""
+    built: dict[str, Any] = {}
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code is build_from_cfg.__code__:
+            built = frame.f_locals
+    return built
+
+
+def _arguments(error: Exception) -> str | None:
+    """The class that was being built, with those of its arguments that a config writes out."""
+    built = _built(error)
+    if built.get('obj_cls') is None or 'keyword argument' in str(error):
+        return None
+    simple = int | float | str | list | tuple
+    given = [
+        f'{key}={value!r}' for key, value in built['args'].items() if isinstance(value, simple)
+    ]
+    short = ', '.join(text for text in given if len(text) < 80)
+    name = name_of(built['obj_cls'])
+    return f'while building {name}({textwrap.shorten(short, 300, placeholder=" ...")})'
 
 
 def _look_into(error: Exception) -> tuple[str | None, BaseDataset | None, list[str]]:

@@ -124,7 +124,9 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
         raise ValueError(f'{where}: {error.msg} (line {error.lineno})') from error
     except CONFIG_ERRORS as error:
         where = f'{_file_behind(error, path)} can not be read as a config'
-        raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
+        # mmengine appends the whole search path to a failed import
+        reason = str(error).partition(', the current sys.path is')[0]
+        raise ValueError(f'{where}: {type(error).__name__}: {reason}') from error
     read = {*cfg, *inspect.signature(Runner.__init__).parameters, *READ_ELSEWHERE}
     for key in options:
         entry = key.partition('.')[0]
@@ -145,7 +147,13 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
 
 
 def _find(path: str) -> str:
-    return Config._get_cfg_path(path, '')[0] if '::' in path else path
+    if '::' not in path:
+        return path
+    file = Path(Config._get_cfg_path(path, '')[0])
+    if not file.is_file():
+        near = suggest(file.name, (other.name for other in file.parent.glob('*.py')))
+        raise FileNotFoundError(f'there is no config {path}{near}')
+    return str(file)
 
 
 def _file_behind(error: Exception, path: str | Path) -> str | Path:

@@ -40,8 +40,17 @@ def test_a_config_that_can_not_be_read_is_named(tmp_path, name):
     files, message = BROKEN[name]
     for file, text in files.items():
         (tmp_path / file).write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         load_config(tmp_path / next(iter(files)), {}, ('model',))
+    assert 'sys.path' not in str(error.value)
+
+
+def test_a_mistyped_config_of_the_package_is_named():
+    for folder, near in (('segmentation', "; did you mean 'upernet_saga_t.py'?"), ('nowhere', '')):
+        name = f'saga_mm::{folder}/upernet_sga_t.py'
+        with pytest.raises(FileNotFoundError) as error:
+            load_config(name, {}, ('model',))
+        assert str(error.value) == f'there is no config {name}{near}'
 
 
 # Optional entries that mmengine reads if they are there.

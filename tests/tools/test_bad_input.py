@@ -308,6 +308,22 @@ TOOLS = {
         lambda w: w.change('seg', 'train_dataloader.batch_size=x'),
         'batch_size',
     ),
+    'options: rate': (
+        lambda w: w.change('seg', 'optim_wrapper.optimizer.lr=fast'),
+        r"TypeError: .*while building \w+\(.*lr='fast'",
+    ),
+    'options: length': (
+        lambda w: w.change('seg', 'train_cfg.max_iters=long'),
+        r"invalid literal for int.*\(while building IterBasedTrainLoop\(.*max_iters='long'",
+    ),
+    'options: classes': (
+        lambda w: w.change('seg', 'model.decode_head.num_classes=many'),
+        r"while building \w+\(.*num_classes='many'",
+    ),
+    'options: optimizer': (
+        lambda w: w.change('seg', 'optim_wrapper.optimizer.type=AdamWW'),
+        "optim_wrapper.optimizer.type: there is no 'AdamWW'; did you mean 'AdamW'",
+    ),
     'options: metric': (
         lambda w: w.change('seg', 'default_hooks.checkpoint.save_best=nonsense'),
         'nonsense',

@@ -148,6 +148,10 @@ def test_a_cell_that_fails_in_its_process(new_process, tmp_path, monkeypatch):
     [
         (['--models', 'saga_x'], "--models: 'saga_x' is none of"),
         (['--models', 'upernet+saga_x'], "--models: 'upernet+saga_x' is none of"),
+        (['--models', 'pvt'], "no scope.Name; did you mean 'pvt_t'?"),
+        (['--models', 'uper+saga_t'], "after a head of ('upernet', "),
+        (['--models', 'nothing.py'], 'No such file or directory: nothing.py'),
+        (['--models', 'saga_mm::a/b.py'], 'there is no config saga_mm::a/b.py'),
         (['--models', 'saga_t', '--mode', 'parts'], '--mode parts needs configs or HEAD+BACKBONE'),
         (['--baseline', 'pvt_x'], "--baseline must be one of ['saga_t', 'pvt_t', 'pvt_t_sdpa']"),
         (['--sizes', '8'], '--sizes must be at least 32 pixels, got 8'),

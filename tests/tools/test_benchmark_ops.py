@@ -46,3 +46,18 @@ def test_a_small_case_on_a_cpu(op, tmp_path):
     if mixes:
         assert report['rows'][-1]['cells']['SDPA'] == dict(error='too long')
     assert ('too long' in table) == mixes
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--shapes', '1,32'], "argument --shapes: expected B,H,D, such as 1,8,64, got '1,32'"),
+        (['--shapes', '0,1,32'], "expected B,H,D, such as 1,8,64, got '0,1,32'"),
+        (['--tokens', '64', '0'], 'error: --tokens must be positive, got 0'),
+    ],
+)
+def test_wrong_options(tool, options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        tool('benchmark_ops').main([*options, '--out-dir', str(tmp_path / 'out')])
+    assert message in f'{error.value.code}{capsys.readouterr().err}'
+    assert not (tmp_path / 'out').exists()

@@ -207,6 +207,13 @@ def test_colour_masks_train(tool, tmp_path):
     train_and_test(out, tmp_path, SEGMENTOR)
 
 
+@pytest.mark.parametrize('text', ['red', '1,2', '-1', '1.5', '1,2,3,4', ''])
+def test_what_is_no_value_of_a_mask_is_named(tool, capsys, text):
+    with pytest.raises(SystemExit):
+        tool('new').main(['--task', 'segmentation', '--data', '.', f'--ignore={text}'])
+    assert f'expected a value or a colour R,G,B, got {text!r}' in capsys.readouterr().err
+
+
 def test_a_colour_is_ignored(tool, tmp_path):
     make_pairs(tmp_path / 'data')
     for path in (tmp_path / 'data/masks').iterdir():
