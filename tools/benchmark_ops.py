@@ -1,7 +1,7 @@
 """Time linear attention: the eager formula, torch.compile of it, this project, and others.
 
     python -m saga_mm benchmark_ops --out-dir work_dirs/benchmark_ops
-    python -m saga_mm benchmark_ops --op rank_augmented    or decay, wkv, depthwise, layer_norm
+    python -m saga_mm benchmark_ops --op rank_augmented    or another op
     python -m saga_mm benchmark_ops --tokens 3136 --shapes 1,1,32    on a CPU
 
 Times are medians on random data. On a GPU, the L2 cache is flushed before each run. The share is
@@ -10,9 +10,10 @@ an op has to read and write, in token tensors T: gated 6 T forward and 11 T back
 5 T and 9 T, as it reads q twice because of the mean of the queries; decay 6 T and 10 T, without the
 states of its chunks; wkv 3 T and 5 T, where its kernels move 7 T and 13 T in half precision, since
 they read their inputs twice and keep states of short tiles; depthwise 3 T and 7 T, layer_norm 2 T
-and 3 T. The eager layers leave out the gradients of weights, which the kernels compute. SDPA is
-softmax attention, which is another function of the same tokens. The tool writes ops.json and
-ops.md, again after each row.
+and 3 T; ffn, with 8 times as many hidden channels, 2 T forward, without the weights, which each
+program reads from a cache. The eager layers leave out the gradients of weights, which the kernels
+compute. SDPA is softmax attention, which is another function of the same tokens. The tool writes
+ops.json and ops.md, again after each row.
 """
 
 from __future__ import annotations

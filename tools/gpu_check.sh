@@ -43,7 +43,7 @@ PYTHON
 
 run_tests() {
     local workers=() backbones=()
-    "$python" -c 'import mmcv' 2> /dev/null && backbones=(tests/backbones/test_gpu.py)
+    "$python" -c 'import mmcv' 2> /dev/null && backbones=(tests/backbones/test_gpu.py tests/inference/test_fused.py)
     # Most of the time goes into compiling some 800 kernels, on the CPU.
     "$python" -c 'import xdist' 2> /dev/null && workers=(-n "${WORKERS:-12}" --dist worksteal)
     timeout -s INT 520 "$python" -m pytest -q "${workers[@]}" --durations=5 \
@@ -51,18 +51,20 @@ run_tests() {
         tests/kernels/test_triton_rank_augmented.py tests/kernels/test_triton_decay.py \
         tests/kernels/test_triton_wkv.py tests/kernels/test_triton_registration.py \
         tests/kernels/test_layers_gpu.py tests/kernels/test_triton_depthwise.py \
-        tests/kernels/test_triton_layer_norm.py tests/kernels/test_triton_layers.py "${backbones[@]}"
+        tests/kernels/test_triton_layer_norm.py tests/kernels/test_triton_ffn.py \
+        tests/kernels/test_triton_layers.py "${backbones[@]}"
 }
 
 run_benchmarks() {
-    local end=$((SECONDS + 520)) folder=$1 failed=0 op
+    local end=$((SECONDS + 520)) folder=$1 failed=0 op shapes
     left() { echo $((end - SECONDS > 1 ? end - SECONDS : 1)); }
     # A benchmark that its time limit ends (124) has saved its rows, and is no failure.
     within() { timeout -s INT "$@" || [ $? -eq 124 ] || failed=1; }
     # Stage 1 of 1280 x 1280 pixels comes first. Each op gets at most 50 seconds.
-    for op in gated wkv rank_augmented decay depthwise layer_norm; do
+    for op in gated ffn wkv rank_augmented decay depthwise layer_norm; do
+        [ $op = ffn ] && shapes='1,1,64 1,2,64' || shapes='1,1,64 1,8,64 32,8,32'
         within $(($(left) < 50 ? $(left) : 50)) "$python" tools/benchmark_ops.py --op $op \
-            --tokens 102400 25600 3136 --shapes 1,1,64 1,8,64 32,8,32 --out-dir "$folder/$op"
+            --tokens 102400 25600 3136 --shapes $shapes --out-dir "$folder/$op"
     done
     if "$python" -c 'import mmdet' 2> /dev/null; then
         within "$(left)" "$python" tools/benchmark.py --models saga_t pvt_t_sdpa pvt_t sola_vision_t ravlt_t \

@@ -27,10 +27,12 @@ from saga_kernels import (
     bidirectional_wkv,
     decay_linear_attention,
     depthwise_conv2d,
+    ffn,
     gated_linear_attention,
     layer_norm,
     rank_augmented_linear_attention,
 )
+from saga_kernels.launch import FFN_CHANNELS
 
 Impl = Literal['reference', 'triton']
 # The time of SDPA grows with the square of the number of tokens. Beyond this number of FLOPs it is
@@ -133,6 +135,21 @@ def norm(packed: Tensor, impl: Impl) -> Tensor:
     return layer_norm(x, weight, weight, impl=impl).unflatten(2, packed.shape[3:])
 
 
+@functools.cache
+def layers(device: torch.device, dtype: torch.dtype, channels: int) -> list[tuple[Tensor, Tensor]]:
+    """Weights and biases of a norm and of the linear layers of an FFN with 8 times the channels."""
+    shapes = (channels,), (8 * channels, channels), (channels, 8 * channels)
+    weights = [torch.randn(shape, device=device) / shape[-1] ** 0.5 for shape in shapes]
+    return [(w.to(dtype), torch.zeros(len(w), device=device, dtype=dtype)) for w in weights]
+
+
+def feed_forward(packed: Tensor, impl: Impl) -> Tensor:
+    """The second half of a block: x plus the FFN of its norm, over the channels of all heads."""
+    x = packed.flatten(2)
+    out = ffn(x, *layers(x.device, x.dtype, x.shape[-1]), impl=impl)
+    return out.unflatten(2, packed.shape[3:])
+
+
 def sdpa(packed: Tensor) -> Tensor:
     q, k, v = (packed[:, :, part].transpose(1, 2) for part in range(3))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -153,14 +170,17 @@ class Op:
         parts: Number of parts of the packed projection.
         eager: The formula, a function of the packed projection.
         this: The op of this project, a function of the packed projection and `impl`.
-        forward, backward: Number of token tensors that have to be read or written.
+        forward, backward: Number of token tensors that have to be read or written; None for an op
+            without a backward pass.
+        channels: The most channels that the kernel takes, by bytes per element; None for any.
     """
 
     parts: int
     eager: Callable
     this: Callable
     forward: int
-    backward: int
+    backward: int | None
+    channels: dict[int, int] | None = None
 
 
 OPS = {
@@ -171,6 +191,9 @@ OPS = {
     # What autograd moves to put the gradients of the two parts into one tensor is 4.
     'depthwise': Op(2, lambda packed: depthwise(packed, 'reference'), depthwise, 3, 3 + 4),
     'layer_norm': Op(1, lambda packed: norm(packed, 'reference'), norm, 2, 3),
+    'ffn': Op(
+        1, lambda packed: feed_forward(packed, 'reference'), feed_forward, 2, None, FFN_CHANNELS
+    ),
 }
 
 
@@ -211,11 +234,17 @@ def copy_bandwidth(device: str, seconds: float) -> float:
 
 
 def measure(
-    function: Callable[[Tensor], Tensor], packed: Tensor, device: str, seconds: float
+    function: Callable[[Tensor], Tensor],
+    packed: Tensor,
+    device: str,
+    seconds: float,
+    backward: bool,
 ) -> dict[str, float]:
     """Measure the milliseconds of forward, and of forward and backward."""
     with torch.no_grad():
         forward = median_ms(lambda: function(packed), device, seconds)
+    if not backward:
+        return dict(forward=forward)
     leaf = packed.detach().requires_grad_()
     grad_out = torch.randn_like(function(packed))
 
@@ -226,6 +255,7 @@ def measure(
 
 
 def cell(
+    op: Op,
     name: str,
     function: Callable[[Tensor], Tensor],
     packed: Tensor,
@@ -237,8 +267,11 @@ def cell(
     flops = 14 * batch * heads * tokens**2 * dim
     if name == 'SDPA' and flops > MOST_FLOPS[device]:
         return dict(error='too long')
+    most = op.channels[packed.itemsize] if op.channels else math.inf
+    if name == 'this' and device == 'cuda' and heads * dim > most:
+        return dict(error='too many channels')
     try:
-        return measure(function, packed, device, seconds)
+        return measure(function, packed, device, seconds, op.backward is not None)
     except torch.OutOfMemoryError:
         return dict(error='out of memory')
     finally:
@@ -290,7 +323,7 @@ def benchmark(
         for other, function in implementations(op, device).items():
             if other in skip:
                 continue
-            row['cells'][other] = cell(other, function, packed, device, seconds)
+            row['cells'][other] = cell(op, other, function, packed, device, seconds)
         row['share'] = shares(op, row, copy)
         print(json.dumps(row), flush=True)
         save(report)
@@ -302,11 +335,12 @@ def shares(op: Op, row: dict[str, Any], copy: float) -> dict[str, Any]:
     this = row['cells']['this']
     if 'error' in this:
         return {}
-    times = dict(forward=this['forward'], backward=this['both'] - this['forward'])
-    tensors = dict(forward=op.forward, backward=op.backward)
+    times = dict(forward=(op.forward, this['forward']))
+    if op.backward is not None:
+        times['backward'] = op.backward, this['both'] - this['forward']
     result = {}
-    for name, ms in times.items():
-        speed = tensors[name] * row['token_tensor_bytes'] / ms
+    for name, (tensors, ms) in times.items():
+        speed = tensors * row['token_tensor_bytes'] / ms
         result[name] = dict(gb_per_s=speed / 1e6, share=speed / copy)
     return result
 
@@ -345,5 +379,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def text(cell: dict[str, Any]) -> str:
     if 'forward' in cell:
-        return ' / '.join(f'{1e3 * cell[name]:,.1f}' for name in ('forward', 'both'))
+        return ' / '.join(
+            f'{1e3 * cell[name]:,.1f}' for name in ('forward', 'both') if name in cell
+        )
     return cell.get('error', '')

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from harness import BOUNDS, capture, rms_ratio
-from saga_kernels import depthwise_conv2d, layer_norm
+from saga_kernels import depthwise_conv2d, ffn, layer_norm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
@@ -137,3 +137,56 @@ def test_a_norm_under_autocast_has_the_dtype_of_that_of_pytorch(dtype):
     with torch.autocast('cuda', dtype=dtype):
         assert norm(packed).dtype == norm(packed, 'reference').dtype == torch.float32
         assert norm(packed.to(dtype)).dtype == norm(packed.to(dtype), 'reference').dtype
+
+
+def feed_forward(x, impl='auto', *, hidden=None, dtype=None, weights=torch.float32):
+    """The second half of a block, with a layer scale. Values of weights do not depend on dtypes."""
+    channels = x.shape[-1]
+    hidden = hidden or 8 * channels
+    shapes = [(channels,), (channels,), (hidden, channels), (hidden,), (channels, hidden)]
+    shapes += [(channels,), (channels,)]
+    values = []
+    for shape in shapes:
+        size = torch.Size(shape).numel()
+        wave = torch.sin(torch.arange(size, device='cuda') * 0.7).view(shape) / shape[-1] ** 0.5
+        values.append(wave.to(weights).to(dtype or weights))
+    *pairs, gamma = values
+    return ffn(x, pairs[:2], pairs[2:4], pairs[4:], gamma=gamma, impl=impl)
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize(('channels', 'hidden'), [(24, 100), (48, 384), (64, 512), (128, 1024)])
+def test_a_feed_forward_network_against_float64(dtype, channels, hidden):
+    channels = min(channels, 64) if dtype == torch.float32 else channels
+    x = packed_of(dtype, channels=channels)
+    out = feed_forward(x, 'triton', hidden=hidden, weights=dtype)
+    exact = feed_forward(x.double(), 'reference', hidden=hidden, weights=dtype, dtype=torch.float64)
+    assert rms_ratio(out, exact) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('stream', [torch.float32, torch.bfloat16])
+def test_a_feed_forward_network_under_autocast(dtype, stream):
+    x = packed_of(stream, channels=64)
+    with torch.autocast('cuda', dtype=dtype):
+        out, plain = feed_forward(x), feed_forward(x, 'reference')
+    assert out.dtype == plain.dtype == torch.float32
+    exact = feed_forward(x.double(), 'reference', dtype=torch.float64)
+    assert rms_ratio(out, exact) <= BOUNDS[dtype]
+
+
+def test_a_feed_forward_network_in_a_graph_and_in_compiled_code():
+    x = packed_of(channels=64)
+
+    def step(x=x):
+        return feed_forward(x, weights=torch.bfloat16)
+
+    first = step()
+    for _ in range(20):
+        assert torch.equal(step(), first)
+    graph, captured = capture(step)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(captured, step())
+    compiled = torch.compile(step, fullgraph=True)
+    torch.testing.assert_close(compiled(x), step(x), rtol=2e-2, atol=2e-2)

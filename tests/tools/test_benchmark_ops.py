@@ -11,7 +11,7 @@ TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark_ops.py'
 
 
 @pytest.mark.parametrize(
-    'op', ['gated', 'rank_augmented', 'decay', 'wkv', 'depthwise', 'layer_norm']
+    'op', ['gated', 'rank_augmented', 'decay', 'wkv', 'depthwise', 'layer_norm', 'ffn']
 )
 def test_a_small_case_on_a_cpu(op, tmp_path):
     options = [
@@ -36,11 +36,12 @@ def test_a_small_case_on_a_cpu(op, tmp_path):
     assert report['copy_gb_per_s'] > 0
     assert len(report['rows']) == 4
     # The layers around attention mix no tokens that are far apart.
-    mixes = op not in ('depthwise', 'layer_norm')
+    mixes = op not in ('depthwise', 'layer_norm', 'ffn')
     for row in report['rows']:
         assert list(row['cells']) == ['eager', 'this'] + ['SDPA'] * mixes
         assert row['cells']['this']['forward'] > 0
         assert row['share']['forward']['gb_per_s'] > 0
+        assert ('both' in row['cells']['this']) == ('backward' in row['share']) == (op != 'ffn')
     table = (tmp_path / 'ops.md').read_text()
     assert '| 1, 8, 64 | 4096 |' in table
     if mixes:

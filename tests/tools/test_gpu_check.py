@@ -47,7 +47,7 @@ def test_all_gpu_tests_run_to_the_end(check, tmp_path):
     named = {word for word in command if word.startswith('tests/')}
     needed = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ('kernels/test_triton_*.py', '*/test_*gpu.py')
+        for pattern in ('kernels/test_triton_*.py', '*/test_*gpu.py', 'inference/test_fused.py')
         for path in (ROOT / 'tests').glob(pattern)
         # These two need no GPU.
         if path.stem not in ('test_triton_compile', 'test_triton_traffic')
