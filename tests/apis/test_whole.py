@@ -369,6 +369,26 @@ def test_maps_in_half_precision(backbone, dtype, logits, monkeypatch):
     assert {map_.dtype for map_ in maps} == {dtype}
 
 
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(head='upernet', norm_cfg=dict(type='GN', num_groups=2)),
+        dict(
+            changes={
+                'data_preprocessor.type': 'saga_mm.MaskedSegDataPreprocessor',
+                'data_preprocessor.test_cfg': dict(size_divisor=64),
+                'backbone.pad_mask': True,
+            }
+        ),
+    ],
+    ids=['a head that runs in one piece', 'padding'],
+)
+def test_half_precision_with(options, monkeypatch):
+    monkeypatch.setattr(storage, 'SMALLEST', 1)
+    monkeypatch.setattr(chunked, 'BUDGET', 2**10)
+    check(make_model(**options), make_data(), 0.02, classes=0.01, maps_dtype=torch.float16)
+
+
 def test_maps_in_half_precision_and_in_files(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, 'SMALLEST', 1)
     options = dict(maps_dir=tmp_path, maps_dtype=torch.float16)

@@ -338,6 +338,8 @@ def test_broken_images_are_named_and_the_others_drawn(fails, models, image, tmp_
         (['--predictions-dir=out'], 'predictions-dir must be neither out-dir nor'),
         (['--predictions-dir=in'], 'predictions-dir must be neither out-dir nor'),
         (['--predictions-dir=p', '--max-memory=1GB'], 'without --predictions-dir'),
+        (['--maps-dir=m'], '--maps-dir needs --max-memory'),
+        (['--maps-dtype=float16'], '--maps-dtype needs --max-memory'),
         (['--cfg-options', 'default_scope=mmpose'], "'EncoderDecoder', default_scope 'mmpose'"),
         (['--cfg-options', 'optim_wraper.lr=1'], "has no entry 'optim_wraper'"),
     ],
