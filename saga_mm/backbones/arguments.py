@@ -21,7 +21,9 @@ KINDS = {
 
 
 def check_arguments(kind: type, args: Sequence, kwargs: Mapping[str, Any]) -> None:
-    """Check what a class is called with, before it is used.
+    """Check what a class of this package is called with, before it is used.
+
+    A class of others may have an `__init__` whose annotations are not meant for that.
 
     An annotation with other types than those of `KINDS` allows everything, as a class checks its
     sequences itself, and so does a missing one. What a class does not take is left to Python.
@@ -34,10 +36,10 @@ def check_arguments(kind: type, args: Sequence, kwargs: Mapping[str, Any]) -> No
     Raises:
         ValueError: An argument is not of an annotated type.
     """
-    try:
-        hints = get_type_hints(kind.__init__)  # type: ignore[misc]
-    except NameError:  # of a class of others, which imports names for type checkers only
+    init = kind.__init__  # type: ignore[misc]
+    if init.__module__.partition('.')[0] != __name__.partition('.')[0]:
         return
+    hints = get_type_hints(init)
     names = list(inspect.signature(kind).parameters)
     for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
         allowed = _alternatives(hints.get(name, Any))

@@ -57,9 +57,9 @@ def test_what_works_is_allowed():
 
 
 class Own(SAGA):
-    """A subclass whose annotation does not exist when a program runs."""
+    """A subclass with annotations that are not of use when a program runs."""
 
-    def __init__(self, arch: 'Unknown', extra: 'Unknown' = 'anything') -> None:  # noqa: F821
+    def __init__(self, arch: str, extra: 'Unknown' = 'anything') -> None:  # noqa: F821
         super().__init__(arch, out_indices=1)
         self.extra = extra
 
