@@ -7,7 +7,8 @@ python -m saga_mm convert_checkpoint saga_mm::segmentation/upernet_saga_t.py pvt
   also load without a conversion.
 - PVT, of its authors (https://github.com/whai362/PVT) or trained with mmdet's, for a SAGA of the
   same size: a warm start, of what has a counterpart: projections, FFN, norms, and with
-  `--cfg-options model.backbone.patch_embed=plain` patch embeddings. Gates start constant.
+  `--cfg-options model.backbone.patch_embed=plain` patch embeddings. The gates on keys and
+  values start constant.
 
 The result names what `model.backbone.init_cfg` or, for a whole model, `load_from` takes.
 """

@@ -3,8 +3,8 @@
 Stated by the paper: linear attention with input-adaptive gates on what enters the KV state,
 factorised by a Hadamard product, in place of the attention of PVT. Chosen by this project, because
 the paper's code is not public: the exact gate (see `saga_kernels.gated_linear_attention`), its
-initial values, LePE, conditional positional encoding, the convolutional stem and overlapping
-patches. Each choice is an option of `SAGA`.
+initial values, the output gate (which is that of RAVLT), LePE, conditional positional encoding, the
+convolutional stem and overlapping patches. Each choice is an option of `SAGA`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from ..attention import LINEAR
 from ..layers import FFN, Block, ConvStem, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
+
+# the attentions that have an output gate, and a norm of queries and keys
+WITH_OPTIONS = ('gated', 'plain')
 
 
 @MODELS.register_module()
@@ -53,9 +56,10 @@ class SAGA(PyramidBackbone):
             sigmoid(gate_bias). Defaults to 2.0.
         qk_norm (Sequence[float], optional): Normalise queries and keys in each head, with this
             initial gain and bias. None for no norm. See `saga_mm.layers.QKNorm`. Defaults to None.
-        output_gate (bool): Multiply the output of attention, before its projection, by a gate that
-            is a linear function of the token. See `saga_mm.attention.PackedAttention`. Defaults to
-            False.
+        output_gate (bool, optional): Multiply the output of attention, before its projection, by a
+            gate that is a linear function of the token. See `saga_mm.attention.PackedAttention`.
+            None gives the attentions 'gated' and 'plain' this gate, which others do not have.
+            Defaults to None.
         ffn_kernel_size (int): Kernel size of a depthwise convolution in the FFN, whose input is
             added to it, as in PVTv2 and RAVLT; 0 for no convolution. Defaults to 0.
         layer_scale (float, optional): Initial value of a learned factor per channel on attention
@@ -94,7 +98,7 @@ class SAGA(PyramidBackbone):
         gated: bool = True,
         gate_bias: float = 2.0,
         qk_norm: Sequence[float] | None = None,
-        output_gate: bool = False,
+        output_gate: bool | None = None,
         ffn_kernel_size: int = 0,
         layer_scale: float | None = None,
         feature_map: str = 'elu',
@@ -120,7 +124,8 @@ class SAGA(PyramidBackbone):
             options.update(gated=gated, gate_bias=gate_bias)
         if output_gate:
             check_takes('output_gate', attention)
-            options['output_gate'] = True
+        if attention in WITH_OPTIONS:
+            options['output_gate'] = output_gate is not False
         if qk_norm is not None:
             check_takes('qk_norm', attention)
             check_qk_norm(qk_norm)
@@ -166,7 +171,7 @@ class SAGA(PyramidBackbone):
 
 def check_takes(option: str, attention: str) -> None:
     """ValueError unless this attention has this option."""
-    if attention not in ('gated', 'plain'):
+    if attention not in WITH_OPTIONS:
         raise ValueError(f"{option} is for attention='gated' or 'plain', got {attention!r}")
 
 

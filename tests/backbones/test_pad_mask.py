@@ -21,7 +21,7 @@ CASES = {
     'saga-overlap': (SAGA, dict(patch_embed='overlap', cpe_kernel_size=5, lepe_kernel_size=0)),
     'saga-options': (
         SAGA,
-        dict(qk_norm=(2, -4), output_gate=True, ffn_kernel_size=3, layer_scale=0.5),
+        dict(qk_norm=(2, -4), ffn_kernel_size=3, layer_scale=0.5),
     ),
     'sola': (SoLAVision, dict(layers=LAYERS)),
     'sola-shift': (

@@ -13,10 +13,10 @@ SMALL = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3
 @pytest.mark.parametrize(
     ('arch', 'alias', 'blocks', 'millions'),
     [
-        ('tiny', 't', 8, 13.1),
-        ('small', 's', 16, 23.4),
-        ('medium', 'm', 28, 40.8),
-        ('large', 'l', 41, 55.2),
+        ('tiny', 't', 8, 13.9),
+        ('small', 's', 16, 24.9),
+        ('medium', 'm', 28, 43.5),
+        ('large', 'l', 41, 58.9),
     ],
 )
 def test_arch_names(arch, alias, blocks, millions):
@@ -48,8 +48,9 @@ def test_swin_widths_as_dict():
         dict(feature_map='relu'),
         dict(qk_norm=(2, -4)),
         dict(attention='plain', qk_norm=(2, -4)),
-        dict(output_gate=True),
+        dict(output_gate=False),
         dict(attention='plain', output_gate=True),
+        dict(attention='decay'),
         dict(ffn_kernel_size=3),
         dict(layer_scale=0.1),
         dict(impl='reference'),

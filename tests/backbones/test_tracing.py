@@ -13,9 +13,7 @@ PATTERN = ('L', 'L', 'S', 'L')
 MODELS = {
     'SAGA': lambda: SAGA(ARCH),
     'SAGA, plain patches': lambda: SAGA(ARCH, patch_embed='plain'),
-    'SAGA, options': lambda: SAGA(
-        ARCH, qk_norm=(2, -4), output_gate=True, ffn_kernel_size=3, layer_scale=0.5
-    ),
+    'SAGA, options': lambda: SAGA(ARCH, qk_norm=(2, -4), ffn_kernel_size=3, layer_scale=0.5),
     'SAGA, padded': lambda: SAGA(ARCH, pad_mask=True),
     'SoLA-Vision': lambda: SoLAVision(ARCH, PATTERN),
     'SoLA-Vision, gated': lambda: SoLAVision(ARCH, PATTERN, linear='gated'),

@@ -112,6 +112,7 @@ SEVEN = {'saga', 'saga_ungated', 'sola_vision', 'ravlt', 'pvt', 'pvtv2', 'swin'}
     ('folder', 'expected'),
     [
         ('classification/compare', SEVEN),
+        ('detection/compare', SEVEN),
         ('segmentation/compare', SEVEN),
         ('segmentation/compare_idrid', {'saga', 'pvt'}),
     ],
@@ -127,7 +128,8 @@ def test_compared_models_differ_in_the_backbone_only(config_dir, load_config, fo
         assert backbone.get('out_indices') == (
             (3,) if cfg['default_scope'] == 'mmpretrain' else None
         )
-        cfg['model'].get('decode_head', {}).pop('in_channels', None)
+        for reader in ('neck', 'decode_head'):
+            (cfg['model'].get(reader) or {}).pop('in_channels', None)
         others.append(cfg)
     assert all(cfg == others[0] for cfg in others)
 

@@ -86,6 +86,10 @@ def test_whole_model_of_ravlt(convert):
     assert torch.equal(out['backbone.norms.3.bias'], weights['backbone.extra_norms.3.norm.bias'])
 
 
+# in names of parameters of SAGA that PVT has none for
+LACKING = ('output_gate', 'lepe', 'cpe', 'norms.')
+
+
 @pytest.mark.parametrize('patch_embed', ['conv', 'plain'])
 def test_pvt_for_saga(convert, capsys, patch_embed):
     weights = pvt()
@@ -100,8 +104,9 @@ def test_pvt_for_saga(convert, capsys, patch_embed):
     model = SAGA(ARCH, patch_embed=patch_embed)
     match = load_weights(model, out)
     assert match.unexpected == match.mismatched == []
-    # PVT lacks the others: LePE, positions, output norms, and some embeddings with 'conv'.
-    lacking = ('lepe', 'cpe', 'norms.', 'embed.')[: 4 if patch_embed == 'conv' else 3]
+    # PVT lacks the others: output gate, LePE, positions, output norms, and some embeddings with
+    # 'conv'.
+    lacking = (*LACKING, *(['embed.'] if patch_embed == 'conv' else []))
     assert all(any(part in name for part in lacking) for name in match.missing), match.missing
     attention = model.stages[1].blocks[1].attn
     expected = torch.cat([weights['block2.1.attn.q.weight'], weights['block2.1.attn.kv.weight']])
@@ -132,8 +137,7 @@ def test_pvt_of_mmdet_for_saga(convert, positions):
     model = SAGA(arch, patch_embed='plain')
     match = load_weights(model, out, prefix='backbone.')
     assert match.unexpected == match.mismatched == []
-    lacking = ('lepe', 'cpe', 'norms.')
-    assert all(any(part in name for part in lacking) for name in match.missing), match.missing
+    assert all(any(part in name for part in LACKING) for name in match.missing), match.missing
     block, former = model.stages[1].blocks[1], truth.layers[1][1][1 + positions]
     assert torch.equal(block.attn.in_proj.weight[:48], former.attn.attn.in_proj_weight)
     assert torch.equal(block.ffn.fc2.weight, former.ffn.layers[3].weight.flatten(1))

@@ -20,6 +20,6 @@ model = dict(
     ),
     decode_head=dict(in_channels=[32, 64, 160, 256], channels=64),
 )
-# The last third of the validation images, which follow one another in a video, is kept for the test.
+# The last third of the validation images, frames of one video in order, is kept for the test.
 val_dataloader = dict(dataset=dict(indices=list(range(67))))
 test_dataloader = dict(dataset=dict(indices=list(range(67, 101))))

@@ -1,4 +1,4 @@
-"""SAGA without gates."""
+"""SAGA without gates on keys and values, with its output gate."""
 
 _base_ = './saga.py'
 
