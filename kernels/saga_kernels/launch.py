@@ -161,7 +161,7 @@ TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
     # Bytes per element are those of the weights.
     'ffn': {
         'ffn_forward': {
-            (2, 32): (128, 4), (2, 64): (64, 4), (2, 128): (64, 4),
+            (2, 32): (64, 4), (2, 64): (64, 4), (2, 128): (64, 4),
             (4, 32): (64, 4), (4, 64): (32, 4),
         },
     },
