@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from ..apis import toolbox_of
+from ..cli.errors import text_of
 from .cost import Cost, measure_cost
 
 # Number of regions that the first stage of a detector passes to the second, and number of objects
@@ -72,7 +73,7 @@ def model_cost(model: BaseModel, size: tuple[int, int], channels: int = 3) -> di
             return attempt()
         except CAN_NOT_RUN as error:
             reason = error
-    text = ' '.join(f'{type(reason).__name__}: {reason}'.split())
+    text = ' '.join(f'{type(reason).__name__}: {text_of(reason)}'.split())
     raise ValueError(
         f'{type(model).__name__} can not be run on an image of {size[0]} x {size[1]} pixels (some '
         f'models take images of one size only): {text}'

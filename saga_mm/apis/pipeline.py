@@ -105,6 +105,8 @@ class ImagePipeline:
                 results = transform(results)
             except UNREADABLE as error:
                 reason = f'{type(error).__name__}: {error}'
+                if not Path(path).stat().st_size:
+                    reason = 'the file is empty'
                 raise ValueError(f'not readable as an image: {reason}') from error
             if results is None:
                 break

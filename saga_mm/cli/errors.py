@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import textwrap
-from traceback import walk_tb
+from traceback import extract_tb, walk_tb
 from types import TracebackType
 from typing import Any
 
@@ -38,6 +38,10 @@ HINTS = {
     'NoneType takes no arguments': (
         'mmpretrain, which mmdet imports if it is installed, does not work with transformers 5: '
         "run pip install 'transformers<5', or uninstall one of them"
+    ),
+    r'to have \d+ channels, but got \d+ channels': (
+        "in_channels of a neck or head must be the widths of the backbone's maps, and those of the "
+        'backbone the channels of the images'
     ),
     'Cannot find valid image': (
         'the pipeline leaves no sample: see whether the classes of the data set have the names of '
@@ -91,7 +95,7 @@ def describe(error: Exception) -> str:
     elif isinstance(error, KeyError) and error.args:
         message = str(error.args[0])
     else:
-        message = str(error)
+        message = text_of(error)
     in_worker = message.startswith('Caught ') and 'in DataLoader worker process' in message
     if in_worker:
         # below the traceback of the other process
@@ -113,6 +117,13 @@ def describe(error: Exception) -> str:
     if isinstance(error, EXPECTED) and message:
         return message
     return f'{kind}{message} (run with --debug for the traceback)'
+
+
+def text_of(error: Exception) -> str:
+    """What an error says; of an assertion that says nothing, such as those of necks, its line."""
+    frames = extract_tb(error.__traceback__)
+    is_silent = isinstance(error, AssertionError) and not str(error) and frames
+    return frames[-1].line or '' if is_silent else str(error)
 
 
 def _is_interrupted(error: BaseException | None) -> bool:

@@ -79,11 +79,26 @@ def test_ctrl_c_is_no_error_of_syntax(capsys):
         (RuntimeError('operator torchvision::nms does not exist'), 'from the same index'),
         (TypeError('NoneType takes no arguments'), 'does not work with transformers 5'),
         (Exception('Cannot find valid image after 1000!'), 'whether the classes of the data set'),
+        (
+            RuntimeError('expected input[1, 64, 8, 8] to have 96 channels, but got 64 channels'),
+            "must be the widths of the backbone's maps",
+        ),
     ],
 )
 def test_errors_of_others_are_explained(error, hint):
     assert hint in describe(error)
     assert bool(hint) is (';' in describe(error))
+
+
+def test_an_assertion_without_a_message_shows_its_line():
+    def check(inputs, in_channels):
+        assert len(inputs) == len(in_channels)
+
+    with pytest.raises(AssertionError) as error:
+        check([1], [1, 2])
+    shown = AssertionError().with_traceback(error.value.__traceback__)
+    assert describe(shown).startswith('AssertionError: assert len(inputs) == len(in_channels) ')
+    assert describe(AssertionError('a message')).startswith('AssertionError: a message (run')
 
 
 def test_a_class_that_can_not_be_looked_up_is_explained():

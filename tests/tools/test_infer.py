@@ -318,12 +318,14 @@ def test_an_image_is_never_overwritten(fails, models, image):
     assert image.read_bytes() == before
 
 
-def test_broken_images_are_named_and_the_others_drawn(fails, models, image, tmp_path):
+def test_broken_images_are_named_and_the_others_drawn(fails, models, image, tmp_path, capsys):
     copy(image, 'bad.jpg').write_bytes(b'no image')
     copy(image, 'empty.jpg').write_bytes(b'')
     out = tmp_path / 'out'
     message = fails([image.parent, f'--out-dir={out}', *models['seg']])
     assert 'bad.jpg' in message and 'empty.jpg' in message and 'photo' not in message
+    printed = capsys.readouterr().out
+    assert '/empty.png: failed: not readable as an image: the file is empty' in printed
     assert [path.name for path in out.iterdir()] == ['photo.png']
 
 
