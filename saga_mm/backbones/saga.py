@@ -125,7 +125,7 @@ class SAGA(PyramidBackbone):
         if output_gate:
             check_takes('output_gate', attention)
         if attention in WITH_OPTIONS:
-            options['output_gate'] = output_gate is not False
+            options['output_gate'] = output_gate is None or bool(output_gate)
         if qk_norm is not None:
             check_takes('qk_norm', attention)
             check_qk_norm(qk_norm)

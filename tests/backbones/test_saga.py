@@ -49,6 +49,7 @@ def test_swin_widths_as_dict():
         dict(qk_norm=(2, -4)),
         dict(attention='plain', qk_norm=(2, -4)),
         dict(output_gate=False),
+        dict(output_gate=0),
         dict(attention='plain', output_gate=True),
         dict(attention='decay'),
         dict(ffn_kernel_size=3),
