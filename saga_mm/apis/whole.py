@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ..inference import (
     NotByRowsError,
     RowProgram,
     bytes_in_memory,
+    chosen_storage,
     is_watched,
     store_maps,
 )
@@ -34,6 +36,8 @@ from .preprocessed import in_memory, preprocess
 CHUNK = 2**27
 # The memory of a backbone is measured on images with at most so many pixels on a side.
 SAMPLE = 512
+# What images of some sizes take in a backbone, by what the number depends on.
+_measured: weakref.WeakKeyDictionary[nn.Module, dict[tuple, int]] = weakref.WeakKeyDictionary()
 # What a segmentor does from the image to the logits, in the methods of mmseg's EncoderDecoder.
 METHODS = ('predict', 'inference', 'whole_inference', 'encode_decode', 'extract_feat')
 
@@ -290,31 +294,41 @@ def choose_rows(program: RowProgram, held: int, max_memory: int, sample: BaseDat
 
 def run_backbone(backbone: nn.Module, image: ImageRows) -> tuple[Tensor, ...]:
     """The maps of a backbone; one of this package reads the image row by row."""
-    by_rows = isinstance(backbone, PyramidBackbone) and not (
+    return backbone(image if reads_rows(backbone) else image.whole())
+
+
+def reads_rows(backbone: nn.Module) -> bool:
+    """Whether no caller can tell that a backbone reads an image row by row."""
+    return isinstance(backbone, PyramidBackbone) and not (
         is_watched(backbone)
         or type(backbone).forward is not PyramidBackbone.forward
         or backbone._compiled_call_impl
     )
-    return backbone(image if by_rows else image.whole())
 
 
 def backbone_bytes(backbone: nn.Module, image: ImageRows) -> int:
     """Bytes that an image and its maps in a backbone take at a time, measured on smaller images.
 
     Beyond these, memory is taken to grow with the number of pixels. Softmax attention without
-    fused kernels needs more.
+    fused kernels needs more. What was measured serves the next images, too.
     """
     batch, *sides, channels = image.shape
     height, width = (min(side, SAMPLE) for side in sides)
     first = image.read(range(1))
+    known = _measured.setdefault(backbone, {})
 
     def measure(height: int) -> int:
         def zeros(rows: range) -> Tensor:
             return first.new_zeros((batch, channels, len(rows), width))
 
-        with LiveBytes() as live:
-            run_backbone(backbone, ImageRows((batch, height, width, channels), zeros))
-        return live.peak
+        shape = batch, height, width, channels
+        weights = {(weight.dtype, weight.device) for weight in backbone.parameters()}
+        key = shape, first.dtype, frozenset(weights), reads_rows(backbone), chosen_storage()
+        if key not in known:
+            with LiveBytes() as live:
+                run_backbone(backbone, ImageRows(shape, zeros))
+            known[key] = live.peak
+        return known[key]
 
     once, samples = measure(height), sides[0] * sides[1] / (height * width)
     if samples < 2:

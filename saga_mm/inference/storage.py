@@ -67,6 +67,11 @@ def store_maps(
         _storage.reset(token)
 
 
+def chosen_storage() -> Storage:
+    """How large maps are kept in this context."""
+    return _storage.get()
+
+
 def bytes_in_memory(maps: Iterable[Tensor]) -> int:
     """Bytes of maps that do not share memory, without those that are in files."""
     return sum(map_.nbytes for map_ in maps if map_.untyped_storage().filename is None)

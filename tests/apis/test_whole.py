@@ -418,6 +418,33 @@ def test_maps_in_half_precision_take_half_the_memory(monkeypatch):
     assert half < 0.6 * full
 
 
+def test_the_memory_of_a_backbone_is_measured_once(monkeypatch):
+    model, passes = make_model(), []
+    backbone_forward = type(model.backbone).forward
+
+    def image(side, dtype=torch.float32):
+        return ImageRows.of(torch.zeros(1, dtype=dtype).expand(1, 3, side, side))
+
+    def forward(backbone, x):
+        passes.append(tuple(x.shape))
+        return backbone_forward(backbone, x)
+
+    monkeypatch.setattr(whole_module, 'SAMPLE', 64)
+    monkeypatch.setattr(whole_module, 'run_backbone', forward)
+    with torch.no_grad():
+        first = whole_module.backbone_bytes(model.backbone, image(256))
+        assert passes == [(1, 64, 64, 3), (1, 128, 64, 3)]
+        assert whole_module.backbone_bytes(model.backbone, image(256)) == first
+        whole_module.backbone_bytes(model.backbone, image(512))
+        assert len(passes) == 2
+        # what the number depends on
+        with store_maps(dtype=torch.float16):
+            whole_module.backbone_bytes(model.backbone, image(256))
+        assert len(passes) == 4
+        whole_module.backbone_bytes(model.backbone.double(), image(256, torch.float64))
+        assert len(passes) == 6
+
+
 def test_a_value_that_half_precision_does_not_hold_is_an_error(monkeypatch):
     monkeypatch.setattr(storage, 'SMALLEST', 1)
     model, data = make_model(), make_data()
