@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
-# A function is called until this many seconds have passed, but at least and at most so often. An
-# eighth of them is enough for a GPU, whose times vary less.
-SECONDS, FEWEST, MOST = 4, 2, 200
+# A function is called until this many seconds have passed, but at most so often. An eighth of them
+# is enough for a GPU, whose times vary less.
+SECONDS, MOST = 4, 200
 
 
 def timed(step: Callable[[], object], device: torch.device) -> list[float]:
     """Call `step`, which computes on `device`, several times; return the seconds of each call."""
     times: list[float] = []
     seconds = SECONDS / 8 if device.type == 'cuda' else SECONDS
-    while len(times) < FEWEST or (sum(times) < seconds and len(times) < MOST):
+    while not times or (sum(times) < seconds and len(times) < MOST):
         synchronize(device)
         start = time.perf_counter()
         step()

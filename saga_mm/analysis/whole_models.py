@@ -124,14 +124,15 @@ def measure_parts(model: BaseModel, images: Tensor) -> list[dict]:
     results, value = [], images
     with torch.no_grad():
         for name, part in parts_of(model, images, samples):
+            outputs: list = [None]
 
-            def step(part: Callable = part, value: Any = value) -> Any:
-                return part(value)
+            def step(part: Callable = part, value: Any = value, outputs: list = outputs) -> None:
+                outputs[0] = part(value)
 
             added = added_memory(step, images.device)
             seconds = median(timed(step, images.device)) / len(images)
             results.append(dict(part=name, seconds=seconds, bytes=added))
-            value = step()
+            (value,) = outputs
     return results
 
 
