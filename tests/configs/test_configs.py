@@ -134,6 +134,32 @@ def test_compared_models_differ_in_the_backbone_only(config_dir, load_config, fo
     assert all(cfg == others[0] for cfg in others)
 
 
+@pytest.mark.parametrize(
+    ('light', 'heavy'),
+    [
+        ('compare/saga', 'compare_heads/upernet128_camvid'),
+        ('compare_heads/segformer_head_idrid', 'compare_heads/upernet128_idrid'),
+    ],
+)
+def test_compared_heads_differ_in_the_head_only(
+    light, heavy, load_config, build_model, make_batch, train_step
+):
+    others, heads = [], []
+    for name in (light, heavy):
+        cfg = load_config(f'segmentation/{name}.py')
+        batch = make_batch('mmseg', cfg.model.decode_head.num_classes)
+        losses = train_step(build_model(cfg), batch)
+        assert all(math.isfinite(value) for value in losses.values()), losses
+        others.append(cfg.to_dict())
+        others[-1].pop('norm_cfg', None)
+        others[-1]['model'].pop('auxiliary_head', None)
+        heads.append(others[-1]['model'].pop('decode_head'))
+    assert others[0] == others[1]
+    assert [head['type'] for head in heads] == ['SegformerHead', 'UPerHead']
+    for name in ('num_classes', 'in_channels', 'loss_decode'):
+        assert heads[0][name] == heads[1][name]
+
+
 def docstring_with_schedule(path):
     """The docstring with the schedule: that of a config, or of the one that it refers to."""
     text = ast.get_docstring(ast.parse(path.read_text()))

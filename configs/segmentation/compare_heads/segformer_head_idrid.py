@@ -6,6 +6,8 @@ a width of 1024. `DATA_ROOT=/path/to/idrid` names the folder of the data.
 
 _base_ = '../compare_idrid/saga.py'
 
+# lesions are less than a hundredth of the pixels
+class_weight = [0.3, 8.0, 4.0, 2.0, 6.0, 1.0]
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -18,7 +20,11 @@ model = dict(
             mlp_ratios=(8, 8, 4, 4),
         ),
     ),
-    decode_head=dict(in_channels=[32, 64, 160, 256], channels=64),
+    decode_head=dict(
+        in_channels=[32, 64, 160, 256],
+        channels=64,
+        loss_decode=dict(class_weight=class_weight),
+    ),
 )
 train_dataloader = dict(batch_size=4)
 train_cfg = dict(max_iters=300, val_interval=300)

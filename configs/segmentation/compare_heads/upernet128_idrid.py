@@ -3,6 +3,7 @@
 _base_ = './segformer_head_idrid.py'
 
 norm_cfg = dict(type='BN', requires_grad=True)
+class_weight = {{_base_.class_weight}}
 model = dict(
     decode_head=dict(
         _delete_=True,
@@ -15,7 +16,9 @@ model = dict(
         num_classes=6,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', loss_weight=1.0),
+        loss_decode=dict(
+            type='CrossEntropyLoss', loss_weight=1.0, class_weight=class_weight
+        ),
     ),
     auxiliary_head=dict(
         type='FCNHead',
@@ -28,6 +31,8 @@ model = dict(
         num_classes=6,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4),
+        loss_decode=dict(
+            type='CrossEntropyLoss', loss_weight=0.4, class_weight=class_weight
+        ),
     ),
 )
