@@ -11,9 +11,10 @@ an op has to read and write, in token tensors T: gated 6 T forward and 11 T back
 states of its chunks; wkv 3 T and 5 T, where its kernels move 7 T and 13 T in half precision, since
 they read their inputs twice and keep states of short tiles; depthwise 3 T and 7 T, layer_norm 2 T
 and 3 T; ffn, with 8 times as many hidden channels, 2 T forward, without the weights, which each
-program reads from a cache. The eager layers leave out the gradients of weights, which the kernels
-compute. SDPA is softmax attention, which is another function of the same tokens. The tool writes
-ops.json and ops.md, again after each row.
+program reads from a cache; gated_attention 5 T forward, likewise. The eager
+layers leave out the gradients of weights, which the kernels compute. SDPA is softmax attention,
+which is another function of the same tokens. The tool writes ops.json and ops.md, again after each
+row.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from saga_kernels.launch import (
+    ATTENTION_CHANNELS,
+    ATTENTION_HEAD_DIM,
     DEPTHWISE_CHANNELS,
     DEPTHWISE_COLUMNS,
     FFN_CHANNELS,
@@ -57,7 +59,8 @@ CASES = [(op, kernel) for op, kernels in KERNELS.items() for kernel in kernels]
 FP32_POINTERS = (
     'p_partial', 'p_state', 'p_dstate', 'p_frequencies', 'p_query', 'p_dquery', 'p_weight',
     'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta', 'p_w', 'p_u', 'p_enter', 'p_denter',
-    'p_count', 'p_earlier', 'p_later', 'p_dlater', 'p_bias', 'p_b1', 'p_b2', 'p_gamma',
+    'p_count', 'p_earlier', 'p_later', 'p_dlater', 'p_bias', 'p_b1', 'p_b2', 'p_gamma', 'p_in_bias',
+    'p_taps', 'p_taps_bias', 'p_gate_bias', 'p_proj_bias', 'p_z',
 )  # fmt: skip
 
 HEADER = """# Registers and shared memory of the kernels
@@ -70,8 +73,9 @@ shared memory of a program. Stack nearly always means spilled registers: the ker
 slower than it could be. The tile is the number of tokens that a program processes at a time; for
 `merge` it is the number of partial states, and for `scan` that of chunks. `wkv` has no head dim: it
 takes any number of channels, as it takes 32. So does `depthwise`, whose tile is a number of rows,
-here with filters of 3 x 3. `gated` is compiled with gates and ELU. No kernel is compiled with a
-mask.
+here with filters of 3 x 3. For `ffn`, `layer_norm` and `gated_attention`, D is the number of
+channels, and a head of the latter has up to 64. `gated` and `gated_attention` are compiled with
+gates and ELU. No kernel is compiled with a mask.
 """
 
 
@@ -96,6 +100,13 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
         constants |= dict(RESIDUAL=gated)
     if op in ('layer_norm', 'ffn'):
         constants['BD'] = max(32, padded_dim(dim))
+    if op == 'gated_attention':
+        heads = min(dim, ATTENTION_HEAD_DIM)
+        constants |= dict(
+            HEADS=dim // heads, D=heads, BD=padded_dim(heads), BC=max(32, padded_dim(dim)), K=side
+        )
+        if not gated:
+            constants |= dict.fromkeys(('p_gate', 'p_gate_bias', 'p_gamma'))
     if op == 'ffn':
         constants['BF'] = FFN_HIDDEN[DTYPES[dtype].itemsize, constants['BD']]
         if not gated:
@@ -111,7 +122,7 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
             special = {'p_mask': 'i1'} | dict.fromkeys(FP32_POINTERS, 'fp32')
             signature[name] = '*' + special.get(name, dtype)
         else:
-            signature[name] = 'fp32' if name == 'eps' else 'i32'
+            signature[name] = 'fp32' if name.endswith('eps') else 'i32'
     attributes = {
         (index,): [['tt.divisibility', 16]]
         for index, name in enumerate(function.arg_names)
@@ -137,7 +148,7 @@ def specialized(function):
         param.name
         for param in function.params
         if not param.is_constexpr and not param.do_not_specialize
-        if not param.name.startswith('p_') and param.name != 'eps'
+        if not param.name.startswith('p_') and not param.name.endswith('eps')
     ]
 
 
@@ -196,10 +207,10 @@ def width(suffixes):
 
 
 def quick_cases():
-    """At most 95: every kernel in half precision at D = 64 for the GPUs that must not spill, the
+    """At most 104: every kernel in half precision at D = 64 for the GPUs that must not spill, the
     gated ones with a mask, two with a head dim that 16 does not divide, the one that takes most
-    shared memory, the largest filter, the widest norm, `ffn` for all GPUs, and all once more with
-    everything else different, for one GPU after the other."""
+    shared memory, the largest filter, the widest norm, `ffn` for all GPUs, `gated_attention` with
+    128 channels, and all once more with everything else different, for one GPU after the other."""
     for (op, phase), target in itertools.product(CASES, ('sm_80', 'sm_90')):
         yield dict(target=target, op=op, phase=phase, dtype='bf16', dim=64)
     for phase in KERNELS['gated']:
@@ -222,6 +233,8 @@ def quick_cases():
     for target, dim in itertools.product(TARGETS, (64, 128)):
         if dim == 128 or target in ('sm_100', 'gfx942'):
             yield dict(target=target, op='ffn', phase='ffn_forward', dtype='bf16', dim=dim)
+    for phase in ('kv_forward', 'out_forward'):
+        yield dict(target='sm_90', op='gated_attention', phase=phase, dtype='bf16', dim=128)
     for index, (op, phase) in enumerate(CASES):
         yield dict(
             target=list(TARGETS)[index % 4], op=op, phase=phase,
@@ -235,7 +248,8 @@ def table_cases(dtypes=('bf16', 'fp32'), dims=(32, 64, 128)):
         # Of the number of channels, these only know whether 16 divides it.
         if op in ('wkv', 'depthwise') and dim not in (20, 32):
             continue
-        if op == 'ffn' and dim > FFN_CHANNELS[DTYPES[dtype].itemsize]:
+        most = dict(ffn=FFN_CHANNELS, gated_attention=ATTENTION_CHANNELS).get(op)
+        if most and dim > most[DTYPES[dtype].itemsize]:
             continue
         # Norms are as wide as all heads together.
         dim *= 8 if op == 'layer_norm' else 1

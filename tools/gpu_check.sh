@@ -52,6 +52,7 @@ run_tests() {
         tests/kernels/test_triton_wkv.py tests/kernels/test_triton_registration.py \
         tests/kernels/test_layers_gpu.py tests/kernels/test_triton_depthwise.py \
         tests/kernels/test_triton_layer_norm.py tests/kernels/test_triton_ffn.py \
+        tests/kernels/test_triton_gated_attention.py \
         tests/kernels/test_triton_layers.py "${backbones[@]}"
 }
 
@@ -61,8 +62,11 @@ run_benchmarks() {
     # A benchmark that its time limit ends (124) has saved its rows, and is no failure.
     within() { timeout -s INT "$@" || [ $? -eq 124 ] || failed=1; }
     # Stage 1 of 1280 x 1280 pixels comes first. Each op gets at most 50 seconds.
-    for op in gated ffn wkv rank_augmented decay depthwise layer_norm; do
-        [ $op = ffn ] && shapes='1,1,64 1,2,64' || shapes='1,1,64 1,8,64 32,8,32'
+    for op in gated ffn gated_attention wkv rank_augmented decay depthwise layer_norm; do
+        case $op in
+            ffn | gated_attention) shapes='1,1,64 1,2,64' ;;
+            *) shapes='1,1,64 1,8,64 32,8,32' ;;
+        esac
         within $(($(left) < 50 ? $(left) : 50)) "$python" tools/benchmark_ops.py --op $op \
             --tokens 102400 25600 3136 --shapes $shapes --out-dir "$folder/$op"
     done

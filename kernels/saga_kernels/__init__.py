@@ -8,6 +8,7 @@ from .depthwise.api import depthwise_conv2d
 from .ffn.api import ffn
 from .gated.api import gated_linear_attention, linear_attention
 from .gated.state import KVState, kv_state, read_state, sum_states
+from .gated_attention.api import gated_attention
 from .layer_norm.api import layer_norm
 from .rank_augmented.api import rank_augmented_linear_attention
 from .rotary import apply_rotary_2d
@@ -21,6 +22,7 @@ __all__ = [
     'decay_linear_attention',
     'depthwise_conv2d',
     'ffn',
+    'gated_attention',
     'gated_linear_attention',
     'is_tracing_or_compiling',
     'kv_state',

@@ -50,6 +50,11 @@ FFN_CHANNELS = {2: 128, 4: 64}
 FFN_HIDDEN = {(2, 32): 64, (2, 64): 64, (2, 128): 32, (4, 32): 32, (4, 64): 32}
 
 
+# The most channels of `gated_attention`, for the same reason, and of one of its heads.
+ATTENTION_CHANNELS = {2: 128, 4: 64}
+ATTENTION_HEAD_DIM = 64
+
+
 def _always(tile: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
     """The same tile and warps for every size of element and head dim."""
     return dict.fromkeys(itertools.product((2, 4), (32, 64, 128)), tile)
@@ -165,6 +170,22 @@ TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
             (4, 32): (64, 4), (4, 64): (32, 4),
         },
     },
+    # Likewise.
+    'gated_attention': {
+        'kv_forward': {
+            (2, 32): (64, 4), (2, 64): (128, 8), (2, 128): (128, 8),
+            (4, 32): (32, 4), (4, 64): (32, 4),
+        },
+        # Partial states per tile.
+        'merge': {
+            (2, 32): (64, 4), (2, 64): (64, 4), (2, 128): (64, 4),
+            (4, 32): (64, 4), (4, 64): (64, 4),
+        },
+        'out_forward': {
+            (2, 32): (32, 4), (2, 64): (32, 4), (2, 128): (32, 8),
+            (4, 32): (32, 4), (4, 64): (32, 4),
+        },
+    },
 }  # fmt: skip
 KERNELS = {op: tuple(tiles) for op, tiles in TILES.items()}
 # Kernels whose programs leave partial states behind.
@@ -173,6 +194,7 @@ _SUMMING = {
     'rank_augmented': ('kv_forward', 'state_backward'),
     'depthwise': ('conv_backward',),
     'layer_norm': ('norm_backward',),
+    'gated_attention': ('kv_forward',),
 }
 
 # The next tile is loaded while one is worked on.
@@ -259,7 +281,7 @@ def plan(
         kernel: Name of one of its kernels.
         dtype: Dtype of the packed projection: float16, bfloat16 or float32.
         dim: Head dim D; no matter for `wkv`; side of the filter of `depthwise`, and channels of
-            `layer_norm` and `ffn`.
+            `layer_norm`, `ffn` and `gated_attention`.
         heads: Images times heads, B * H; for `wkv`, times blocks of channels, and for `depthwise`,
             times blocks of columns and of channels.
         tokens: N, at least 1; for `depthwise`, rows of the map.
@@ -270,7 +292,7 @@ def plan(
         span = decay_chunk(dtype, dim) if kernel.startswith('state') else block
         splits = ceil_div(tokens, span)
         return Launch(block, span, splits, heads * splits, num_warps)
-    if op in ('wkv', 'ffn'):
+    if op in ('wkv', 'ffn') or (op, kernel) == ('gated_attention', 'out_forward'):
         splits = ceil_div(tokens, block)
         return Launch(block, block, splits, heads * splits, num_warps)
     tiles = ceil_div(tokens, block)

@@ -26,6 +26,7 @@ OPS = (
     'depthwise_conv2d',
     'layer_norm',
     'ffn',
+    'gated_attention',
 )
 FEATURE_MAPS = ('elu', 'relu')
 DecayPer = Literal['image', 'token']
@@ -295,14 +296,7 @@ def check_ffn(
     gamma: Tensor | None,
 ) -> None:
     """Check the arguments of `ffn` against each other."""
-    tensors = dict(x=x)
-    for name, pair in dict(norm=norm, fc1=fc1, fc2=fc2).items():
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f'{name} must be a weight and a bias, got {type(pair).__name__}')
-        tensors |= {f'{name}[{i}]': y for i, y in enumerate(pair)}
-    if gamma is not None:
-        tensors['gamma'] = gamma
-    _check_tensors(x, tensors)
+    tensors = _check_pairs(x, gamma, norm=norm, fc1=fc1, fc2=fc2)
     if torch.jit.is_tracing():
         return
     if x.ndim == 0 or x.shape[-1] == 0:
@@ -313,6 +307,72 @@ def check_ffn(
         'fc1[1]': (hidden,), 'fc2[0]': (channels, hidden), 'fc2[1]': (channels,),
         'gamma': (channels,),
     }  # fmt: skip
+    _check_shapes(tensors, shapes)
+
+
+def check_gated_attention(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    in_proj: tuple[Tensor, Tensor],
+    proj: tuple[Tensor, Tensor],
+    num_heads: int,
+    lepe: tuple[Tensor, Tensor] | None,
+    output_gate: tuple[Tensor, Tensor] | None,
+    gamma: Tensor | None,
+    mask: Tensor | None,
+) -> None:
+    """Check the arguments of `gated_attention` against each other."""
+    pairs = dict(norm=norm, in_proj=in_proj, proj=proj)
+    optional = dict(lepe=lepe, output_gate=output_gate)
+    pairs |= {name: pair for name, pair in optional.items() if pair is not None}
+    tensors = _check_pairs(x, gamma, **pairs)
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
+        raise ValueError(f'mask must be a bool tensor, got {getattr(mask, "dtype", mask)}')
+    if mask is not None and mask.device != x.device:
+        raise ValueError(f'mask must be on {x.device} as x is, got {mask.device}')
+    if torch.jit.is_tracing():
+        return
+    if x.ndim != 4 or x.shape[3] == 0:
+        raise ValueError(f'x must have shape (B, H, W, C), C > 0, got {tuple(x.shape)}')
+    channels = x.shape[3]
+    if not isinstance(num_heads, int) or num_heads < 1 or channels % num_heads:
+        raise ValueError(f'num_heads must divide the channels, {channels}, got {num_heads!r}')
+    parts = 3 if len(in_proj[1].shape) == 1 and in_proj[1].shape[0] == 3 * channels else 5
+    side = 1 if lepe is None or lepe[0].ndim == 0 else lepe[0].shape[-1]
+    if side % 2 != 1:
+        raise ValueError(f'lepe[0] must have shape (C, 1, K, K) with an odd K, got K = {side}')
+    shapes = {
+        'norm[0]': (channels,), 'norm[1]': (channels,),
+        'in_proj[0]': (parts * channels, channels), 'in_proj[1]': (parts * channels,),
+        'proj[0]': (channels, channels), 'proj[1]': (channels,),
+        'lepe[0]': (channels, 1, side, side), 'lepe[1]': (channels,),
+        'output_gate[0]': (channels, channels), 'output_gate[1]': (channels,),
+        'gamma': (channels,),
+    }  # fmt: skip
+    _check_shapes(tensors, shapes)
+    if mask is not None and mask.shape != (*x.shape[:3], 1):
+        expected = (*x.shape[:3], 1)
+        raise ValueError(f'mask must have shape {expected}, got {tuple(mask.shape)}')
+
+
+def _check_pairs(
+    x: Tensor, gamma: Tensor | None, **pairs: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """Check types, dtypes and devices of x, of weights and biases, and of a layer scale; returns
+    the tensors by name."""
+    tensors = dict(x=x)
+    for name, pair in pairs.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f'{name} must be a weight and a bias, got {type(pair).__name__}')
+        tensors |= {f'{name}[{i}]': y for i, y in enumerate(pair)}
+    if gamma is not None:
+        tensors['gamma'] = gamma
+    _check_tensors(x, tensors)
+    return tensors
+
+
+def _check_shapes(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Check the shapes of all tensors but x."""
     for name, y in tensors.items():
         if name != 'x' and y.shape != shapes[name]:
             raise ValueError(f'{name} must have shape {shapes[name]}, got {tuple(y.shape)}')

@@ -28,11 +28,12 @@ from saga_kernels import (
     decay_linear_attention,
     depthwise_conv2d,
     ffn,
+    gated_attention,
     gated_linear_attention,
     layer_norm,
     rank_augmented_linear_attention,
 )
-from saga_kernels.launch import FFN_CHANNELS
+from saga_kernels.launch import ATTENTION_CHANNELS, FFN_CHANNELS
 
 Impl = Literal['reference', 'triton']
 # The time of SDPA grows with the square of the number of tokens. Beyond this number of FLOPs it is
@@ -150,6 +151,30 @@ def feed_forward(packed: Tensor, impl: Impl) -> Tensor:
     return out.unflatten(2, packed.shape[3:])
 
 
+@functools.cache
+def attention_layers(device: torch.device, dtype: torch.dtype, channels: int) -> dict[str, Any]:
+    """Weights and biases of a norm, of the linear layers of SAGA's attention, and of LePE."""
+    shapes = dict(
+        norm=(channels,), in_proj=(5 * channels, channels), proj=(channels, channels),
+        output_gate=(channels, channels), lepe=(channels, 1, 3, 3),
+    )  # fmt: skip
+    weights = {
+        name: torch.randn(shape, device=device) / shape[-1] ** 0.5 for name, shape in shapes.items()
+    }
+    return {
+        name: (w.to(dtype), torch.zeros(len(w), device=device, dtype=dtype))
+        for name, w in weights.items()
+    }
+
+
+def attention(packed: Tensor, impl: Impl) -> Tensor:
+    """The first half of a block of SAGA, with LePE and an output gate."""
+    x = packed.flatten(2).unflatten(1, image_of(packed)[0])
+    layers = attention_layers(x.device, x.dtype, x.shape[-1])
+    out = gated_attention(x, **layers, num_heads=packed.shape[3], impl=impl)
+    return out.flatten(1, 2).unflatten(2, packed.shape[3:])
+
+
 def sdpa(packed: Tensor) -> Tensor:
     q, k, v = (packed[:, :, part].transpose(1, 2) for part in range(3))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -193,6 +218,9 @@ OPS = {
     'layer_norm': Op(1, lambda packed: norm(packed, 'reference'), norm, 2, 3),
     'ffn': Op(
         1, lambda packed: feed_forward(packed, 'reference'), feed_forward, 2, None, FFN_CHANNELS
+    ),
+    'gated_attention': Op(
+        1, lambda packed: attention(packed, 'reference'), attention, 5, None, ATTENTION_CHANNELS
     ),
 }
 

@@ -17,6 +17,7 @@ from saga_kernels import (
 from saga_kernels.depthwise.registration import depthwise_forward
 from saga_kernels.ffn.registration import ffn_forward
 from saga_kernels.gated import kernel
+from saga_kernels.gated_attention.registration import gated_attention_forward
 from saga_kernels.launch import starter_of
 
 SIZE = 6, 10
@@ -123,6 +124,33 @@ def test_a_feed_forward_network_with_tensors_that_are_not_aligned(dtype, dim):
         assert counted(lambda case=case: run(*case)) == [1, 1, 0]
     for case in cases:
         assert counted(lambda case=case: run(*case)) == [0, 0, 1]
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+def test_fused_attention_with_tensors_that_are_not_aligned(dtype):
+    x, vector = torch.randn(2, *SIZE, 24).to(dtype), torch.ones(24)
+    square, taps = torch.randn(24, 24).to(dtype), torch.ones(24, 1, 3, 3)
+    layers = [vector, vector, square.repeat(5, 1), vector.repeat(5), square, vector]
+    optional = [taps, vector, square, vector, vector]
+    mask = torch.ones(2, *SIZE, 1, dtype=torch.bool)
+    cases = [
+        (x, layers, [None] * 5, None),
+        (x, layers, optional, None),
+        (x, layers, optional, mask),
+    ]
+    cases += [(shifted(x), layers, optional, None)]
+    cases += [(x, layers[:2] + [shifted(y) for y in layers[2:]], optional, None)]
+    cases += [(x, layers, [shifted(y) for y in optional], None)]
+
+    def run(x, layers, optional, mask):
+        gated_attention_forward(x, *layers, 1, *optional, mask, 'elu', 1e-6, 1e-6)
+
+    for case in cases:
+        compiled, by_triton, directly = counted(lambda case=case: run(*case))
+        assert 0 < compiled <= by_triton
+        assert by_triton + directly == 3
+    for case in cases:
+        assert counted(lambda case=case: run(*case)) == [0, 0, 3]
 
 
 def test_the_stub_refuses_a_kernel_that_was_compiled_for_other_tensors():

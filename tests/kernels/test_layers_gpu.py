@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from harness import BOUNDS, capture, rms_ratio
-from saga_kernels import depthwise_conv2d, ffn, layer_norm
+from saga_kernels import depthwise_conv2d, ffn, gated_attention, layer_norm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
@@ -180,6 +180,67 @@ def test_a_feed_forward_network_in_a_graph_and_in_compiled_code():
 
     def step(x=x):
         return feed_forward(x, weights=torch.bfloat16)
+
+    first = step()
+    for _ in range(20):
+        assert torch.equal(step(), first)
+    graph, captured = capture(step)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(captured, step())
+    compiled = torch.compile(step, fullgraph=True)
+    torch.testing.assert_close(compiled(x), step(x), rtol=2e-2, atol=2e-2)
+
+
+def attention(x, impl='auto', *, dtype=None, weights=torch.float32, masked=True):
+    """The first half of a block of SAGA. Values of weights do not depend on dtypes."""
+    channels = x.shape[-1]
+
+    def values(*shape):
+        size = torch.Size(shape).numel()
+        wave = torch.sin(torch.arange(size, device='cuda') * 0.7).view(shape) / shape[-1] ** 0.5
+        return wave.to(weights).to(dtype or weights)
+
+    shapes = dict(
+        norm=(channels,), in_proj=(5 * channels, channels), proj=(channels, channels),
+        output_gate=(channels, channels), lepe=(channels, 1, 3, 3),
+    )  # fmt: skip
+    layers = {name: (values(*shape), values(shape[0])) for name, shape in shapes.items()}
+    heads = max(1, channels // 64)
+    mask = torch.ones(*x.shape[:3], 1, dtype=torch.bool, device='cuda') if masked else None
+    if masked:
+        mask[1, 100:] = mask[1, :, 70:] = False
+    gamma = values(channels)
+    return gated_attention(x, **layers, num_heads=heads, gamma=gamma, mask=mask, impl=impl)
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('channels', [24, 64, 128])
+def test_fused_attention_against_float64(dtype, masked, channels):
+    channels = min(channels, 64) if dtype == torch.float32 else channels
+    x = packed_of(dtype, channels=channels)
+    out = attention(x, 'triton', weights=dtype, masked=masked)
+    exact = attention(x.double(), 'reference', weights=dtype, dtype=torch.float64, masked=masked)
+    assert rms_ratio(out, exact) <= BOUNDS[dtype]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('stream', [torch.float32, torch.bfloat16])
+def test_fused_attention_under_autocast(dtype, stream):
+    x = packed_of(stream, channels=64)
+    with torch.autocast('cuda', dtype=dtype):
+        out, plain = attention(x), attention(x, 'reference')
+    assert out.dtype == plain.dtype == torch.float32
+    exact = attention(x.double(), 'reference', dtype=torch.float64)
+    assert rms_ratio(out, exact) <= BOUNDS[dtype]
+
+
+def test_fused_attention_in_a_graph_and_in_compiled_code():
+    x = packed_of(channels=64)
+
+    def step(x=x):
+        return attention(x, weights=torch.bfloat16, masked=False)
 
     first = step()
     for _ in range(20):

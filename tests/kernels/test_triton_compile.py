@@ -26,7 +26,7 @@ def rows():
 
 
 def test_every_kernel_and_every_target(rows):
-    assert len(rows) <= 95
+    assert len(rows) <= 104
     compiled = {(row['op'], row['kernel']) for row in rows}
     assert compiled == {(op, kernel) for op, kernels in KERNELS.items() for kernel in kernels}
     assert {row['target'] for row in rows} == set(SHARED)
@@ -59,6 +59,21 @@ def test_a_feed_forward_network_spills_nothing_and_takes_one_exponential_per_hid
             assert row['special'] * row['D'] == hidden
             assert 0 < row['instructions'] <= 0.9 * hidden
             assert not row['local']
+
+
+def test_fused_attention_computes_each_element_once(rows):
+    kind = 'gated_attention', 'kv_forward', 'bf16'
+    chosen = [row for row in rows if (row['op'], row['kernel'], row['dtype']) == kind]
+    chosen = [row for row in chosen if row['target'] in ('sm_80', 'sm_90') and row['D'] >= 64]
+    assert {(row['target'], row['D']) for row in chosen} == {
+        ('sm_80', 64), ('sm_90', 64), ('sm_90', 128),
+    }  # fmt: skip
+    for row in chosen:
+        assert not row['stack']
+        # As many as the kernel of `gated` takes, of a head of 64 channels, and one for the norm.
+        assert 5 * 64 <= row['special'] * row['D'] <= 6 * 64
+        assert 0 < row['instructions'] <= 130
+        assert not row['local']
 
 
 # Results of the special-function unit per token and channel that the formulas of `gated` ask for,

@@ -74,6 +74,18 @@ def check_ffn(packed, mask, scaled):
     torch.library.opcheck(ops.ffn_forward.default, (x, *norm.unbind(), *layers, gamma, 1e-6))
 
 
+def check_gated_attention(packed, mask, optional):
+    x = packed[:, :, 1].reshape(len(packed), 3, 4, 8)
+    mask = None if mask is None else mask.view(len(packed), 3, 4, 1)
+    in_proj, proj = torch.randn(24, 8, device=x.device), torch.randn(8, 8, device=x.device)
+    vector, lepe = proj[0], torch.randn(8, 1, 3, 3, device=x.device)
+    layers = vector, vector, in_proj.bfloat16(), in_proj[:, 0], proj.bfloat16(), vector, 1
+    extra = (lepe, vector, proj.bfloat16(), vector, vector) if optional else (None,) * 5
+    torch.library.opcheck(
+        ops.gated_attention_forward.default, (x, *layers, *extra, mask, 'elu', 1e-6, 1e-6)
+    )
+
+
 def check_wkv(packed, mask):
     k, v = packed[:, :, :2].flatten(3).unbind(2)
     w, u = torch.rand(2, 1, k.shape[2], device=k.device)
@@ -97,6 +109,8 @@ def check_wkv(packed, mask):
         (check_layer_norm, 3, (1e-6,)),
         (check_ffn, 3, (True,)),
         (check_ffn, 3, (False,)),
+        (check_gated_attention, 3, (True,)),
+        (check_gated_attention, 3, (False,)),
     ],
 )
 @pytest.mark.parametrize('masked', [False, True])

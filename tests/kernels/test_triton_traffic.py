@@ -147,6 +147,35 @@ def test_layer_norm_reads_and_writes_each_tensor_once(count):
     assert traffic == (2, 1)
 
 
+@pytest.mark.parametrize('side', [0, 3])
+@pytest.mark.parametrize('gates', [0, 1])
+def test_gated_attention_writes_nothing_but_v_and_its_output(gates, side, count):
+    from saga_kernels.gated_attention import kernel
+
+    height, width, channels = 30, 10, 64
+    x, norm = torch.randn(1, height, width, channels).half(), torch.randn(2, channels).unbind()
+    weights = torch.randn(5 * channels, channels).half(), torch.randn(channels, channels).half()
+    in_proj, proj = ((weight, torch.randn(len(weight))) for weight in weights)
+    lepe = (torch.randn(channels, 1, side, side), norm[1]) if side else None
+    gate = proj if gates else None
+    run = lambda: kernel.forward(  # noqa: E731
+        x, norm, in_proj, proj, 1, lepe, gate, None, None, True, 1e-6, 1e-6, x.dtype
+    )
+    _, (loads, stores) = count(run, x.numel())
+    tokens = height * width
+    first, second = (
+        -(-tokens // tile_config('gated_attention', name, x.dtype, channels)[0])
+        for name in ('kv_forward', 'out_forward')
+    )
+    # x for both norms, and from a cache for the sum; v for each tap, but beyond the border; for
+    # each tile the weights of k, v and the gates, and those of q, the gate and the output with A.
+    taps = (side - 2 / height) * (side - 2 / width) if side else 0
+    weights = 4 * first + (3 + gates) * second
+    assert loads == pytest.approx(3 + taps + weights * channels / tokens)
+    # v and the output, and A.
+    assert stores == pytest.approx(2 + channels / tokens)
+
+
 @pytest.mark.parametrize('hidden', [48, 192])
 def test_ffn_writes_nothing_but_its_output(hidden, count):
     from saga_kernels.ffn import kernel

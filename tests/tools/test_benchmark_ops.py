@@ -11,7 +11,17 @@ TOOL = Path(__file__).parents[2] / 'tools' / 'benchmark_ops.py'
 
 
 @pytest.mark.parametrize(
-    'op', ['gated', 'rank_augmented', 'decay', 'wkv', 'depthwise', 'layer_norm', 'ffn']
+    'op',
+    [
+        'gated',
+        'rank_augmented',
+        'decay',
+        'wkv',
+        'depthwise',
+        'layer_norm',
+        'ffn',
+        'gated_attention',
+    ],
 )
 def test_a_small_case_on_a_cpu(op, tmp_path):
     options = [
@@ -35,18 +45,23 @@ def test_a_small_case_on_a_cpu(op, tmp_path):
     assert report['environment']['dtype'] == 'float32'
     assert report['copy_gb_per_s'] > 0
     assert len(report['rows']) == 4
-    # The layers around attention mix no tokens that are far apart.
-    mixes = op not in ('depthwise', 'layer_norm', 'ffn')
+    # Those that are no attention alone are not compared with softmax attention.
+    forward_only = 'ffn', 'gated_attention'
+    compared = op not in ('depthwise', 'layer_norm', *forward_only)
     for row in report['rows']:
-        assert list(row['cells']) == ['eager', 'this'] + ['SDPA'] * mixes
+        assert list(row['cells']) == ['eager', 'this'] + ['SDPA'] * compared
         assert row['cells']['this']['forward'] > 0
         assert row['share']['forward']['gb_per_s'] > 0
-        assert ('both' in row['cells']['this']) == ('backward' in row['share']) == (op != 'ffn')
+        assert (
+            ('both' in row['cells']['this'])
+            == ('backward' in row['share'])
+            == (op not in forward_only)
+        )
     table = (tmp_path / 'ops.md').read_text()
     assert '| 1, 8, 64 | 4096 |' in table
-    if mixes:
+    if compared:
         assert report['rows'][-1]['cells']['SDPA'] == dict(error='too long')
-    assert ('too long' in table) == mixes
+    assert ('too long' in table) == compared
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from ..launch import (
     processors,
     product_precision,
 )
-from ..layer_norm.kernel import normalized, share
+from ..layer_norm.kernel import norm, share
 from ..tiles import SIZES, aligned, load, tile
 
 
@@ -61,9 +61,7 @@ def ffn_forward(
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)
     m_c, m_n = o_c < C, o_n < N
     o, m = tile(o_n, o_c, C), m_n[:, None] & m_c[None, :]
-    b_h, _ = normalized(p_x, o, m, share(C), eps)
-    b_h = b_h * load(p_w + o_c, m_c)[None, :] + load(p_bias + o_c, m_c)[None, :]
-    b_h = b_h.to(p_weight1.dtype.element_ty)
+    b_h = norm(p_x, p_w, p_bias, o, m, o_c, C, share(C), eps).to(p_weight1.dtype.element_ty)
     b_out = tl.zeros([BN, BD], tl.float32)
     for f in range(0, F, BF):
         o_f = f + tl.arange(0, BF)

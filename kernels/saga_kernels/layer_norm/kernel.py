@@ -42,6 +42,13 @@ def normalized(p_x, o, m, b_share, eps):
     return b_d * b_r, b_r
 
 
+@triton.jit
+def norm(p_x, p_w, p_bias, o, m, o_c, C, b_share, eps):
+    """o of some rows."""
+    b_h, _ = normalized(p_x, o, m, b_share, eps)
+    return b_h * load(p_w + o_c, o_c < C)[None, :] + load(p_bias + o_c, o_c < C)[None, :]
+
+
 @triton.jit(do_not_specialize=SIZES)
 def norm_forward(
     p_x, p_w, p_bias, p_out, N, C, SPAN, eps,
