@@ -59,7 +59,7 @@ def run_block(
 ) -> Tensor | tuple[Tensor, ...]:
     """Compute `block(x, mask)`, over chunks of rows where that gives the same result and is faster.
 
-    On a GPU without gradients, norm, FFN and residual are one kernel where `can_fuse` says so.
+    On a GPU without gradients, the halves of a block run as fused kernels where `can_fuse` says so.
 
     The block is called on the whole map otherwise on a GPU, while torch traces or compiles, if a
     hook is registered on it or on a module in it, if it contains other modules than `Block`, `FFN`
@@ -232,7 +232,7 @@ def block_with_chunked_ffn(
     block: Block, x: Tensor, mask: Tensor | None, chunks: list[slice]
 ) -> Tensor | tuple[Tensor, ...]:
     """The output of a plain block, with gradients: only `norm2` and `ffn` run over chunks."""
-    x, *state = block.attend(x, mask)
+    x, *state = block.attend(block.encode(x, mask), mask)
     # One split in place of several slices, so that autograd writes a single gradient for x.
     parts = x.split(chunks[0].stop, dim=1)
     y = torch.cat([block.ffn(block.norm2(part)) for part in parts], dim=1)

@@ -62,16 +62,22 @@ class Block(nn.Module):
             self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
-        x, *state = self.attend(x, mask)
-        x = x + self.drop_path2(scale(self.ffn(self.norm2(x), mask), self.gamma2))
+        x, *state = self.attend(self.encode(x, mask), mask)
+        x = self.feed_forward(x, mask)
         return (x, *state) if state else x
 
+    def encode(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x plus its positional encoding."""
+        return x if self.cpe is None else add_conv(x, self.cpe, x, mask)
+
     def attend(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-        """All but the FFN: a map, and the hidden state if the attention returns one."""
-        if self.cpe is not None:
-            x = add_conv(x, self.cpe, x, mask)
+        """x plus attention: a map, and the hidden state if the attention returns one."""
         y, *state = unpack(self.attn(self.norm1(x), mask))
         return x + self.drop_path1(scale(y, self.gamma1)), *state
+
+    def feed_forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x plus the FFN."""
+        return x + self.drop_path2(scale(self.ffn(self.norm2(x), mask), self.gamma2))
 
 
 def unpack(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

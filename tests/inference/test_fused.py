@@ -1,7 +1,9 @@
-"""One kernel for the second half of a block gives the results of the plain modules.
+"""Fused kernels for the halves of a block give the results of the plain modules.
 
 It runs on a GPU if there is one, and in Triton's interpreter otherwise.
 """
+
+from functools import partial
 
 import pytest
 import torch
@@ -10,14 +12,14 @@ from torch.nn.utils import parametrize
 
 from saga_mm.attention import GatedLinearAttention, SoftmaxAttention
 from saga_mm.inference import chunked, run_block
-from saga_mm.layers import FFN, Block, ChannelMix, LayerNorm
+from saga_mm.layers import FFN, Block, ChannelMix, LayerNorm, QKNorm
 
 DIM = 8
 
 
 @pytest.fixture
 def calls(monkeypatch, triton_device):
-    """Records the blocks that ran with the kernel."""
+    """Records the blocks that ran with fused kernels."""
     blocks, original = [], chunked.fused_block
 
     def call(block, *args):
@@ -28,10 +30,10 @@ def calls(monkeypatch, triton_device):
     return blocks
 
 
-def make_block(device, *, attention=SoftmaxAttention, dim=DIM, **options):
+def make_block(device, *, attention=SoftmaxAttention, dim=DIM, conv_kernel_size=0, **options):
     block = Block(
         attention(dim, 1),
-        FFN(dim, 20),
+        FFN(dim, 20, conv_kernel_size),
         dim,
         cpe_kernel_size=3,
         drop_path=0.5,
@@ -55,10 +57,27 @@ def test_equals_the_plain_block(layer_scale, attention, padded, calls, triton_de
     assert calls == [block]
 
 
+GATED = partial(GatedLinearAttention, output_gate=True)
+PLAIN = partial(GatedLinearAttention, gated=False, lepe_kernel_size=0, feature_map='relu')
+
+
+@pytest.mark.parametrize('attention', [GATED, PLAIN])
+@pytest.mark.parametrize('padded', [False, True])
+def test_the_first_half_alone(attention, padded, calls, triton_device):
+    # The FFN has a convolution, and so no kernel.
+    block = make_block(triton_device, attention=attention, conv_kernel_size=3)
+    x = torch.randn(2, 4, 5, DIM, device=triton_device)
+    mask = torch.rand(2, 4, 5, 1, device=triton_device) > 0.3 if padded else None
+    with torch.no_grad():
+        torch.testing.assert_close(run_block(block, x, mask), block(x, mask))
+    assert calls == [block]
+
+
 @pytest.mark.parametrize('stream', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('layer_scale', [None, 0.5])
-def test_autocast(stream, layer_scale, calls, triton_device):
-    block = make_block(triton_device, layer_scale=layer_scale)
+@pytest.mark.parametrize('attention', [GATED, SoftmaxAttention])
+def test_autocast(attention, stream, layer_scale, calls, triton_device):
+    block = make_block(triton_device, attention=attention, layer_scale=layer_scale)
     x = torch.randn(2, 4, 5, DIM, device=triton_device, dtype=stream)
     with torch.no_grad(), torch.autocast(torch.device(triton_device).type, torch.bfloat16):
         out, truth = run_block(block, x), block(x)
@@ -111,6 +130,33 @@ CHANGES = {
 }
 
 
+CHANGES_OF_ATTENTION = {
+    'another layer': lambda block: setattr(block.attn, 'proj', nn.Sequential(block.attn.proj)),
+    'another norm': lambda block: setattr(block.norm1, '__class__', nn.LayerNorm),
+    'a layer without bias': lambda block: setattr(block.attn.lepe, 'bias', None),
+    'a weight of another type': lambda block: setattr(
+        block.attn.output_gate,
+        'weight',
+        nn.Parameter(block.attn.output_gate.weight.detach().as_subclass(Wrapped)),
+    ),
+    'a norm of q and k': lambda block: setattr(
+        block.attn, 'qk_norm', QKNorm(DIM, 1, 1.0, 0.0).to(block.norm1.weight.device)
+    ),
+    'a hidden state': lambda block: setattr(block.attn, 'returns_state', True),
+    'the reference': lambda block: setattr(block.attn, 'impl', 'reference'),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES_OF_ATTENTION)
+def test_attention_that_is_changed_is_called(change, calls, triton_device):
+    block = make_block(triton_device, attention=GATED, conv_kernel_size=3)
+    x = torch.randn(1, 4, 5, DIM, device=triton_device)
+    CHANGES_OF_ATTENTION[change](block)
+    with torch.no_grad():
+        torch.testing.assert_close(run_block(block, x), block(x))
+    assert not calls
+
+
 @pytest.mark.parametrize('change', CHANGES)
 def test_blocks_that_are_watched_or_changed_are_called(change, calls, triton_device):
     block, x = make_block(triton_device), torch.randn(1, 4, 5, DIM, device=triton_device)
@@ -143,8 +189,9 @@ def test_the_environment_decides(impl, dim, fused, calls, triton_device, monkeyp
     assert bool(calls) == fused
 
 
-def test_compiled_code_takes_the_kernel(triton_device):
-    block, x = make_block(triton_device), torch.randn(1, 4, 5, DIM, device=triton_device)
+def test_compiled_code_takes_the_kernels(triton_device):
+    block = make_block(triton_device, attention=GATED)
+    x = torch.randn(1, 4, 5, DIM, device=triton_device)
     targets = []
 
     def backend(module, inputs):
@@ -154,4 +201,5 @@ def test_compiled_code_takes_the_kernel(triton_device):
     with torch.no_grad():
         compiled = torch.compile(lambda x: run_block(block, x), fullgraph=True, backend=backend)
         torch.testing.assert_close(compiled(x), block(x))
-    assert targets.count('saga_kernels.ffn_forward.default') == 1
+    for op in ('gated_attention', 'ffn'):
+        assert targets.count(f'saga_kernels.{op}_forward.default') == 1
