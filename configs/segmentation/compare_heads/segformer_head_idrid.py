@@ -22,7 +22,7 @@ model = dict(
         ),
     ),
     decode_head=dict(
-        in_channels=(32, 64, 160, 256),
+        in_channels=[32, 64, 160, 256],
         channels=64,
         loss_decode=dict(class_weight=class_weight),
     ),

@@ -16,9 +16,7 @@ model = dict(
         num_classes=6,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(
-            type='CrossEntropyLoss', loss_weight=1.0, class_weight=class_weight
-        ),
+        loss_decode=dict(type='CrossEntropyLoss', loss_weight=1.0, class_weight=class_weight),
     ),
     auxiliary_head=dict(
         type='FCNHead',
@@ -31,8 +29,6 @@ model = dict(
         num_classes=6,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(
-            type='CrossEntropyLoss', loss_weight=0.4, class_weight=class_weight
-        ),
+        loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4, class_weight=class_weight),
     ),
 )
