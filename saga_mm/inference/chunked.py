@@ -39,7 +39,7 @@ from ..layers import (
     scale,
     unpack,
 )
-from .fused import can_fuse, fused_block
+from .fused import fused_block, fused_halves
 from .image_rows import ImageRows
 from .storage import full_dtype, in_full, kept_dtype, new_map, write_map
 
@@ -59,7 +59,7 @@ def run_block(
 ) -> Tensor | tuple[Tensor, ...]:
     """Compute `block(x, mask)`, over chunks of rows where that gives the same result and is faster.
 
-    On a GPU without gradients, the halves of a block run as fused kernels where `can_fuse` says so.
+    On a GPU without gradients, the halves of a block that `fused_halves` finds are fused kernels.
 
     The block is called on the whole map otherwise on a GPU, while torch traces or compiles, if a
     hook is registered on it or on a module in it, if it contains other modules than `Block`, `FFN`
@@ -74,8 +74,9 @@ def run_block(
     """
     if not is_plain(block):
         return block(in_full(x), mask)
-    if can_fuse(block, x):
-        return fused_block(block, in_full(x), mask)
+    halves = fused_halves(block, x)
+    if halves is not None:
+        return fused_block(block, in_full(x), mask, halves)
     if not can_chunk(block, x):
         return block(in_full(x), mask)
     width, halo = reach_of_ffn(block.ffn)

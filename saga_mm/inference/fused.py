@@ -5,7 +5,7 @@ channels. The kernels keep them on the chip, as chunks of rows keep them in the 
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -19,60 +19,63 @@ from ..attention import GatedLinearAttention
 from ..layers import FFN, Block, LayerNorm, is_watched
 
 
-def can_fuse(block: Block, x: Tensor) -> bool:
-    """Whether a half of a plain block can run as fused kernels, and no caller can tell.
+class FusedHalves(NamedTuple):
+    """What the kernels of the halves of a block take besides a map; None for a half without one."""
 
-    Compiled code takes the kernels as well. Exported code has to run without them.
+    attention: dict[str, Any] | None
+    ffn: dict[str, Any] | None
+
+
+def fused_halves(block: Block, x: Tensor) -> FusedHalves | None:
+    """The halves of a plain block that run as fused kernels, or None if no half does.
+
+    A half that a caller could tell from the plain one does not. Compiled code takes the kernels as
+    well. Exported code has to run without them.
     """
     if block.training or is_tracing_or_exporting() or is_watched(block):
-        return False
-    return can_fuse_attention(block, x) or can_fuse_ffn(block, x)
+        return None
+    halves = FusedHalves(fused_attention(block, x), fused_ffn(block, x))
+    return halves if any(half is not None for half in halves) else None
 
 
-def can_fuse_attention(block: Block, x: Tensor) -> bool:
-    """Whether `gated_attention` can be the first half of a plain block in inference."""
+def fused_attention(block: Block, x: Tensor) -> dict[str, Any] | None:
+    """What `gated_attention` takes as the first half of a block in inference, if it can be it."""
     attn = block.attn
     if type(attn) is not GatedLinearAttention or attn.returns_state or attn.qk_norm is not None:
-        return False
-    arguments = arguments_of_attention(block)
-    if not are_plain(block.norm1, arguments.values()) or why_not_attention(x, **arguments):
-        return False
-    return resolve_impl(attn.impl, 'gated_attention', None) == 'triton'
+        return None
+    layers = dict(norm=block.norm1, in_proj=attn.in_proj, proj=attn.proj)
+    optional = dict(lepe=attn.lepe, output_gate=attn.output_gate)
+    weights = weights_of(layers | optional)
+    options = dict(num_heads=attn.num_heads, gamma=block.gamma1)
+    if not are_plain(block.norm1, weights.values()) or why_not_attention(x, **options, **weights):
+        return None
+    if resolve_impl(attn.impl, 'gated_attention', None) != 'triton':
+        return None
+    return weights | options | dict(feature_map=attn.feature_map, norm_eps=block.norm1.eps)
 
 
-def can_fuse_ffn(block: Block, x: Tensor) -> bool:
-    """Whether `ffn` can be the second half of a plain block in inference."""
+def fused_ffn(block: Block, x: Tensor) -> dict[str, Any] | None:
+    """What `ffn` takes as the second half of a block in inference, if it can be it."""
     if type(block.ffn) is not FFN or block.ffn.dwconv is not None:
-        return False
-    arguments = arguments_of_ffn(block)
-    if not are_plain(block.norm2, arguments.values()) or why_not_ffn(x, **arguments):
-        return False
-    return resolve_impl(block.ffn.impl, 'ffn', None) == 'triton'
+        return None
+    weights = weights_of(dict(norm=block.norm2, fc1=block.ffn.fc1, fc2=block.ffn.fc2))
+    options = dict(gamma=block.gamma2)
+    if not are_plain(block.norm2, weights.values()) or why_not_ffn(x, **options, **weights):
+        return None
+    if resolve_impl(block.ffn.impl, 'ffn', None) != 'triton':
+        return None
+    return weights | options | dict(eps=block.norm2.eps)
 
 
-def are_plain(norm: nn.Module, arguments: Iterable[Any]) -> bool:
+def are_plain(norm: nn.Module, weights: Iterable[tuple[Tensor, Tensor] | None]) -> bool:
     """Whether a norm is a `LayerNorm` over channels, and all weights and biases are plain tensors.
 
     Quantised and distributed ones are of other types. Some may be missing.
     """
     if type(norm) is not LayerNorm or len(norm.normalized_shape) != 1:
         return False
-    pairs = [pair for pair in arguments if isinstance(pair, tuple)]
+    pairs = [pair for pair in weights if pair is not None]
     return all(type(y) is nn.Parameter or type(y) is Tensor for pair in pairs for y in pair)
-
-
-def arguments_of_attention(block: Block) -> dict[str, Any]:
-    """What `saga_kernels.gated_attention` takes of a block."""
-    attn = block.attn
-    layers = dict(norm=block.norm1, in_proj=attn.in_proj, proj=attn.proj)
-    optional = dict(lepe=attn.lepe, output_gate=attn.output_gate)
-    return dict(num_heads=attn.num_heads, gamma=block.gamma1, **weights_of(layers | optional))
-
-
-def arguments_of_ffn(block: Block) -> dict[str, Any]:
-    """What `saga_kernels.ffn` takes of a block."""
-    layers = dict(norm=block.norm2, fc1=block.ffn.fc1, fc2=block.ffn.fc2)
-    return dict(gamma=block.gamma2, **weights_of(layers))
 
 
 def weights_of(layers: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor] | None]:
@@ -83,16 +86,14 @@ def weights_of(layers: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor] | None
     }
 
 
-def fused_block(block: Block, x: Tensor, mask: Tensor | None) -> Tensor | tuple[Tensor, ...]:
-    """The output of a plain block in inference, of which a half or both are fused kernels."""
+def fused_block(
+    block: Block, x: Tensor, mask: Tensor | None, halves: FusedHalves
+) -> Tensor | tuple[Tensor, ...]:
+    """The output of a plain block in inference, with the halves that `fused_halves` found."""
     x, state = block.encode(x, mask), []
-    if can_fuse_attention(block, x):
-        options = dict(mask=mask, feature_map=block.attn.feature_map, norm_eps=block.norm1.eps)
-        x = gated_attention(x, **arguments_of_attention(block), **options, impl='triton')
+    if halves.attention:
+        x = gated_attention(x, **halves.attention, mask=mask, impl='triton')
     else:
         x, *state = block.attend(x, mask)
-    if can_fuse_ffn(block, x):
-        x = ffn(x, **arguments_of_ffn(block), eps=block.norm2.eps, impl='triton')
-    else:
-        x = block.feed_forward(x, mask)
+    x = ffn(x, **halves.ffn, impl='triton') if halves.ffn else block.feed_forward(x, mask)
     return (x, *state) if state else x

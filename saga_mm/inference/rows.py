@@ -29,6 +29,10 @@ from .live_bytes import LiveBytes
 aten = torch.ops.aten
 # The axis of rows.
 ROWS = -2
+# What programs hold at most, by what it depends on: chunk, calls, and layouts of tensors.
+_peaks: dict[tuple, int] = {}
+# A number takes as much memory as the text of the calls, some ten kilobytes.
+MOST_PEAKS = 64
 
 
 class NotByRowsError(ValueError):
@@ -114,7 +118,21 @@ class RowProgram:
                     gather(rows, part)
 
     def peak_bytes(self, rows_per_chunk: int) -> int:
-        """Bytes of tensors that `run` holds at most, besides its inputs; they are not computed."""
+        """Bytes of tensors that `run` holds at most, besides its inputs; they are not computed.
+
+        What was found serves all programs of the same calls on maps of the same shapes.
+        """
+        constants = [value for value in self.constants.values() if isinstance(value, Tensor)]
+        tensors = [held.map for held in self.inputs.values()] + constants
+        layouts = tuple((x.shape, x.dtype, x.device) for x in tensors)
+        key = rows_per_chunk, self.module.code, layouts
+        if key not in _peaks:
+            if len(_peaks) >= MOST_PEAKS:
+                _peaks.clear()
+            _peaks[key] = self._count_bytes(rows_per_chunk)
+        return _peaks[key]
+
+    def _count_bytes(self, rows_per_chunk: int) -> int:
         real = dict(self.inputs)
         with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes(fake=True) as live:
             for node, (rows, map_) in real.items():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from saga_mm.inference import LiveBytes, NotByRowsError, RowProgram
+from saga_mm.inference import rows as rows_module
 
 CHANNELS = 4
 
@@ -133,6 +134,36 @@ def test_memory_is_that_of_a_chunk_and_known_before():
     assert abs(expected - live.peak) < 0.2 * live.peak
     # a quarter of the rows: halos stay
     assert program.peak_bytes(4) < 0.6 * expected
+
+
+def test_the_memory_of_equal_programs_is_counted_once(monkeypatch):
+    counted, count_bytes = [], RowProgram._count_bytes
+
+    def count(program, rows):
+        counted.append(rows)
+        return count_bytes(program, rows)
+
+    monkeypatch.setattr(RowProgram, '_count_bytes', count)
+    monkeypatch.setattr(rows_module, '_peaks', {})
+
+    def peak(function=pyramid, width=5, dtype=torch.float32, rows=8):
+        maps = [torch.randn(1, CHANNELS, 64, width).to(dtype)]
+        return RowProgram(function, maps).peak_bytes(rows)
+
+    first = peak()
+    assert peak() == first
+    assert counted == [8]
+    # what the number depends on
+    assert peak(width=10) > first
+    assert peak(rows=16) > first
+    assert peak(lambda x: torch.cat([x] * 16, 1).relu()) != first
+    assert peak(lambda x: x.relu(), dtype=torch.float64) == 2 * peak(lambda x: x.relu())
+    assert len(counted) == 6
+    # numbers that are not needed any more do not pile up
+    monkeypatch.setattr(rows_module, 'MOST_PEAKS', 2)
+    for rows in range(1, 6):
+        peak(rows=rows)
+    assert len(rows_module._peaks) <= 2
 
 
 @pytest.mark.parametrize(
