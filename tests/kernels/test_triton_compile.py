@@ -101,6 +101,20 @@ def test_loops_of_gated_compute_each_element_once(rows, kernel, special, instruc
         assert not row['local']
 
 
+# Likewise of `decay`, for each token of a tile that the tile of the program meets.
+@pytest.mark.parametrize(('kernel', 'instructions'), [('out_forward', 57), ('token_backward', 72)])
+def test_a_weight_of_decay_takes_one_exponential_and_no_slow_one(rows, kernel, instructions):
+    chosen = [
+        row for row in rows if (row['op'], row['kernel'], row['dtype']) == ('decay', kernel, 'bf16')
+    ]
+    assert {row['target'] for row in chosen} == {'sm_80', 'sm_90'}
+    for row in chosen:
+        # One for each channel and one for each pair of tokens, and a few for each token.
+        assert 0 < row['special'] * row['D'] <= 1.1 * (64 + row['block'])
+        assert 0 < row['instructions'] <= instructions
+        assert not row['local']
+
+
 def test_head_dims_that_16_does_not_divide_are_loaded_16_bytes_at_a_time(rows):
     chosen = [row for row in rows if row['op'] == 'gated' and row['D'] == 24 and not row['masked']]
     assert len(chosen) >= 2

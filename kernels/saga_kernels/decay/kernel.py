@@ -76,8 +76,24 @@ def token(o_p, N, H, i_h, HEIGHT, WIDTH):
 
 
 @triton.jit
+def rate_of(p_decay, i_h):
+    """The logarithm of a head's decay to the base 2, so that a weight takes two instructions."""
+    return tl.load(p_decay + i_h) * 1.4426950408889634
+
+
+@triton.jit
 def weight(rate, distance):
-    return tl.exp(rate * distance.to(tl.float32))
+    return tl.exp2(rate * distance.to(tl.float32))
+
+
+@triton.jit
+def near(begin, first, end, rate, BN: tl.constexpr, L: tl.constexpr):
+    """The tokens of a chunk whose weights for the tile at `begin` are not all zero, in whole tiles.
+
+    In fp32, weights end at 2^-126.
+    """
+    reach = (126.0 / tl.maximum(-rate, 126.0 / L)).to(tl.int32) // BN * BN + BN
+    return tl.maximum(first, begin - reach), tl.minimum(end, begin + BN + reach)
 
 
 @triton.jit
@@ -96,7 +112,7 @@ def state_forward(
     """P and R of each chunk, from k and v."""
     x_b, x_n, x_p, x_h = aligned((x_b, x_n, x_p, x_h), ALIGN)
     i_b, i_h, i_chunk, begin, end = program_range(N, H, SPAN)
-    rate = tl.load(p_decay + i_h)
+    rate = rate_of(p_decay, i_h)
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
     o_d = tl.arange(0, BD)
     b_p = tl.zeros([BD, BD], tl.float32)
@@ -129,7 +145,7 @@ def scan(
     partial sums of dlog_decay. A program scans one row of the states in one direction."""
     i = tl.program_id(0)
     i_row, i_way, i_head = i % (D + 1), i // (D + 1) % 2, (i // (2 * (D + 1))).to(tl.int64)
-    decay = tl.load(p_decay + i_head % H)
+    decay = rate_of(p_decay, i_head % H)
     rate = decay * L
     o_c, o_d = tl.arange(0, BN), tl.arange(0, BD)
     distance = o_c[:, None] - 1 - o_c[None, :]
@@ -144,7 +160,7 @@ def scan(
         p = p_state + ((i_state + i_way) * (D + 1) + i_row)[:, None] * D + o_d[None, :]
         b_x = tl.load(p, mask=m, other=0.0)
         b_y = tl.dot(b_earlier, b_x, input_precision=PRECISION) + b_enter * b_carry[None, :]
-        b_carry = b_carry * tl.exp(rate * BN) + tl.sum(b_leave * b_x, 0)
+        b_carry = b_carry * tl.exp2(rate * BN) + tl.sum(b_leave * b_x, 0)
         tl.store(p, b_y, mask=m)
         if p_other is not None:
             # The state of the other direction at the same chunk.
@@ -152,7 +168,7 @@ def scan(
             b_other = tl.load(p_other + i_other[:, None] * D + o_d[None, :], mask=m, other=0.0)
             b_sum += tl.sum(b_y * b_other, 0)
     if p_other is not None:
-        tl.store(p_partial + i, tl.sum(b_sum, 0) * (L * tl.exp(decay * (L + 1))))
+        tl.store(p_partial + i, tl.sum(b_sum, 0) * (L * tl.exp2(decay * (L + 1))))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -166,7 +182,7 @@ def out_forward(
     x_b, x_n, x_p, x_h = aligned((x_b, x_n, x_p, x_h), ALIGN)
     i_b, i_h, _, begin, _ = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
-    rate = tl.load(p_decay + i_h)
+    rate = rate_of(p_decay, i_h)
     i_head = i_b * H + i_h
     first = begin // L * L
     p_x += i_b * x_b + i_h * x_h
@@ -186,7 +202,8 @@ def out_forward(
         b_den += tl.sum(b_w, 1)
         b_o += product(b_w, safe_div(b_s, b_z[:, None]).to(T), PRECISION)
     b_q_t = b_q.to(T)
-    for n in range(first, tl.minimum(first + L, N), BN):
+    low, high = near(begin, first, tl.minimum(first + L, N), rate, BN, L)
+    for n in range(low, high, BN):
         o_j = n + tl.arange(0, BN)
         o_n = token(o_j, N, H, i_h, HEIGHT, WIDTH)
         m_j = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
@@ -215,7 +232,7 @@ def state_backward(
     """delta, and the states of each chunk that become GF and GB, from q, o, do and r."""
     x_b, x_n, x_h, do_b, do_n, do_h = aligned((x_b, x_n, x_h, do_b, do_n, do_h), ALIGN)
     i_b, i_h, i_chunk, begin, end = program_range(N, H, SPAN)
-    rate = tl.load(p_decay + i_h)
+    rate = rate_of(p_decay, i_h)
     i_row = (i_b * H + i_h) * N
     p_x += i_b * x_b + i_h * x_h
     p_out += (i_b * N * H + i_h) * D
@@ -300,7 +317,7 @@ def token_backward(
     x_b, x_n, x_p, x_h, do_b, do_n, do_h = aligned((x_b, x_n, x_p, x_h, do_b, do_n, do_h), ALIGN)
     i_b, i_h, i_tile, begin, _ = program_range(N, H, SPAN)
     T: tl.constexpr = p_x.dtype.element_ty
-    rate = tl.load(p_decay + i_h)
+    rate = rate_of(p_decay, i_h)
     i_head = i_b * H + i_h
     first = begin // L * L
     end = tl.minimum(first + L, N)
@@ -329,7 +346,8 @@ def token_backward(
         p_state + i_state, b_phi, b_do, b_delta, rate, o_l, o_d, D, L, PRECISION
     )
     decay = tl.sum(b_decay * b_r, 0)
-    for n in range(first, end, BN):
+    low, high = near(begin, first, end, rate, BN, L)
+    for n in range(low, high, BN):
         o_j = n + tl.arange(0, BN)
         o_n = token(o_j, N, H, i_h, HEIGHT, WIDTH)
         m_j = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
@@ -346,7 +364,7 @@ def token_backward(
     b_dk, b_dv, b_decay = key_across(
         p_dstate + i_state, b_phi, b_v, rate, o_l, o_d, D, L, PRECISION
     )
-    for n in range(first, end, BN):
+    for n in range(low, high, BN):
         o_i = n + tl.arange(0, BN)
         o_n = token(o_i, N, H, i_h, HEIGHT, WIDTH)
         m_i = live(o_n, N, p_mask, i_b, mask_b, mask_n) & m_d
