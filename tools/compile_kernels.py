@@ -60,7 +60,7 @@ FP32_POINTERS = (
     'p_partial', 'p_state', 'p_dstate', 'p_frequencies', 'p_query', 'p_dquery', 'p_weight',
     'p_total', 'p_decay', 'p_other', 'p_r', 'p_delta', 'p_w', 'p_u', 'p_enter', 'p_denter',
     'p_count', 'p_earlier', 'p_later', 'p_dlater', 'p_bias', 'p_b1', 'p_b2', 'p_gamma', 'p_in_bias',
-    'p_taps', 'p_taps_bias', 'p_gate_bias', 'p_proj_bias', 'p_z',
+    'p_taps', 'p_taps_bias', 'p_gate_bias', 'p_proj_bias', 'p_z', 'p_table',
 )  # fmt: skip
 
 HEADER = """# Registers and shared memory of the kernels

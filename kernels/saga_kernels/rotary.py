@@ -62,6 +62,12 @@ def _turns(length: int, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     return cos, sin
 
 
+def table_shape(tokens: int, width: int, dim: int) -> tuple[int, int, int]:
+    """Shape of the table that the kernels read: for each column of the image, and then for each
+    row, D / 4 cosines and as many sines."""
+    return width + tokens // max(width, 1), 2, dim // 4
+
+
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn neighbouring channels of (..., D), by tables that broadcast to (..., D / 2)."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)

@@ -129,6 +129,19 @@ def test_angles_of_a_long_image(size, triton_device):
         assert rms_ratio(value, exact) <= BOUNDS[torch.float32]
 
 
+@pytest.mark.parametrize('size', [(1, 5000), (30, 7)])
+def test_table_of_the_rotation_equals_float64(size, triton_device):
+    height, width = size
+    qkv = packed_of(height * width, 8, device=triton_device, batch=1, heads=1)
+    frequencies = torch.tensor([1.0, 0.37], device=triton_device)
+    table = torch.ops.saga_kernels.rank_augmented_forward(qkv, frequencies, None, width, 1e-6)[1]
+    positions = torch.cat([torch.arange(n, dtype=torch.float64) for n in (width, height)])
+    angles = positions[:, None] * frequencies.cpu().double()
+    exact = torch.stack((angles.cos(), angles.sin()), 1)
+    assert table.shape == exact.shape
+    assert (table.cpu() - exact).abs().max() <= 2.0**-22
+
+
 @pytest.mark.parametrize('part', range(3))
 def test_nan_stays_visible(part, triton_device):
     qkv = packed_of(70, 20, device=triton_device, batch=1)

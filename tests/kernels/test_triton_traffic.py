@@ -64,12 +64,12 @@ def test_rank_augmented_reads_q_twice_and_the_rest_once(count):
     from saga_kernels.rank_augmented import kernel
 
     qkv, size = packed_of(1100, 3)
-    image = qkv, torch.rand(6)
-    (out, *sums), traffic = count(lambda: kernel.forward(*image, None, 50, 1e-6), size)
+    frequencies = torch.rand(6)
+    (out, *kept), traffic = count(lambda: kernel.forward(qkv, frequencies, None, 50, 1e-6), size)
     # q; k and v; q.
     assert traffic == (4, 1)
     grad = torch.randn_like(out)
-    _, traffic = count(lambda: kernel.backward(grad, *image, *sums, None, 50, 1e-6), size)
+    _, traffic = count(lambda: kernel.backward(grad, qkv, *kept, None, 50, 1e-6), size)
     # q and do; k and v; q and do.
     assert traffic == (6, 3)
 

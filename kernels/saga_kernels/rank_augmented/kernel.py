@@ -44,6 +44,7 @@ from ..launch import (
     sum_partials,
     tile_config,
 )
+from ..rotary import table_shape
 from ..tiles import (
     SIZES,
     aligned,
@@ -67,44 +68,62 @@ ROOM = tl.constexpr(14 * math.log(2))
 # Logarithm of the weight of no tokens. It is finite, so that the difference of two of them is zero.
 NOTHING = tl.constexpr(-1e38)
 SMALLEST_NORMAL = tl.constexpr(2.0**-126)
-# A float32 to which this is added is rounded to an integer, which stands in the lowest bits.
-ROUND = tl.constexpr(1.5 * 2**23)
+# Angles of the rotation that a program computes at a time.
+ANGLES = tl.constexpr(128)
 
 
 @triton.jit
-def turns(p_frequencies, D: tl.constexpr, BD: tl.constexpr):
-    """Half turns per token of each pair of channels, as the sum of two parts.
-
-    The first part has 12 bits, so that its product with a position up to 4096 is exact.
-    """
-    o_c = tl.arange(0, BD // 2)
-    b_f = tl.load(p_frequencies + o_c % (D // 4), o_c < D // 2, other=0.0)
-    b_f = b_f.to(tl.float64) * 0.3183098861837907
-    b_first = b_f.to(tl.float32).to(tl.int32, bitcast=True) & -4096
-    b_first = b_first.to(tl.float32, bitcast=True)
-    return b_first[None, :], (b_f - b_first.to(tl.float64)).to(tl.float32)[None, :]
+def write_table(p_table, p_frequencies, HEIGHT, WIDTH, D: tl.constexpr):
+    """The share of this program in the table of the rotation (WIDTH + HEIGHT, 2, D / 4): cosines,
+    then sines, of the angles of each column and then of each row."""
+    PAIRS: tl.constexpr = D // 4
+    size = (WIDTH + HEIGHT) * PAIRS
+    for begin in range(tl.program_id(0) * ANGLES, size, tl.num_programs(0) * ANGLES):
+        o_e = begin + tl.arange(0, ANGLES)
+        i_position, i_pair = o_e // PAIRS, o_e % PAIRS
+        b_x = tl.load(p_frequencies + i_pair).to(tl.float64) * 0.3183098861837907
+        # Half turns, from which the nearest integer is subtracted; if it is odd, both signs change.
+        b_x *= tl.where(i_position < WIDTH, i_position, i_position - WIDTH).to(tl.float64)
+        b_i = tl.floor(b_x + 0.5)
+        m_sign = b_i.to(tl.int32) << 31
+        b_x = (b_x - b_i).to(tl.float32)
+        # Polynomials for sin(pi x) and cos(pi x), |x| <= 1/2, to 4e-9 and 2e-10.
+        b_y = b_x * b_x
+        b_sin = -0.598097986 + b_y * 0.0773087384
+        b_sin = 3.1415926 + b_y * (-5.16770773 + b_y * (2.55004213 + b_y * b_sin))
+        b_sin *= b_x
+        b_cos = -1.33521206 + b_y * (0.234937559 + b_y * -0.0243967166)
+        b_cos = 1.0 + b_y * (-4.93480214 + b_y * (4.05870916 + b_y * b_cos))
+        p = p_table + i_position.to(tl.int64) * (2 * PAIRS) + i_pair
+        tl.store(p, flipped(b_cos, m_sign), o_e < size)
+        tl.store(p + PAIRS, flipped(b_sin, m_sign), o_e < size)
 
 
 @triton.jit
-def rotation(o_n, WIDTH, b_first, b_second, D: tl.constexpr, BD: tl.constexpr):
-    """Cosine and sine of each token and pair of channels."""
+def place(o_n, WIDTH):
+    """Row and column of tokens in their image."""
     i_row = o_n // WIDTH
-    i_column = o_n - i_row * WIDTH
-    m_row = (tl.arange(0, BD // 2) < D // 4)[None, :]
-    b_p = tl.where(m_row, i_row[:, None], i_column[:, None]).to(tl.float32)
-    # From the half turns the nearest integer is subtracted; if it is odd, both signs change.
-    b_x, b_y = b_p * b_first, b_p * b_second
-    b_i = (b_x + b_y) + ROUND
-    m_sign = b_i.to(tl.int32, bitcast=True) << 31
-    b_x = (b_x - (b_i - ROUND)) + b_y
-    # Polynomials for sin(pi x) and cos(pi x), |x| <= 1/2, to 4e-9 and 2e-10.
-    b_y = b_x * b_x
-    b_sin = -0.598097986 + b_y * 0.0773087384
-    b_sin = 3.1415926 + b_y * (-5.16770773 + b_y * (2.55004213 + b_y * b_sin))
-    b_sin *= b_x
-    b_cos = -1.33521206 + b_y * (0.234937559 + b_y * -0.0243967166)
-    b_cos = 1.0 + b_y * (-4.93480214 + b_y * (4.05870916 + b_y * b_cos))
-    return flipped(b_cos, m_sign), flipped(b_sin, m_sign)
+    return i_row, o_n - i_row * WIDTH
+
+
+@triton.jit
+def advance(i_row, i_column, rows, columns, WIDTH):
+    """Row and column of tokens that stand so many rows and columns further on, fewer than WIDTH."""
+    i_column += columns
+    m_next = i_column >= WIDTH
+    return i_row + rows + m_next, tl.where(m_next, i_column - WIDTH, i_column)
+
+
+@triton.jit
+def rotation(p_table, i_row, i_column, HEIGHT, WIDTH, D: tl.constexpr, BD: tl.constexpr):
+    """Cosine and sine of each token and pair of channels, from the table."""
+    PAIRS: tl.constexpr = D // 4
+    o_c = tl.arange(0, BD // 2)
+    # The last tile may go beyond the image.
+    i_row = tl.minimum(i_row, HEIGHT - 1) + WIDTH
+    i_position = tl.where((o_c < PAIRS)[None, :], i_row[:, None], i_column[:, None])
+    p = (p_table + o_c % PAIRS)[None, :] + i_position.to(tl.int64) * (2 * PAIRS)
+    return tl.load(p), tl.load(p + PAIRS)
 
 
 @triton.jit
@@ -149,10 +168,12 @@ def load_scale(p_state, o_d, D: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def mean_forward(
-    p_x, p_mask, p_partial, N, H, SPAN, x_b, x_n, x_h, mask_b, mask_n,
+    p_x, p_mask, p_frequencies, p_partial, p_table, N, H, SPAN, HEIGHT, WIDTH,
+    x_b, x_n, x_h, mask_b, mask_n,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of phi(q)."""
+    """Partial sums of phi(q), and the table of the rotation, which the other kernels read."""
+    write_table(p_table, p_frequencies, HEIGHT, WIDTH, D)
     x_b, x_n, x_h = aligned((x_b, x_n, x_h), ALIGN)
     i_b, i_h, i_partial, begin, end = program_range(N, H, SPAN)
     p_q = p_x + i_b * x_b + i_h * x_h
@@ -168,7 +189,7 @@ def mean_forward(
 
 @triton.jit(do_not_specialize=SIZES)
 def kv_forward(
-    p_x, p_mask, p_frequencies, p_query, p_partial, p_weight, N, H, SPAN, WIDTH,
+    p_x, p_mask, p_table, p_query, p_partial, p_weight, N, H, SPAN, HEIGHT, WIDTH,
     x_b, x_n, x_p, x_h, mask_b, mask_n,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -180,12 +201,13 @@ def kv_forward(
     p_k = p_x + i_b * x_b + i_h * x_h + x_p
     o_d = tl.arange(0, BD)
     b_g = tl.load(p_query + (i_b * H + i_h) * D + o_d, o_d < D, other=0.0)[None, :]
-    b_first, b_second = turns(p_frequencies, D, BD)
     b_s = tl.zeros([BD, BD], tl.float32)
     b_z = tl.zeros([BD], tl.float32)
     # Largest logarithm of a weight times a feature so far, and the sum of weights relative to it.
     top = FLOOR - tl.sum(tl.sum(b_g, 1), 0)
     weight = tl.zeros([], tl.float32)
+    i_row, i_column = place(begin + tl.arange(0, BN), WIDTH)
+    rows, columns = place(BN, WIDTH)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m_n = live(o_n, end, p_mask, i_b, mask_b, mask_n)
@@ -202,9 +224,10 @@ def kv_forward(
         b_k *= b_a
         weight = weight * shrunk + tl.sum(tl.sum(b_a, 1), 0)
         b_z = b_z * shrunk + tl.sum(b_k, 0)
-        b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
+        b_cos, b_sin = rotation(p_table, i_row, i_column, HEIGHT, WIDTH, D, BD)
         b_k = rotate(b_k, b_cos, b_sin, BN, BD).to(T)
         b_s = tl.dot(tl.trans(b_k), b_v, b_s * shrunk, input_precision=PRECISION)
+        i_row, i_column = advance(i_row, i_column, rows, columns, WIDTH)
     p_state = p_partial + i_partial * (D + 1) * D
     store_state(p_state, safe_div(b_s, weight), safe_div(b_z, weight), o_d, D)
     tl.store(p_weight + i_partial, tl.where(weight == 0, NOTHING, top - ROOM + tl.log(weight)))
@@ -242,7 +265,7 @@ def merge(
 
 @triton.jit(do_not_specialize=SIZES)
 def out_forward(
-    p_x, p_mask, p_frequencies, p_state, p_out, N, H, SPAN, WIDTH,
+    p_x, p_mask, p_table, p_state, p_out, N, H, SPAN, HEIGHT, WIDTH,
     x_b, x_n, x_h, mask_b, mask_n, eps,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -258,7 +281,8 @@ def out_forward(
     b_s, b_z = load_state(p_state, o_d, D)
     b_c = load_scale(p_state, o_d, D)
     b_a = safe_div(b_s, b_c[:, None]).to(T)
-    b_first, b_second = turns(p_frequencies, D, BD)
+    i_row, i_column = place(begin + tl.arange(0, BN), WIDTH)
+    rows, columns = place(BN, WIDTH)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m_d = (o_d < D)[None, :]
@@ -267,15 +291,16 @@ def out_forward(
         b_r = 1.0 / (row_sum(b_q * b_z[None, :]) + eps)
         b_q *= b_c[None, :]
         b_sum = row_sum(b_q)
-        b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
+        b_cos, b_sin = rotation(p_table, i_row, i_column, HEIGHT, WIDTH, D, BD)
         b_w = rotate(b_q * reciprocal(b_sum), b_cos, b_sin, BN, BD)
         b_o = tl.dot(b_w.to(T), b_a, input_precision=PRECISION) * (b_sum * b_r)
         store(p_o + tile(o_n, o_d, H * D), b_o, m, (o_n < end)[:, None] & m_d)
+        i_row, i_column = advance(i_row, i_column, rows, columns, WIDTH)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def state_backward(
-    p_x, p_mask, p_frequencies, p_state, p_do, p_partial, N, H, SPAN, WIDTH,
+    p_x, p_mask, p_table, p_state, p_do, p_partial, N, H, SPAN, HEIGHT, WIDTH,
     x_b, x_n, x_h, mask_b, mask_n, do_b, do_n, do_h, eps,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -291,9 +316,10 @@ def state_backward(
     b_s, b_z = load_state(p_state, o_d, D)
     b_c = load_scale(p_state, o_d, D)
     b_a = tl.trans(safe_div(b_s, b_c[:, None]).to(T))
-    b_first, b_second = turns(p_frequencies, D, BD)
     b_s = tl.zeros([BD, BD], tl.float32)
     b_dz = tl.zeros([BD], tl.float32)
+    i_row, i_column = place(begin + tl.arange(0, BN), WIDTH)
+    rows, columns = place(BN, WIDTH)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & (o_d < D)[None, :]
@@ -301,19 +327,20 @@ def state_backward(
         b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
         b_q = tl.where(m, phi(b_q, True), 0.0)
         b_q *= 1.0 / (row_sum(b_q * b_z[None, :]) + eps)
-        b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
+        b_cos, b_sin = rotation(p_table, i_row, i_column, HEIGHT, WIDTH, D, BD)
         b_w = rotate(b_q * b_c[None, :], b_cos, b_sin, BN, BD)
         b_t = tl.dot(b_do, b_a, input_precision=PRECISION)
         b_dz -= tl.sum(b_q * row_sum(b_w * b_t), 0)
         b_s = tl.dot(tl.trans(b_w.to(T)), b_do, b_s, input_precision=PRECISION)
+        i_row, i_column = advance(i_row, i_column, rows, columns, WIDTH)
     p_dstate = p_partial + i_partial * (D + 1) * D
     store_state(p_dstate, safe_div(b_s, b_c[:, None]), b_dz, o_d, D)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def kv_backward(
-    p_x, p_mask, p_frequencies, p_query, p_weight, p_state, p_dstate, p_dx, p_partial,
-    N, H, SPAN, WIDTH, x_b, x_n, x_p, x_h, mask_b, mask_n,
+    p_x, p_mask, p_table, p_query, p_weight, p_state, p_dstate, p_dx, p_partial,
+    N, H, SPAN, HEIGHT, WIDTH, x_b, x_n, x_p, x_h, mask_b, mask_n,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -339,8 +366,9 @@ def kv_backward(
     b_c = safe_div(1.0, b_c)[None, :]
     b_g = tl.load(p_query + i_head * D + o_d, o_d < D, other=0.0)[None, :]
     log_weight = tl.load(p_weight + i_head)
-    b_first, b_second = turns(p_frequencies, D, BD)
     b_dg = tl.zeros([BD], tl.float32)
+    i_row, i_column = place(begin + tl.arange(0, BN), WIDTH)
+    rows, columns = place(BN, WIDTH)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m_d = (o_d < D)[None, :]
@@ -352,7 +380,7 @@ def kv_backward(
         b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
         b_phi = tl.where(m, phi(b_k, True), 0.0)
         b_a = tl.where(m_n, exp(logits(b_phi, b_g) - log_weight), 0.0)
-        b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
+        b_cos, b_sin = rotation(p_table, i_row, i_column, HEIGHT, WIDTH, D, BD)
         b_h = tl.dot(b_v, b_dst, input_precision=PRECISION) * scale
         b_h = rotate(b_h, b_cos, -b_sin, BN, BD) * b_c + b_dz[None, :]
         b_da = b_a * (row_sum(b_phi * b_h) - mean)
@@ -365,12 +393,13 @@ def kv_backward(
         b_w = rotate(b_phi * reciprocal(b_sum), b_cos, b_sin, BN, BD)
         b_dv = tl.dot(b_w.to(T), b_ds, input_precision=PRECISION) * (b_a * b_sum * scale)
         store(p_d + H * D, b_dv, m, m_inside)
+        i_row, i_column = advance(i_row, i_column, rows, columns, WIDTH)
     tl.store(p_partial + i_partial * D + o_d, b_dg, o_d < D)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def q_backward(
-    p_x, p_mask, p_frequencies, p_state, p_dquery, p_do, p_dx, N, H, SPAN, WIDTH,
+    p_x, p_mask, p_table, p_state, p_dquery, p_do, p_dx, N, H, SPAN, HEIGHT, WIDTH,
     x_b, x_n, x_h, mask_b, mask_n, do_b, do_n, do_h, eps,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -388,7 +417,8 @@ def q_backward(
     b_c = load_scale(p_state, o_d, D)
     b_a = tl.trans(safe_div(b_s, b_c[:, None]).to(T))
     b_mean = tl.load(p_dquery + (i_b * H + i_h) * D + o_d, o_d < D, other=0.0)[None, :]
-    b_first, b_second = turns(p_frequencies, D, BD)
+    i_row, i_column = place(begin + tl.arange(0, BN), WIDTH)
+    rows, columns = place(BN, WIDTH)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
         m_d = (o_d < D)[None, :]
@@ -397,45 +427,48 @@ def q_backward(
         b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
         b_phi = tl.where(m, phi(b_q, True), 0.0)
         b_r = 1.0 / (row_sum(b_phi * b_z[None, :]) + eps)
-        b_cos, b_sin = rotation(o_n, WIDTH, b_first, b_second, D, BD)
+        b_cos, b_sin = rotation(p_table, i_row, i_column, HEIGHT, WIDTH, D, BD)
         b_t = tl.dot(b_do, b_a, input_precision=PRECISION)
         b_t = rotate(b_t, b_cos, -b_sin, BN, BD) * b_c[None, :]
         b_delta = row_sum(b_phi * b_t) * b_r
         b_dq = b_r * (b_t - b_delta * b_z[None, :]) + b_mean
         b_dq *= slope(1.0, b_phi, True)
         store(p_dq + tile(o_n, o_d, 3 * H * D), b_dq, m, (o_n < end)[:, None] & m_d)
+        i_row, i_column = advance(i_row, i_column, rows, columns, WIDTH)
 
 
 def forward(
     qkv: Tensor, frequencies: Tensor, mask: Tensor | None, width: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: the state
-    (B, H, D + 1, D), the mean query g (B, H, D), and the logsumexp of the weights (B, H)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: the table
+    of the rotation (width + height, 2, D / 4), the state (B, H, D + 1, D), the mean query g
+    (B, H, D), and the logsumexp of the weights (B, H)."""
     batch, tokens, _, heads, dim = qkv.shape
     out = qkv.new_empty((batch, tokens, heads, dim))
+    table = qkv.new_empty(table_shape(tokens, width, dim), dtype=torch.float32)
     if out.numel() == 0:
         state = new_states(qkv)[:, :, 0].zero_()
-        return out, state, state[:, :, 0].clone(), state[:, :, 0, 0].clone()
-    tensors = dict(p_x=qkv, p_mask=mask)
-    mean = starter_of('rank_augmented', mean_forward, qkv, mask)
+        return out, table.zero_(), state, state[:, :, 0].clone(), state[:, :, 0, 0].clone()
+    tensors = dict(p_x=qkv, p_mask=mask, p_table=table)
+    size = dict(HEIGHT=tokens // width, WIDTH=width)
+    mean = starter_of('rank_augmented', mean_forward, qkv, mask, **size)
     partial = qkv.new_empty((batch, heads, mean.launch.splits, dim), dtype=torch.float32)
-    mean(**tensors, p_partial=partial)
+    mean(**tensors, p_frequencies=frequencies.contiguous(), p_partial=partial)
     query = sum_partials(partial) * _share(qkv, mask)
-    tensors['p_frequencies'] = frequencies.contiguous()
-    kv = starter_of('rank_augmented', kv_forward, qkv, mask, WIDTH=width)
+    kv = starter_of('rank_augmented', kv_forward, qkv, mask, **size)
     partial = new_states(qkv, kv.launch.splits)
     weight = partial.new_empty((batch, heads, kv.launch.splits))
     kv(**tensors, p_query=query, p_partial=partial, p_weight=weight)
     state, weight = _merge(partial, weight)
-    read = starter_of('rank_augmented', out_forward, qkv, mask, WIDTH=width, eps=eps)
+    read = starter_of('rank_augmented', out_forward, qkv, mask, eps=eps, **size)
     read(**tensors, p_state=state, p_out=out)
-    return out, state, query, weight
+    return out, table, state, query, weight
 
 
 def backward(
     grad_out: Tensor,
     qkv: Tensor,
-    frequencies: Tensor,
+    table: Tensor,
     state: Tensor,
     query: Tensor,
     weight: Tensor,
@@ -444,7 +477,7 @@ def backward(
     eps: float,
 ) -> Tensor:
     """Gradient of the packed projection, contiguous, in its dtype."""
-    batch, _, _, heads, dim = qkv.shape
+    batch, tokens, _, heads, dim = qkv.shape
     grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     if grad.numel() == 0:
         return grad
@@ -452,17 +485,17 @@ def backward(
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     state = state.contiguous()
-    tensors = dict(p_x=qkv, p_mask=mask, p_frequencies=frequencies.contiguous(), p_state=state)
-    numbers = dict(WIDTH=width, eps=eps)
-    sums = starter_of('rank_augmented', state_backward, qkv, mask, grad_out, **numbers)
+    tensors = dict(p_x=qkv, p_mask=mask, p_table=table, p_state=state)
+    size = dict(HEIGHT=tokens // width, WIDTH=width)
+    sums = starter_of('rank_augmented', state_backward, qkv, mask, grad_out, eps=eps, **size)
     partial = new_states(qkv, sums.launch.splits)
     sums(**tensors, p_do=grad_out, p_partial=partial)
     dstate = sum_partials(partial)
-    kv = starter_of('rank_augmented', kv_backward, qkv, mask, WIDTH=width)
+    kv = starter_of('rank_augmented', kv_backward, qkv, mask, **size)
     partial = query.new_empty((batch, heads, kv.launch.splits, dim))
     kv(**tensors, p_query=query, p_weight=weight, p_dstate=dstate, p_dx=grad, p_partial=partial)
     dquery = sum_partials(partial) * _share(qkv, mask)
-    q = starter_of('rank_augmented', q_backward, qkv, mask, grad_out, **numbers)
+    q = starter_of('rank_augmented', q_backward, qkv, mask, grad_out, eps=eps, **size)
     q(**tensors, p_do=grad_out, p_dquery=dquery, p_dx=grad)
     return grad
 

@@ -10,13 +10,15 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..dispatch import require_triton
 from ..registration import refuse_double_backward, register, register_autograd
+from ..rotary import table_shape
 
 
 def _forward(
     qkv: Tensor, frequencies: Tensor, mask: Tensor | None, width: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: the state
-    (B, H, D + 1, D), the mean query (B, H, D) and the logarithm of the sum of weights (B, H)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: the table
+    of the rotation (width + height, 2, D / 4), the state (B, H, D + 1, D), the mean query
+    (B, H, D) and the logarithm of the sum of weights (B, H)."""
     require_triton(qkv)
     from . import kernel
 
@@ -26,7 +28,7 @@ def _forward(
 def _backward(
     grad: Tensor,
     qkv: Tensor,
-    frequencies: Tensor,
+    table: Tensor,
     state: Tensor,
     query: Tensor,
     weight: Tensor,
@@ -38,28 +40,33 @@ def _backward(
     require_triton(qkv)
     from . import kernel
 
-    return kernel.backward(grad, qkv, frequencies, state, query, weight, mask, width, eps)
+    return kernel.backward(grad, qkv, table, state, query, weight, mask, width, eps)
 
 
 def _forward_fake(qkv, frequencies, mask, width, eps):
     batch, tokens, _, heads, dim = qkv.shape
-    shapes = (batch, heads, dim + 1, dim), (batch, heads, dim), (batch, heads)
-    sums = (qkv.new_empty(shape, dtype=torch.float32) for shape in shapes)
-    return qkv.new_empty((batch, tokens, heads, dim)), *sums
+    shapes = (
+        table_shape(tokens, width, dim),
+        (batch, heads, dim + 1, dim),
+        (batch, heads, dim),
+        (batch, heads),
+    )
+    kept = (qkv.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return qkv.new_empty((batch, tokens, heads, dim)), *kept
 
 
-def _backward_fake(grad, qkv, frequencies, state, query, weight, mask, width, eps):
+def _backward_fake(grad, qkv, table, state, query, weight, mask, width, eps):
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 rank_augmented_forward = register(
     'rank_augmented_forward(Tensor qkv, Tensor frequencies, Tensor? mask, SymInt width, float eps)'
-    ' -> (Tensor, Tensor, Tensor, Tensor)',
+    ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
     _forward,
     _forward_fake,
 )
 rank_augmented_backward = register(
-    'rank_augmented_backward(Tensor grad, Tensor qkv, Tensor frequencies, Tensor state,'
+    'rank_augmented_backward(Tensor grad, Tensor qkv, Tensor table, Tensor state,'
     ' Tensor query, Tensor weight, Tensor? mask, SymInt width, float eps) -> Tensor',
     _backward,
     _backward_fake,
@@ -67,10 +74,10 @@ rank_augmented_backward = register(
 
 
 def _save(ctx, inputs, output):
-    qkv, frequencies, mask, ctx.width, ctx.eps = inputs
-    _, *sums = output
-    ctx.save_for_backward(qkv, frequencies, *sums, mask)
-    ctx.mark_non_differentiable(*sums)
+    qkv, _, mask, ctx.width, ctx.eps = inputs
+    _, *kept = output
+    ctx.save_for_backward(qkv, *kept, mask)
+    ctx.mark_non_differentiable(*kept)
 
 
 def _differentiate(ctx, grad, *_):
