@@ -45,8 +45,8 @@ def fused_attention(block: Block, x: Tensor) -> dict[str, Any] | None:
         return None
     layers = dict(norm=block.norm1, in_proj=attn.in_proj, proj=attn.proj)
     optional = dict(lepe=attn.lepe, output_gate=attn.output_gate)
-    weights = weights_of(layers | optional)
-    options = dict(num_heads=attn.num_heads, gamma=block.gamma1)
+    weights: dict[str, Any] = weights_of(layers | optional)
+    options: dict[str, Any] = dict(num_heads=attn.num_heads, gamma=block.gamma1)
     if not are_plain(block.norm1, weights.values()) or why_not_attention(x, **options, **weights):
         return None
     if resolve_impl(attn.impl, 'gated_attention', None) != 'triton':
@@ -58,8 +58,9 @@ def fused_ffn(block: Block, x: Tensor) -> dict[str, Any] | None:
     """What `ffn` takes as the second half of a block in inference, if it can be it."""
     if type(block.ffn) is not FFN or block.ffn.dwconv is not None:
         return None
-    weights = weights_of(dict(norm=block.norm2, fc1=block.ffn.fc1, fc2=block.ffn.fc2))
-    options = dict(gamma=block.gamma2)
+    layers = dict(norm=block.norm2, fc1=block.ffn.fc1, fc2=block.ffn.fc2)
+    weights: dict[str, Any] = weights_of(layers)
+    options: dict[str, Any] = dict(gamma=block.gamma2)
     if not are_plain(block.norm2, weights.values()) or why_not_ffn(x, **options, **weights):
         return None
     if resolve_impl(block.ffn.impl, 'ffn', None) != 'triton':
