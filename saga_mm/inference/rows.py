@@ -31,7 +31,7 @@ aten = torch.ops.aten
 ROWS = -2
 # What programs hold at most, by what it depends on: chunk, calls, and layouts of tensors.
 _peaks: dict[tuple, int] = {}
-# A number takes as much memory as the text of the calls, some ten kilobytes.
+# Numbers to keep at most, as each is kept with the text of its calls.
 MOST_PEAKS = 64
 
 

@@ -88,9 +88,9 @@ def weight(rate, distance):
 
 @triton.jit
 def near(begin, first, end, rate, BN: tl.constexpr, L: tl.constexpr):
-    """The tokens of a chunk whose weights for the tile at `begin` are not all zero, in whole tiles.
+    """The range of tokens of a chunk that count for the tile at `begin`, in whole tiles.
 
-    In fp32, weights end at 2^-126.
+    Tiles are left out if all weights are below 2^-126, the smallest normal number of fp32.
     """
     reach = (126.0 / tl.maximum(-rate, 126.0 / L)).to(tl.int32) // BN * BN + BN
     return tl.maximum(first, begin - reach), tl.minimum(end, begin + BN + reach)
