@@ -70,9 +70,12 @@ def load(p, m):
 
 
 @triton.jit
-def store(p, x, m_live, m_inside):
+def store(p, x, p_mask, m_live, m_inside):
     """Write a tile; masked tokens get zeros, so that every element inside is written."""
-    tl.store(p, tl.where(m_live, x, 0.0).to(p.dtype.element_ty), mask=m_inside)
+    # Without a mask, all tokens inside are live.
+    if p_mask is not None:
+        x = tl.where(m_live, x, 0.0)
+    tl.store(p, x.to(p.dtype.element_ty), mask=m_inside)
 
 
 @triton.jit

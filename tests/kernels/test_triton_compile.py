@@ -82,9 +82,9 @@ def test_fused_attention_computes_each_element_once(rows):
     ('kernel', 'special', 'instructions'),
     [
         ('kv_forward', 5, 100),
-        ('out_forward', 1, 50),
-        ('q_backward', 1, 105),
-        ('kv_backward', 5, 135),
+        ('out_forward', 1, 44),
+        ('q_backward', 1, 96),
+        ('kv_backward', 5, 113),
     ],
 )
 def test_loops_of_gated_compute_each_element_once(rows, kernel, special, instructions):
@@ -121,10 +121,10 @@ def test_a_weight_of_decay_takes_one_exponential_and_no_slow_one(rows, kernel, i
     ('kernel', 'instructions'),
     [
         ('kv_forward', 98),
-        ('out_forward', 82),
+        ('out_forward', 76),
         ('state_backward', 130),
-        ('kv_backward', 166),
-        ('q_backward', 77),
+        ('kv_backward', 157),
+        ('q_backward', 72),
     ],
 )
 def test_loops_of_rank_augmented_look_up_the_rotation(rows, kernel, instructions):

@@ -218,7 +218,7 @@ def out_forward(
     o_n = token(o_p, N, H, i_h, HEIGHT, WIDTH)
     m_inside = (o_p < N)[:, None] & m_d
     p_o = p_out + (i_b * N * H + i_h) * D
-    store(p_o + tile(o_n, o_d, H * D), b_o * b_r[:, None], m, m_inside)
+    store(p_o + tile(o_n, o_d, H * D), b_o * b_r[:, None], p_mask, m, m_inside)
     tl.store(p_r + i_head * N + o_p, b_r, mask=o_p < N)
 
 
@@ -357,7 +357,7 @@ def token_backward(
         b_e = tl.dot(b_do, tl.trans(b_vj), input_precision=PRECISION) - b_delta[:, None]
         b_e *= weight(rate, tl.abs(o_p[:, None] - o_j[None, :]))
         b_dq += product(b_e, b_k, PRECISION)
-    store(p_dx, b_dq * b_r[:, None] * slope(1.0, b_phi, ELU), m, m_inside)
+    store(p_dx, b_dq * b_r[:, None] * slope(1.0, b_phi, ELU), p_mask, m, m_inside)
 
     b_phi = tl.where(m, phi(load(p_k + o, m), ELU), 0.0)
     b_v = tl.load(p_k + x_p + o, mask=m, other=0.0)
@@ -378,8 +378,8 @@ def token_backward(
         b_s = tl.dot(b_phi.to(T), tl.trans(b_q), input_precision=PRECISION)
         b_decay += tl.sum(b_s * (b_e * distance), 1)
         b_dv += product(b_s * b_a, b_di, PRECISION)
-    store(p_dx + H * D, b_dk * slope(1.0, b_phi, ELU), m, m_inside)
-    store(p_dx + 2 * H * D, b_dv, m, m_inside)
+    store(p_dx + H * D, b_dk * slope(1.0, b_phi, ELU), p_mask, m, m_inside)
+    store(p_dx + 2 * H * D, b_dv, p_mask, m, m_inside)
     tl.store(p_partial + i_tile, decay + tl.sum(b_decay, 0))
 
 

@@ -97,7 +97,7 @@ def out_forward(
         b_w = phi(load(p_q + tile(o_n, o_d, x_n), m_inside), ELU) * b_z[None, :]
         b_w *= (1.0 / (tl.sum(b_w, 1) + eps))[:, None]
         b_o = tl.dot(b_w.to(T), b_a, input_precision=PRECISION)
-        store(p_o + tile(o_n, o_d, H * D), b_o, m_n, m_inside)
+        store(p_o + tile(o_n, o_d, H * D), b_o, p_mask, m_n, m_inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -121,9 +121,8 @@ def q_backward(
     b_g = tl.zeros([BN, BD], tl.float32)
     for n in range(begin, end, BN):
         o_n = n + tl.arange(0, BN)
-        m_n = live(o_n, end, p_mask, i_b, mask_b, mask_n)
         m_d = (o_d < D)[None, :]
-        m = m_n & m_d
+        m = live(o_n, end, p_mask, i_b, mask_b, mask_n) & m_d
         b_q = load(p_q + tile(o_n, o_d, x_n), m)
         b_do = tl.load(p_do + tile(o_n, o_d, do_n), mask=m, other=0.0)
         b_phi = phi(b_q, ELU)
@@ -131,12 +130,13 @@ def q_backward(
         b_zr = b_z[None, :] * b_r[:, None]
         b_w = b_phi * b_zr
         b_slope = slope(1.0, b_phi, ELU) * b_zr
+        # In another order, Triton 3.9 spills registers on sm_80.
+        b_s = tl.dot(tl.trans(b_w.to(T)), b_do, b_s, input_precision=PRECISION)
         b_t = tl.dot(b_do, b_a, input_precision=PRECISION)
         b_delta = tl.sum(b_w * b_t, 1)[:, None]
-        b_s = tl.dot(tl.trans(b_w.to(T)), b_do, b_s, input_precision=PRECISION)
         b_g -= b_w * b_delta
         b_dq = b_slope * (b_t - b_delta)
-        store(p_dq + tile(o_n, o_d, PARTS * H * D), b_dq, m_n, (o_n < end)[:, None] & m_d)
+        store(p_dq + tile(o_n, o_d, PARTS * H * D), b_dq, p_mask, m, (o_n < end)[:, None] & m_d)
     store_state(p_partial + i_partial * (D + 1) * D, b_s, tl.sum(b_g, 0), o_d, D)
 
 
@@ -194,13 +194,13 @@ def kv_backward(
         b_v *= b_b
         b_phi = phi(b_k, ELU) * b_a
         b_dv = tl.dot(b_phi.to(T), b_ds, input_precision=PRECISION) * scale
-        store(p_d + H * D, b_dv * b_b, m, m_inside)
+        store(p_d + H * D, b_dv * b_b, p_mask, m, m_inside)
         if GATED:
-            store(p_d + 3 * H * D, b_dv * b_v * (1.0 - b_b), m, m_inside)
+            store(p_d + 3 * H * D, b_dv * b_v * (1.0 - b_b), p_mask, m, m_inside)
         b_dk = tl.dot(b_v.to(T), b_dst, input_precision=PRECISION) * scale + b_dz
-        store(p_d, b_dk * slope(b_a, b_phi, ELU), m, m_inside)
+        store(p_d, b_dk * slope(b_a, b_phi, ELU), p_mask, m, m_inside)
         if GATED:
-            store(p_d + 2 * H * D, b_dk * b_phi * (1.0 - b_a * smaller), m, m_inside)
+            store(p_d + 2 * H * D, b_dk * b_phi * (1.0 - b_a * smaller), p_mask, m, m_inside)
 
 
 def forward(packed: Tensor, mask: Tensor | None, elu: bool, eps: float) -> tuple[Tensor, Tensor]:

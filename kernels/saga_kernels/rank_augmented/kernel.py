@@ -294,7 +294,7 @@ def out_forward(
         b_cos, b_sin = rotation(p_table, i_row, i_column, HEIGHT, WIDTH, D, BD)
         b_w = rotate(b_q * reciprocal(b_sum), b_cos, b_sin, BN, BD)
         b_o = tl.dot(b_w.to(T), b_a, input_precision=PRECISION) * (b_sum * b_r)
-        store(p_o + tile(o_n, o_d, H * D), b_o, m, (o_n < end)[:, None] & m_d)
+        store(p_o + tile(o_n, o_d, H * D), b_o, p_mask, m, (o_n < end)[:, None] & m_d)
         i_row, i_column = advance(i_row, i_column, rows, columns, WIDTH)
 
 
@@ -387,12 +387,12 @@ def kv_backward(
         b_dg += tl.sum(b_da * b_phi, 0)
         p_d = p_dk + tile(o_n, o_d, 3 * H * D)
         b_dk = b_a * b_h + b_da * b_g
-        store(p_d, b_dk * slope(1.0, b_phi, True), m, m_inside)
+        store(p_d, b_dk * slope(1.0, b_phi, True), p_mask, m, m_inside)
         b_phi *= b_c
         b_sum = row_sum(b_phi)
         b_w = rotate(b_phi * reciprocal(b_sum), b_cos, b_sin, BN, BD)
         b_dv = tl.dot(b_w.to(T), b_ds, input_precision=PRECISION) * (b_a * b_sum * scale)
-        store(p_d + H * D, b_dv, m, m_inside)
+        store(p_d + H * D, b_dv, p_mask, m, m_inside)
         i_row, i_column = advance(i_row, i_column, rows, columns, WIDTH)
     tl.store(p_partial + i_partial * D + o_d, b_dg, o_d < D)
 
@@ -433,7 +433,7 @@ def q_backward(
         b_delta = row_sum(b_phi * b_t) * b_r
         b_dq = b_r * (b_t - b_delta * b_z[None, :]) + b_mean
         b_dq *= slope(1.0, b_phi, True)
-        store(p_dq + tile(o_n, o_d, 3 * H * D), b_dq, m, (o_n < end)[:, None] & m_d)
+        store(p_dq + tile(o_n, o_d, 3 * H * D), b_dq, p_mask, m, (o_n < end)[:, None] & m_d)
         i_row, i_column = advance(i_row, i_column, rows, columns, WIDTH)
 
 
