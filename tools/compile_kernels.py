@@ -37,10 +37,10 @@ from saga_kernels.launch import (
     FFN_HIDDEN,
     KERNELS,
     MERGED,
-    NUM_STAGES,
     WKV_CHANNELS,
     WKV_STEPS,
     alignment,
+    compile_options,
     decay_chunk,
     padded_dim,
     product_precision,
@@ -132,7 +132,7 @@ def compile_case(target, op, phase, dtype, dim, *, gated=True, elu=True, masked=
     compiled = triton.compile(
         source,
         target=TARGETS[target],
-        options=dict(num_warps=num_warps, num_stages=NUM_STAGES),
+        options=compile_options(num_warps, amd=target.startswith('gfx')),
     )
     return dict(
         target=target, op=op, kernel=phase, dtype=dtype, D=dim, gated=gated, elu=elu,

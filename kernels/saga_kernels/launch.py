@@ -199,8 +199,6 @@ _SUMMING = {
     'gated_attention': ('kv_forward',),
 }
 
-# The next tile is loaded while one is worked on.
-NUM_STAGES = 2
 # Elements of a state that one program of the kernel `merge` adds up.
 MERGED = 32
 
@@ -222,6 +220,17 @@ class Launch:
     splits: int
     programs: int
     num_warps: int
+
+
+def compile_options(num_warps: int, amd: bool) -> dict[str, int]:
+    """What Triton's compiler is told besides the arguments of a kernel.
+
+    The next tile is loaded while one is worked on. On AMD GPUs, matrix instructions have 16 rows
+    and columns. Of the 32 that Triton takes otherwise, a tile often has too few for all warps: some
+    compute the same as others, and registers spill (docs/benchmarks/kernels.md).
+    """
+    options = dict(num_warps=num_warps, num_stages=2)
+    return options | dict(matrix_instr_nonkdim=16) if amd else options
 
 
 def padded_dim(dim: int) -> int:
@@ -407,11 +416,11 @@ class Starter:
 
     def _by_triton(self, values: list[Any]) -> Callable | None:
         """Launch by Triton's launcher, and return what will launch the same compiled kernel."""
-        programs, num_warps = self.launch.programs, self.launch.num_warps
-        options = dict(num_warps=num_warps, num_stages=NUM_STAGES)
+        programs, amd = self.launch.programs, torch.version.hip is not None
+        options = compile_options(self.launch.num_warps, amd)
         compiled = self.kernel[(programs,)](*values, **options)
         # The interpreter returns None.
-        if torch.version.hip is not None or not hasattr(compiled, '__getitem__'):
+        if amd or not hasattr(compiled, '__getitem__'):
             return None
         return compiled[programs, 1, 1]
 

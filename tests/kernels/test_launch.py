@@ -13,6 +13,9 @@ from saga_kernels.launch import (
     WKV_CHANNELS,
     WKV_CHUNK,
     WKV_STEPS,
+    Launch,
+    Starter,
+    compile_options,
     decay_chunk,
     plan,
     tile_config,
@@ -119,6 +122,24 @@ def test_size_changes_no_compiler_option(op, phase):
             for launch in [plan(op, phase, dtype, dim, heads, tokens, H200)]
         }
         assert compiled == {tile_config(op, phase, dtype, dim)}
+
+
+@pytest.mark.parametrize('hip', [None, '7.0'])
+def test_matrix_instructions_of_amd_gpus_have_16_rows(hip, monkeypatch):
+    calls = []
+
+    class Kernel:
+        arg_names = ('p_x', 'N')
+
+        def __getitem__(self, grid):
+            return lambda *values, **options: calls.append((grid, values, options))
+
+    monkeypatch.setattr(torch.version, 'hip', hip)
+    launch = Launch(block=16, span=32, splits=1, programs=3, num_warps=4)
+    Starter(Kernel(), torch.device('cpu'), launch, dict(N=20))(p_x=None)
+    options = compile_options(num_warps=4, amd=hip is not None)
+    assert calls == [((3,), (None, 20), options)]
+    assert options.get('matrix_instr_nonkdim') == (16 if hip else None)
 
 
 def state_traffic(op, phase, dtype, dim, heads, tokens):
