@@ -172,8 +172,6 @@ TILES: dict[str, dict[str, dict[tuple[int, int], tuple[int, int]]]] = {
     },
     # Likewise.
     'gated_attention': {
-        # In half precision this one spills on gfx942, and with 128 channels on sm_80. `out_forward`
-        # spills with 128 channels on gfx942.
         'kv_forward': {
             (2, 32): (64, 4), (2, 64): (128, 8), (2, 128): (128, 8),
             (4, 32): (32, 4), (4, 64): (32, 8),

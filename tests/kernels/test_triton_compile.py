@@ -61,18 +61,27 @@ def test_a_feed_forward_network_spills_nothing_and_takes_one_exponential_per_hid
             assert not row['local']
 
 
+def test_fused_attention_spills_nothing_in_half_precision(rows):
+    chosen = [row for row in rows if row['op'] == 'gated_attention' and row['dtype'] != 'fp32']
+    compiled = {(row['target'], row['kernel'], row['D']) for row in chosen}
+    assert compiled >= set(
+        itertools.product(('sm_80', 'sm_90'), ('kv_forward', 'out_forward'), (64, 128))
+    )
+    assert compiled >= {('gfx942', 'kv_forward', 64), ('gfx942', 'kv_forward', 128)}
+    assert not [row for row in chosen if row['stack']]
+
+
 def test_fused_attention_computes_each_element_once(rows):
+    # The most instructions, some 15 % above what Triton 3.9 makes.
+    most = {('sm_80', 64): 112, ('sm_90', 64): 94, ('sm_80', 128): 154, ('sm_90', 128): 125}
     kind = 'gated_attention', 'kv_forward', 'bf16'
     chosen = [row for row in rows if (row['op'], row['kernel'], row['dtype']) == kind]
     chosen = [row for row in chosen if row['target'] in ('sm_80', 'sm_90') and row['D'] >= 64]
-    assert {(row['target'], row['D']) for row in chosen} == {
-        ('sm_80', 64), ('sm_90', 64), ('sm_90', 128),
-    }  # fmt: skip
+    assert {(row['target'], row['D']) for row in chosen} == set(most)
     for row in chosen:
-        assert not row['stack']
         # As many as the kernel of `gated` takes, of a head of 64 channels, and one for the norm.
         assert 5 * 64 <= row['special'] * row['D'] <= 6 * 64
-        assert 0 < row['instructions'] <= 130
+        assert 0 < row['instructions'] <= most[row['target'], row['D']]
         assert not row['local']
 
 
