@@ -133,7 +133,7 @@ def table(results: Sequence[dict]) -> Iterator[str]:
             continue
         best = [r for r in done if r['learning_rate'] == rates[name]]
         others = [
-            f'{r["learning_rate"]:g}: {r["value"]:.2f}'
+            f'{r["learning_rate"]:g}: {_digits(r["value"])}'
             for r in done
             if r['learning_rate'] != rates[name]
         ]
@@ -150,4 +150,9 @@ def table(results: Sequence[dict]) -> Iterator[str]:
 def _mean_and_range(values: Sequence[float]) -> str:
     if not values:
         return '- | -'
-    return f'{statistics.mean(values):.2f} | {min(values):.2f} to {max(values):.2f}'
+    return f'{_digits(statistics.mean(values))} | {_digits(min(values))} to {_digits(max(values))}'
+
+
+def _digits(value: float) -> str:
+    # Some metrics are percentages, and others shares.
+    return f'{value:#.4g}'

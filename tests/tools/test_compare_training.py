@@ -64,11 +64,13 @@ def test_table():
         dict(name='a', learning_rate=2.0, metric='mIoU', value=20.0),
         dict(name='b', learning_rate=1.0, error='out of memory'),
         dict(name='a', learning_rate=2.0, metric='mIoU', value=24.0),
+        dict(name='c', learning_rate=1.0, metric='coco/segm_mAP', value=0.408),
     ]
-    assert best_rates(results) == {'a': 2.0}
+    assert best_rates(results) == {'a': 2.0, 'c': 1.0}
     assert list(table(results))[2:] == [
         '| a | mIoU | 22.00 | 20.00 to 24.00 | 2 | 2 | 1: 10.00 |  |',
         '| b | - | - | - | 0 | - | - | out of memory |',
+        '| c | coco/segm_mAP | 0.4080 | 0.4080 to 0.4080 | 1 | 1 |  |  |',
     ]
 
 
@@ -103,7 +105,7 @@ def test_table_with_a_test():
     ]
     head, rule, *lines = table(results)
     assert {line.count('|') for line in (head, rule, *lines)} == {11}
-    assert lines[0].startswith('| a | mIoU | 11.00 | 10.00 to 12.00 | 10.50 | 9.00 to 12.00 | 2 |')
+    assert lines[0].startswith('| a | mIoU | 11.00 | 10.00 to 12.00 | 10.50 | 9.000 to 12.00 | 2 |')
 
 
 @pytest.mark.parametrize(
