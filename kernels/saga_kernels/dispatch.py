@@ -16,10 +16,11 @@ on AMD GPUs. On a CPU it runs only in Triton's interpreter, very slowly, for deb
 """
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -135,11 +136,23 @@ def _has_other_derivatives(x: Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None
 
 
-def require_triton(x: Tensor) -> None:
-    """Raise a RuntimeError that says why no Triton kernel can take this input, if none can."""
-    why = why_not_triton(x)
-    if why:
-        raise RuntimeError(f"impl='triton' can't run: {why}")
+def kernels_of(op: str, *inputs: Tensor) -> Any:
+    """The module `saga_kernels.<op>.kernel`.
+
+    Raises:
+        RuntimeError: No Triton kernel can take one of these inputs; it says why.
+    """
+    for x in inputs:
+        why = why_not_triton(x)
+        if why:
+            raise RuntimeError(f"impl='triton' can't run: {why}")
+    return _module(op)
+
+
+@functools.cache
+def _module(op: str) -> Any:
+    # Triton is imported where a kernel runs, and nowhere else.
+    return importlib.import_module(f'.{op}.kernel', __package__)
 
 
 def _log_once(op: str, choice: str, why: str | None) -> None:

@@ -349,16 +349,19 @@ def _shortest(op: str, kernel: str, dim: int) -> int:
     return 256
 
 
-def new_states(packed: Tensor, splits: int = 1) -> Tensor:
-    """Uninitialised memory for partial states, (B, H, splits, D + 1, D) in fp32."""
-    batch, _, _, heads, dim = packed.shape
-    return packed.new_empty((batch, heads, splits, dim + 1, dim), dtype=torch.float32)
+def new_partials(packed: Tensor, splits: int, *shape: int) -> Tensor:
+    """Uninitialised memory in fp32 for partial results of a shape: (B, H, splits, *shape).
+
+    A single one is the result. It has no axis for splits, as to remove it would take a while.
+    """
+    batch, _, _, heads, _ = packed.shape
+    axis = (splits,) if splits > 1 else ()
+    return packed.new_empty((batch, heads, *axis, *shape), dtype=torch.float32)
 
 
-def sum_partials(partial: Tensor) -> Tensor:
-    """Sum of partial results over the splits, axis 2, in a fixed order."""
-    # An index takes several times as long as this.
-    return partial.select(2, 0) if partial.shape[2] == 1 else partial.sum(2)
+def sum_partials(partial: Tensor, splits: int) -> Tensor:
+    """Sum of partial results over the splits in a fixed order, (B, H, *shape)."""
+    return partial.sum(2) if splits > 1 else partial
 
 
 def meaningful(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...]:
@@ -403,24 +406,48 @@ class Starter:
         for i, name in self.pointers:
             x = values[i] = tensors[name]
             key += (None,) if x is None else (x.dtype, x.data_ptr() % 16 == 0)
-        compiled = self.compiled.get(tuple(key))
+        launch = self.compiled.get(tuple(key))
         with _on_device(self.device):
-            if compiled is None:
-                compiled = self._by_triton(values)
-                if compiled is not None:
-                    self.compiled[tuple(key)] = compiled
-            else:
-                compiled(*values)
+            if launch is not None:
+                launch(*values)
+                return
+            programs, amd = self.launch.programs, torch.version.hip is not None
+            options = compile_options(self.launch.num_warps, amd)
+            compiled = self.kernel[(programs,)](*values, **options)
+            # The interpreter returns None.
+            if not amd and compiled is not None:
+                self.compiled[tuple(key)] = _launcher(compiled, programs)
 
-    def _by_triton(self, values: list[Any]) -> Callable | None:
-        """Launch by Triton's launcher, and return what will launch the same compiled kernel."""
-        programs, amd = self.launch.programs, torch.version.hip is not None
-        options = compile_options(self.launch.num_warps, amd)
-        compiled = self.kernel[(programs,)](*values, **options)
-        # The interpreter returns None.
-        if amd or not hasattr(compiled, '__getitem__'):
-            return None
-        return compiled[programs, 1, 1]
+
+def _launcher(compiled: Any, programs: int) -> Callable:
+    """What launches a compiled kernel with all its arguments.
+
+    Triton's own function describes each launch for profilers, which takes longer than the launch.
+    It is called only if a profiler listens.
+    """
+    by_triton = compiled[programs, 1, 1]
+    try:
+        from triton import knobs
+        from triton.runtime import driver
+    except ImportError:
+        # Before Triton 3.4.
+        return by_triton
+    hooks, gpu = knobs.runtime, driver.active
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+    def launch(*values: Any) -> None:
+        if _listens(hooks.launch_enter_hook) or _listens(hooks.launch_exit_hook):
+            by_triton(*values)
+            return
+        stream = gpu.get_current_stream(gpu.get_current_device())
+        run(programs, 1, 1, stream, function, metadata, None, None, None, *values)
+
+    return launch
+
+
+def _listens(hook: Any) -> bool:
+    """Whether a hook of Triton, which may be a chain of functions, calls any."""
+    return bool(getattr(hook, 'calls', hook))
 
 
 _HERE = contextlib.nullcontext()
@@ -436,42 +463,46 @@ def _on_device(device: torch.device) -> contextlib.AbstractContextManager:
     return repaired()
 
 
-def starter_of(
-    op: str,
-    kernel: Any,
-    packed: Tensor,
-    mask: Tensor | None,
-    grad: Tensor | None = None,
-    **numbers: Any,
-) -> Starter:
-    """What launches a kernel over the tokens of a packed projection (B, N, parts, H, D).
+def starters_of(op: str, *kernels: Any) -> Callable[..., tuple[Starter, ...]]:
+    """A function that returns what launches the kernels of a pass, made by `triton.jit`, of an op.
 
-    Args:
-        op: Name of the op, a key of `KERNELS`.
-        kernel: Made by `triton.jit`.
-        packed: The packed projection.
-        mask: (B, N), or None.
-        grad: The gradient of the output (B, N, H, D), if the kernel takes it.
-        numbers: Arguments that follow from none of these.
+    It remembers what it returned, and looks up all kernels at once, since that takes a good part
+    of the time of a launch.
     """
-    mask_stride = (0, 0) if mask is None else mask.stride()
-    grad_stride = None if grad is None else grad.stride()
-    return _starter_of(
-        op, kernel, packed.device, packed.dtype, packed.shape, packed.stride(), mask_stride,
-        grad_stride, **numbers,
-    )  # fmt: skip
+
+    # `typed` tells 1 from True.
+    @functools.lru_cache(4096, typed=True)
+    def look_up(*layout: Any, **numbers: Any) -> tuple[Starter, ...]:
+        return tuple(_starter(op, kernel, *layout, **numbers) for kernel in kernels)
+
+    def starters(
+        packed: Tensor, mask: Tensor | None, grad: Tensor | None = None, **numbers: Any
+    ) -> tuple[Starter, ...]:
+        """What launches the kernels over the tokens of a packed projection (B, N, parts, H, D).
+
+        Args:
+            packed: The packed projection.
+            mask: (B, N), or None.
+            grad: The gradient of the output (B, N, H, D), if any kernel takes it.
+            numbers: Arguments of one or more kernels that follow from none of these.
+        """
+        return look_up(
+            packed.device, packed.dtype, packed.shape, packed.stride(),
+            None if mask is None else mask.stride(), None if grad is None else grad.stride(),
+            **numbers,
+        )  # fmt: skip
+
+    return starters
 
 
-# `typed` tells 1 from True.
-@functools.lru_cache(4096, typed=True)
-def _starter_of(
+def _starter(
     op: str,
     kernel: Any,
     device: torch.device,
     dtype: torch.dtype,
     shape: tuple[int, ...],
     stride: tuple[int, ...],
-    mask_stride: tuple[int, int],
+    mask_stride: tuple[int, int] | None,
     grad_stride: tuple[int, int, int, int] | None,
     **numbers: Any,
 ) -> Starter:
@@ -484,7 +515,7 @@ def _starter_of(
         steps |= dict(do_b=do_b, do_n=do_n, do_h=do_h)
     known = [step for name, step in steps.items() if name in kernel.arg_names]
     numbers |= steps
-    numbers |= dict(zip(('mask_b', 'mask_n'), mask_stride, strict=True))
+    numbers |= dict(zip(('mask_b', 'mask_n'), mask_stride or (0, 0), strict=True))
     numbers |= dict(
         N=tokens, H=heads, SPAN=launch.span, D=dim, BD=padded_dim(dim), BN=launch.block,
         ALIGN=alignment(dim, *known), PARTS=parts, GATED=parts == 5,

@@ -31,7 +31,7 @@ def register(schema: str, run: Callable, fake: Callable) -> OpOverload:
     return getattr(torch.ops.saga_kernels, name).default
 
 
-def register_autograd(op: OpOverload, save: Callable, differentiate: Callable) -> None:
+def register_autograd(op: OpOverload, save: Callable, differentiate: Callable) -> Callable:
     """Say how an op is differentiated, once.
 
     Args:
@@ -39,6 +39,11 @@ def register_autograd(op: OpOverload, save: Callable, differentiate: Callable) -
         save: Takes the context of `torch.autograd.Function`, the inputs and the results.
         differentiate: Takes the context and the gradients of the results, which are None where
             there is none; returns those of the inputs.
+
+    Returns:
+        A function for code in Python, which does what the op does. The op itself goes through
+        PyTorch's dispatcher twice, to find its gradient and then what it runs; the function does
+        so once, unless a compiler records it.
     """
 
     class Differentiable(torch.autograd.Function):
@@ -64,8 +69,12 @@ def register_autograd(op: OpOverload, save: Callable, differentiate: Callable) -
         with torch._C._AutoDispatchBelowAutograd():
             return op(*inputs)
 
+    def call_or_record(*inputs: Any) -> Tensor | tuple[Tensor, ...]:
+        return op(*inputs) if torch.compiler.is_compiling() else call(*inputs)
+
     Differentiable.__name__ = op._schema.name
     LIBRARY.impl(op._opname, torch.compiler.disable(call), 'Autograd')
+    return call_or_record
 
 
 def refuse_double_backward(op: OpOverload) -> None:
@@ -73,13 +82,16 @@ def refuse_double_backward(op: OpOverload) -> None:
     refuse_backward(op, 'no double backward')
 
 
-def refuse_backward(op: OpOverload, what: str = 'no backward pass') -> None:
-    """Make the gradient of an op an error, which says what the kernel has not."""
+def refuse_backward(op: OpOverload, what: str = 'no backward pass') -> Callable:
+    """Make the gradient of an op an error, which says what the kernel has not.
+
+    Returns a function like that of `register_autograd`.
+    """
 
     def refuse(ctx: Any, *grads: Tensor | None) -> None:
         raise RuntimeError(f"the Triton kernel has {what}; use impl='reference'")
 
-    register_autograd(op, _keep_nothing, refuse)
+    return register_autograd(op, _keep_nothing, refuse)
 
 
 def _keep_nothing(ctx: Any, inputs: tuple, results: Any) -> None:

@@ -18,7 +18,7 @@ from saga_kernels.depthwise.registration import depthwise_forward
 from saga_kernels.ffn.registration import ffn_forward
 from saga_kernels.gated import kernel
 from saga_kernels.gated_attention.registration import gated_attention_forward
-from saga_kernels.launch import starter_of
+from saga_kernels.launch import starters_of
 
 SIZE = 6, 10
 
@@ -157,7 +157,7 @@ def test_the_stub_refuses_a_kernel_that_was_compiled_for_other_tensors():
     packed = torch.randn(1, 60, 5, 2, 64).bfloat16()
     state, out = torch.empty(1, 2, 65, 64), torch.empty(1, 60, 2, 64).bfloat16()
     tensors = dict(p_x=packed, p_mask=None, p_state=state, p_out=out)
-    starter = starter_of('gated', kernel.out_forward, packed, None, ELU=True, eps=0.5)
+    (starter,) = starters_of('gated', kernel.out_forward)(packed, None, ELU=True, eps=0.5)
     starter(**tensors)
     (compiled,) = starter.compiled.values()
     for name, x in dict(

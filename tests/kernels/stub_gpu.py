@@ -49,10 +49,11 @@ class Compiled:
         return None
 
     def __getitem__(self, grid):
-        return functools.partial(self.launch, 'directly', grid)
+        return functools.partial(self.launch, 'by Triton', grid)
 
     def run(self, x, y, z, stream, function, packed, metadata, enter_hook, exit_hook, *values):
-        self.launch('by Triton', (x, y, z), *values)
+        way = 'by Triton' if enter_hook is not None else 'directly'
+        self.launch(way, (x, y, z), *values)
 
     def launch(self, way, grid, *values):
         counts[way] += 1

@@ -44,10 +44,9 @@ from ..launch import (
     Starter,
     decay_chunk,
     is_nvidia,
-    new_states,
     padded_dim,
     product_precision,
-    starter_of,
+    starters_of,
     tile_config,
 )
 from ..tiles import (
@@ -383,6 +382,10 @@ def token_backward(
     tl.store(p_partial + i_tile, decay + tl.sum(b_decay, 0))
 
 
+_forward_starters = starters_of('decay', state_forward, out_forward)
+_backward_starters = starters_of('decay', state_backward, token_backward)
+
+
 def forward(
     qkv: Tensor, log_decay: Tensor, mask: Tensor | None, width: int, elu: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -396,10 +399,10 @@ def forward(
         return out, state, r
     rate = log_decay.float().contiguous()
     tensors = dict(p_x=qkv, p_mask=mask, p_decay=rate, p_state=state)
-    numbers = _numbers(qkv, width, elu)
-    starter_of('decay', state_forward, qkv, mask, **numbers)(**tensors)
+    numbers: dict = dict(HEIGHT=tokens // width, WIDTH=width, ELU=elu, eps=eps)
+    sums, read = _forward_starters(qkv, mask, **numbers)
+    sums(**tensors)
     _scan(qkv, rate, state)
-    read = starter_of('decay', out_forward, qkv, mask, **numbers, eps=eps)
     read(**tensors, p_out=out, p_r=r)
     return out, state, r
 
@@ -416,7 +419,7 @@ def backward(
     elu: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the packed projection, contiguous, and of log_decay, in their dtypes."""
-    batch, _, _, heads, dim = qkv.shape
+    batch, tokens, _, heads, dim = qkv.shape
     grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     if grad.numel() == 0:
         return grad, torch.zeros_like(log_decay)
@@ -426,26 +429,22 @@ def backward(
     delta, dstate = torch.empty_like(r), _new_states(qkv)
     rate = log_decay.float().contiguous()
     tensors = dict(p_x=qkv, p_mask=mask, p_decay=rate, p_r=r, p_delta=delta, p_do=grad_out)
-    numbers = _numbers(qkv, width, elu)
-    sums = starter_of('decay', state_backward, qkv, mask, grad_out, **numbers)
+    numbers: dict = dict(HEIGHT=tokens // width, WIDTH=width, ELU=elu)
+    sums, token = _backward_starters(qkv, mask, grad_out, **numbers)
     sums(**tensors, p_out=out, p_state=dstate)
     across = r.new_empty((batch, heads, 2 * (dim + 1)))
     _scan(qkv, rate, dstate, state, across)
-    token = starter_of('decay', token_backward, qkv, mask, grad_out, **numbers)
     within = r.new_empty((batch, heads, token.launch.splits))
     token(**tensors, p_state=state, p_dstate=dstate, p_dx=grad, p_partial=within)
     partial = torch.cat([across, within], 2)
     return grad, partial.sum((0, 2), dtype=torch.float64).to(log_decay.dtype)
 
 
-def _numbers(qkv: Tensor, width: int, elu: bool) -> dict:
-    return dict(HEIGHT=qkv.shape[1] // width, WIDTH=width, ELU=elu)
-
-
 def _new_states(qkv: Tensor) -> Tensor:
     """Uninitialised memory for two states of each chunk, (B, H, C, 2, D + 1, D) in fp32."""
-    chunks = triton.cdiv(qkv.shape[1], decay_chunk(qkv.dtype, qkv.shape[-1]))
-    return new_states(qkv, 2 * chunks).unflatten(2, (chunks, 2))
+    batch, tokens, _, heads, dim = qkv.shape
+    chunks = triton.cdiv(tokens, decay_chunk(qkv.dtype, dim))
+    return qkv.new_empty((batch, heads, chunks, 2, dim + 1, dim), dtype=torch.float32)
 
 
 def _scan(

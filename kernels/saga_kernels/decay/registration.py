@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..chunks import ceil_div
-from ..dispatch import require_triton
+from ..dispatch import kernels_of
 from ..launch import decay_chunk
 from ..registration import refuse_double_backward, register, register_autograd
 
@@ -24,10 +24,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: two states
     of each chunk (B, H, C, 2, D + 1, D), and the reciprocal of each denominator (B, H, N)."""
-    require_triton(qkv)
-    from . import kernel
-
-    return kernel.forward(qkv, log_decay, mask, width, feature_map == 'elu', eps)
+    elu = feature_map == 'elu'
+    return kernels_of('decay', qkv).forward(qkv, log_decay, mask, width, elu, eps)
 
 
 def _backward(
@@ -43,11 +41,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the packed projection and of log_decay. That of the projection is one tensor,
     for an op must not return views of a buffer."""
-    require_triton(qkv)
-    from . import kernel
-
     elu = feature_map == 'elu'
-    return kernel.backward(grad, qkv, log_decay, out, state, r, mask, width, elu)
+    kernels = kernels_of('decay', qkv)
+    return kernels.backward(grad, qkv, log_decay, out, state, r, mask, width, elu)
 
 
 def _forward_fake(qkv, log_decay, mask, width, feature_map, eps):
@@ -63,7 +59,7 @@ def _backward_fake(grad, qkv, log_decay, out, state, r, mask, width, feature_map
     return grad, torch.empty_like(log_decay, memory_format=torch.contiguous_format)
 
 
-decay_forward = register(
+_forward_op = register(
     'decay_forward(Tensor qkv, Tensor log_decay, Tensor? mask, SymInt width, str feature_map,'
     ' float eps) -> (Tensor, Tensor, Tensor)',
     _forward,
@@ -89,7 +85,7 @@ def _differentiate(ctx, grad, *_):
     return *grads, None, None, None, None
 
 
-register_autograd(decay_forward, _save, _differentiate)
+decay_forward = register_autograd(_forward_op, _save, _differentiate)
 refuse_double_backward(decay_backward)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..dispatch import require_triton
+from ..dispatch import kernels_of
 from ..registration import refuse_double_backward, register, register_autograd
 
 
@@ -19,20 +19,14 @@ def _forward(
     residual: bool,
 ) -> Tensor:
     """add + conv(x) + bias, (B, H, W, C), or x + conv(x) + bias if it is a residual."""
-    require_triton(x)
-    from . import kernel
-
-    return kernel.forward(x, weight, bias, x if residual else add, mask)
+    return kernels_of('depthwise', x).forward(x, weight, bias, x if residual else add, mask)
 
 
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor | None, residual: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
-    require_triton(x)
-    from . import kernel
-
-    return kernel.backward(grad, x, weight, mask, residual)
+    return kernels_of('depthwise', x).backward(grad, x, weight, mask, residual)
 
 
 def _forward_fake(x, weight, bias, add, mask, residual):
@@ -45,7 +39,7 @@ def _backward_fake(grad, x, weight, mask, residual):
     return *grads, weight.new_empty(weight.shape[:1])
 
 
-depthwise_forward = register(
+_forward_op = register(
     'depthwise_forward(Tensor x, Tensor weight, Tensor? bias, Tensor? add, Tensor? mask,'
     ' bool residual) -> Tensor',
     _forward,
@@ -73,7 +67,7 @@ def _differentiate(ctx, grad):
     return dx, dw, db if ctx.biased else None, added, None, None
 
 
-register_autograd(depthwise_forward, _save, _differentiate)
+depthwise_forward = register_autograd(_forward_op, _save, _differentiate)
 refuse_double_backward(depthwise_backward)
 
 

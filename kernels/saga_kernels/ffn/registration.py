@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..dispatch import require_triton
+from ..dispatch import kernels_of
 from ..registration import refuse_backward, register
 
 
@@ -22,11 +22,8 @@ def _forward(
     eps: float,
 ) -> Tensor:
     """x plus the FFN of its norm (..., C); the products are in the dtype of the two weights."""
-    require_triton(x)
-    from . import kernel
-
     norm, fc1, fc2 = (norm_weight, norm_bias), (weight1, bias1), (weight2, bias2)
-    return kernel.forward(x, norm, fc1, fc2, gamma, eps, _dtype(x, weight1, gamma))
+    return kernels_of('ffn', x).forward(x, norm, fc1, fc2, gamma, eps, _dtype(x, weight1, gamma))
 
 
 def _forward_fake(x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, gamma, eps):
@@ -38,13 +35,13 @@ def _dtype(x: Tensor, weight: Tensor, gamma: Tensor | None) -> torch.dtype:
     return dtype if gamma is None else torch.promote_types(dtype, gamma.dtype)
 
 
-ffn_forward = register(
+_forward_op = register(
     'ffn_forward(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight1, Tensor bias1,'
     ' Tensor weight2, Tensor bias2, Tensor? gamma, float eps) -> Tensor',
     _forward,
     _forward_fake,
 )
-refuse_backward(ffn_forward)
+ffn_forward = refuse_backward(_forward_op)
 
 
 @register_flop_formula(torch.ops.saga_kernels.ffn_forward)

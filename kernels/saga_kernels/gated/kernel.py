@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import new_states, starter_of, sum_partials
+from ..launch import new_partials, starters_of, sum_partials
 from ..tiles import (
     SIZES,
     aligned,
@@ -203,17 +203,20 @@ def kv_backward(
             store(p_d + 2 * H * D, b_dk * b_phi * (1.0 - b_a * smaller), p_mask, m, m_inside)
 
 
+_forward_starters = starters_of('gated', kv_forward, out_forward)
+_backward_starters = starters_of('gated', q_backward, kv_backward)
+
+
 def forward(packed: Tensor, mask: Tensor | None, elu: bool, eps: float) -> tuple[Tensor, Tensor]:
     """Output (B, N, H, D) and fp32 state (B, H, D + 1, D) of packed (B, N, 3 or 5, H, D)."""
     batch, tokens, _, heads, dim = packed.shape
     out = packed.new_empty((batch, tokens, heads, dim))
     if out.numel() == 0:
-        return out, new_states(packed)[:, :, 0].zero_()
-    kv = starter_of('gated', kv_forward, packed, mask, ELU=elu)
-    partial = new_states(packed, kv.launch.splits)
+        return out, new_partials(packed, 1, dim + 1, dim).zero_()
+    kv, read = _forward_starters(packed, mask, ELU=elu, eps=eps)
+    partial = new_partials(packed, kv.launch.splits, dim + 1, dim)
     kv(p_x=packed, p_mask=mask, p_partial=partial)
-    state = sum_partials(partial)
-    read = starter_of('gated', out_forward, packed, mask, ELU=elu, eps=eps)
+    state = sum_partials(partial, kv.launch.splits)
     read(p_x=packed, p_mask=mask, p_state=state, p_out=out)
     return out, state
 
@@ -222,6 +225,7 @@ def backward(
     grad_out: Tensor, packed: Tensor, state: Tensor, mask: Tensor | None, elu: bool, eps: float
 ) -> Tensor:
     """Gradient of the packed projection, contiguous, in its dtype."""
+    dim = packed.shape[-1]
     grad = torch.empty_like(packed, memory_format=torch.contiguous_format)
     if grad.numel() == 0:
         return grad
@@ -229,9 +233,9 @@ def backward(
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
     state = state.contiguous()
-    q = starter_of('gated', q_backward, packed, mask, grad_out, ELU=elu, eps=eps)
-    partial = new_states(packed, q.launch.splits)
+    q, kv = _backward_starters(packed, mask, grad_out, ELU=elu, eps=eps)
+    partial = new_partials(packed, q.launch.splits, dim + 1, dim)
     q(p_x=packed, p_mask=mask, p_state=state, p_do=grad_out, p_dx=grad, p_partial=partial)
-    kv = starter_of('gated', kv_backward, packed, mask, ELU=elu)
-    kv(p_x=packed, p_mask=mask, p_state=state, p_dstate=sum_partials(partial), p_dx=grad)
+    dstate = sum_partials(partial, q.launch.splits)
+    kv(p_x=packed, p_mask=mask, p_state=state, p_dstate=dstate, p_dx=grad)
     return grad

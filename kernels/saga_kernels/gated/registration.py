@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..dispatch import require_triton
+from ..dispatch import kernels_of
 from ..registration import refuse_double_backward, register, register_autograd
 
 
@@ -16,20 +16,16 @@ def _forward(
     packed: Tensor, mask: Tensor | None, feature_map: str, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Output (B, N, H, D) and fp32 state (B, H, D + 1, D) of packed (B, N, 3 or 5, H, D)."""
-    require_triton(packed)
-    from . import kernel
-
-    return kernel.forward(packed, mask, feature_map == 'elu', eps)
+    return kernels_of('gated', packed).forward(packed, mask, feature_map == 'elu', eps)
 
 
 def _backward(
     grad: Tensor, packed: Tensor, state: Tensor, mask: Tensor | None, feature_map: str, eps: float
 ) -> Tensor:
     """Gradient of the packed projection: one tensor, since an op must not return views of one."""
-    require_triton(packed)
-    from . import kernel
-
-    return kernel.backward(grad, packed, state, mask, feature_map == 'elu', eps)
+    return kernels_of('gated', packed).backward(
+        grad, packed, state, mask, feature_map == 'elu', eps
+    )
 
 
 def _forward_fake(packed, mask, feature_map, eps):
@@ -42,7 +38,7 @@ def _backward_fake(grad, packed, state, mask, feature_map, eps):
     return torch.empty_like(packed, memory_format=torch.contiguous_format)
 
 
-gated_forward = register(
+_forward_op = register(
     'gated_forward(Tensor packed, Tensor? mask, str feature_map, float eps) -> (Tensor, Tensor)',
     _forward,
     _forward_fake,
@@ -68,7 +64,7 @@ def _differentiate(ctx, grad, _):
     return grad, None, None, None
 
 
-register_autograd(gated_forward, _save, _differentiate)
+gated_forward = register_autograd(_forward_op, _save, _differentiate)
 refuse_double_backward(gated_backward)
 
 

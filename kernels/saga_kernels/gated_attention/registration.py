@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..dispatch import require_triton
+from ..dispatch import kernels_of
 from ..registration import refuse_backward, register
 
 
@@ -31,12 +31,9 @@ def _forward(
 ) -> Tensor:
     """x plus the attention of its norm (B, H, W, C); the products are in the dtype of the weights
     of the linear layers."""
-    require_triton(x)
-    from . import kernel
-
     lepe = None if lepe_weight is None or lepe_bias is None else (lepe_weight, lepe_bias)
     gate = None if gate_weight is None or gate_bias is None else (gate_weight, gate_bias)
-    return kernel.forward(
+    return kernels_of('gated_attention', x).forward(
         x, (norm_weight, norm_bias), (in_weight, in_bias), (out_weight, out_bias), num_heads, lepe,
         gate, gamma, None if mask is None else mask.flatten(1), feature_map == 'elu', eps, norm_eps,
         _dtype(x, in_weight, gamma),
@@ -55,7 +52,7 @@ def _dtype(x: Tensor, weight: Tensor, gamma: Tensor | None) -> torch.dtype:
     return dtype if gamma is None else torch.promote_types(dtype, gamma.dtype)
 
 
-gated_attention_forward = register(
+_forward_op = register(
     'gated_attention_forward(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor in_weight,'
     ' Tensor in_bias, Tensor out_weight, Tensor out_bias, int num_heads, Tensor? lepe_weight,'
     ' Tensor? lepe_bias, Tensor? gate_weight, Tensor? gate_bias, Tensor? gamma, Tensor? mask,'
@@ -63,7 +60,7 @@ gated_attention_forward = register(
     _forward,
     _forward_fake,
 )
-refuse_backward(gated_attention_forward)
+gated_attention_forward = refuse_backward(_forward_op)
 
 
 # The linear layers, the two products of the attention, and the convolution.

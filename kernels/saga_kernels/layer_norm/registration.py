@@ -3,24 +3,18 @@
 import torch
 from torch import Tensor
 
-from ..dispatch import require_triton
+from ..dispatch import kernels_of
 from ..registration import refuse_double_backward, register, register_autograd
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """The normalised x (..., C) in a dtype."""
-    require_triton(x)
-    from . import kernel
-
-    return kernel.forward(x, weight, bias, eps, dtype)
+    return kernels_of('layer_norm', x).forward(x, weight, bias, eps, dtype)
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
-    require_triton(x)
-    from . import kernel
-
-    return kernel.backward(grad, x, weight, eps)
+    return kernels_of('layer_norm', x).backward(grad, x, weight, eps)
 
 
 def _forward_fake(x, weight, bias, eps, dtype):
@@ -33,7 +27,7 @@ def _backward_fake(grad, x, weight, eps):
     )
 
 
-layer_norm_forward = register(
+_forward_op = register(
     'layer_norm_forward(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype)'
     ' -> Tensor',
     _forward,
@@ -57,5 +51,5 @@ def _differentiate(ctx, grad):
     return *layer_norm_backward(grad, x, weight, ctx.eps), None, None
 
 
-register_autograd(layer_norm_forward, _save, _differentiate)
+layer_norm_forward = register_autograd(_forward_op, _save, _differentiate)
 refuse_double_backward(layer_norm_backward)

@@ -39,8 +39,8 @@ from ..launch import (
     MERGED,
     Launch,
     Starter,
-    new_states,
-    starter_of,
+    new_partials,
+    starters_of,
     sum_partials,
     tile_config,
 )
@@ -437,6 +437,10 @@ def q_backward(
         i_row, i_column = advance(i_row, i_column, rows, columns, WIDTH)
 
 
+_forward_starters = starters_of('rank_augmented', mean_forward, kv_forward, out_forward)
+_backward_starters = starters_of('rank_augmented', state_backward, kv_backward, q_backward)
+
+
 def forward(
     qkv: Tensor, frequencies: Tensor, mask: Tensor | None, width: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -447,20 +451,18 @@ def forward(
     out = qkv.new_empty((batch, tokens, heads, dim))
     table = qkv.new_empty(table_shape(tokens, width, dim), dtype=torch.float32)
     if out.numel() == 0:
-        state = new_states(qkv)[:, :, 0].zero_()
+        state = new_partials(qkv, 1, dim + 1, dim).zero_()
         return out, table.zero_(), state, state[:, :, 0].clone(), state[:, :, 0, 0].clone()
     tensors = dict(p_x=qkv, p_mask=mask, p_table=table)
     size: dict = dict(HEIGHT=tokens // width, WIDTH=width)
-    mean = starter_of('rank_augmented', mean_forward, qkv, mask, **size)
-    partial = qkv.new_empty((batch, heads, mean.launch.splits, dim), dtype=torch.float32)
+    mean, kv, read = _forward_starters(qkv, mask, **size, eps=eps)
+    partial = new_partials(qkv, mean.launch.splits, dim)
     mean(**tensors, p_frequencies=frequencies.contiguous(), p_partial=partial)
-    query = sum_partials(partial) * _share(qkv, mask)
-    kv = starter_of('rank_augmented', kv_forward, qkv, mask, **size)
-    partial = new_states(qkv, kv.launch.splits)
-    weight = partial.new_empty((batch, heads, kv.launch.splits))
+    query = sum_partials(partial, mean.launch.splits) * _share(qkv, mask)
+    splits = kv.launch.splits
+    partial, weight = new_partials(qkv, splits, dim + 1, dim), new_partials(qkv, splits)
     kv(**tensors, p_query=query, p_partial=partial, p_weight=weight)
-    state, weight = _merge(partial, weight)
-    read = starter_of('rank_augmented', out_forward, qkv, mask, eps=eps, **size)
+    state, weight = (partial, weight) if splits == 1 else _merge(partial, weight)
     read(**tensors, p_state=state, p_out=out)
     return out, table, state, query, weight
 
@@ -477,7 +479,7 @@ def backward(
     eps: float,
 ) -> Tensor:
     """Gradient of the packed projection, contiguous, in its dtype."""
-    batch, tokens, _, heads, dim = qkv.shape
+    _, tokens, _, _, dim = qkv.shape
     grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     if grad.numel() == 0:
         return grad
@@ -487,15 +489,13 @@ def backward(
     state = state.contiguous()
     tensors = dict(p_x=qkv, p_mask=mask, p_table=table, p_state=state)
     size: dict = dict(HEIGHT=tokens // width, WIDTH=width)
-    sums = starter_of('rank_augmented', state_backward, qkv, mask, grad_out, eps=eps, **size)
-    partial = new_states(qkv, sums.launch.splits)
+    sums, kv, q = _backward_starters(qkv, mask, grad_out, **size, eps=eps)
+    partial = new_partials(qkv, sums.launch.splits, dim + 1, dim)
     sums(**tensors, p_do=grad_out, p_partial=partial)
-    dstate = sum_partials(partial)
-    kv = starter_of('rank_augmented', kv_backward, qkv, mask, **size)
-    partial = query.new_empty((batch, heads, kv.launch.splits, dim))
+    dstate = sum_partials(partial, sums.launch.splits)
+    partial = new_partials(qkv, kv.launch.splits, dim)
     kv(**tensors, p_query=query, p_weight=weight, p_dstate=dstate, p_dx=grad, p_partial=partial)
-    dquery = sum_partials(partial) * _share(qkv, mask)
-    q = starter_of('rank_augmented', q_backward, qkv, mask, grad_out, eps=eps, **size)
+    dquery = sum_partials(partial, kv.launch.splits) * _share(qkv, mask)
     q(**tensors, p_do=grad_out, p_dquery=dquery, p_dx=grad)
     return grad
 
@@ -511,8 +511,6 @@ def _share(qkv: Tensor, mask: Tensor | None) -> float | Tensor:
 def _merge(partial: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """One state and the logarithm of its weight, from those of all splits."""
     batch, heads, splits, _, dim = partial.shape
-    if splits == 1:
-        return sum_partials(partial), sum_partials(weight)
     state, total_weight = torch.empty_like(partial[:, :, 0]), torch.empty_like(weight[:, :, 0])
     merger = _merger(partial.device, batch * heads, splits, dim)
     merger(p_partial=partial, p_weight=weight, p_state=state, p_total=total_weight)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..dispatch import require_triton
+from ..dispatch import kernels_of
 from ..registration import refuse_double_backward, register, register_autograd
 from ..rotary import table_shape
 
@@ -19,10 +19,7 @@ def _forward(
     """Output (B, N, H, D) of qkv (B, N, 3, H, D), and what its gradient needs, in fp32: the table
     of the rotation (width + height, 2, D / 4), the state (B, H, D + 1, D), the mean query
     (B, H, D) and the logarithm of the sum of weights (B, H)."""
-    require_triton(qkv)
-    from . import kernel
-
-    return kernel.forward(qkv, frequencies, mask, width, eps)
+    return kernels_of('rank_augmented', qkv).forward(qkv, frequencies, mask, width, eps)
 
 
 def _backward(
@@ -37,10 +34,9 @@ def _backward(
     eps: float,
 ) -> Tensor:
     """Gradient of the packed projection: one tensor, since an op must not return views of one."""
-    require_triton(qkv)
-    from . import kernel
-
-    return kernel.backward(grad, qkv, table, state, query, weight, mask, width, eps)
+    return kernels_of('rank_augmented', qkv).backward(
+        grad, qkv, table, state, query, weight, mask, width, eps
+    )
 
 
 def _forward_fake(qkv, frequencies, mask, width, eps):
@@ -59,7 +55,7 @@ def _backward_fake(grad, qkv, table, state, query, weight, mask, width, eps):
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
-rank_augmented_forward = register(
+_forward_op = register(
     'rank_augmented_forward(Tensor qkv, Tensor frequencies, Tensor? mask, SymInt width, float eps)'
     ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
     _forward,
@@ -85,7 +81,7 @@ def _differentiate(ctx, grad, *_):
     return grad, None, None, None, None
 
 
-register_autograd(rank_augmented_forward, _save, _differentiate)
+rank_augmented_forward = register_autograd(_forward_op, _save, _differentiate)
 refuse_double_backward(rank_augmented_backward)
 
 

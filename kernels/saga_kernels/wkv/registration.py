@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..chunks import ceil_div
-from ..dispatch import require_triton
+from ..dispatch import kernels_of
 from ..launch import WKV_CHUNK, WKV_STEPS
 from ..registration import refuse_double_backward, register, register_autograd
 
@@ -23,11 +23,7 @@ def _forward(
     what its gradient needs, in fp32: the states where each chunk begins and ends (B, chunks, 2, 3,
     C), those that the tokens of a chunk before each of its tiles add (B, tiles, 3, C), and the
     number of tokens of each chunk that count (B, chunks)."""
-    require_triton(k)
-    require_triton(v)
-    from . import kernel
-
-    return kernel.forward(k, v, w, u, mask)
+    return kernels_of('wkv', k, v).forward(k, v, w, u, mask)
 
 
 def _backward(
@@ -42,11 +38,7 @@ def _backward(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of k, v, w and u."""
-    require_triton(k)
-    require_triton(v)
-    from . import kernel
-
-    return kernel.backward(grad, k, v, w, u, state, earlier, count, mask)
+    return kernels_of('wkv', k, v).backward(grad, k, v, w, u, state, earlier, count, mask)
 
 
 def _forward_fake(k, v, w, u, mask):
@@ -61,7 +53,7 @@ def _backward_fake(grad, k, v, w, u, state, earlier, count, mask):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v, w, u))
 
 
-wkv_forward = register(
+_forward_op = register(
     'wkv_forward(Tensor k, Tensor v, Tensor w, Tensor u, Tensor? mask)'
     ' -> (Tensor, Tensor, Tensor, Tensor)',
     _forward,
@@ -86,7 +78,7 @@ def _differentiate(ctx, grad, *_):
     return *wkv_backward(grad, *ctx.saved_tensors), None
 
 
-register_autograd(wkv_forward, _save, _differentiate)
+wkv_forward = register_autograd(_forward_op, _save, _differentiate)
 refuse_double_backward(wkv_backward)
 
 
