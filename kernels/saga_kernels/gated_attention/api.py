@@ -55,7 +55,7 @@ def gated_attention(
         eps: Added to the denominators of the attention.
         norm_eps: Added to the variance.
         impl: `'auto'`, `'reference'` or `'triton'`; see `saga_kernels.dispatch`. The kernels take
-            up to 128 channels in half precision and 64 in float32, head dims from 8 to 64, K up to
+            up to 128 channels in half precision and 32 in float32, head dims from 8 to 64, K up to
             5, and nothing that needs a gradient.
 
     Returns:
