@@ -54,7 +54,7 @@ from ..launch import (
     plan,
     tile_config,
 )
-from ..tiles import SIZES, aligned
+from ..tiles import SIZES, aligned, store
 
 # e^x is 2^(x LOG2E), in two instructions.
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -227,12 +227,6 @@ def adjoints(
     return exponents, xs, ys
 
 
-@triton.jit
-def write(p, x, m_live, m_inside):
-    """Write one token; a masked one gets zeros."""
-    tl.store(p, tl.where(m_live, x, 0.0).to(p.dtype.element_ty), mask=m_inside)
-
-
 @triton.jit(do_not_specialize=SIZES)
 def state_forward(
     p_k, p_v, p_mask, p_w, p_state, p_earlier, p_count, N, C, k_b, k_n, v_b, v_n, w_b,
@@ -344,7 +338,7 @@ def out_forward(
         for t in tl.static_range(L - 1, -1, -1):
             _, b_o, _ = mean(earlier[t], (top, a, b), keys[t], values[t], b_u)
             p = p_out + (begin + t).to(tl.int64) * C + o_c
-            write(p, b_o, lives[t], o_c < tl.where(begin + t < N, C, 0))
+            store(p, b_o, p_mask, lives[t], o_c < tl.where(begin + t < N, C, 0))
             top, a, b = decayed_sum(top, a, b, rates[t], keys[t], values[t], b_ones[t])
 
 
@@ -461,8 +455,8 @@ def token_backward(
             b_dw -= tl.where(lives[t], b_pairs, 0.0)
             o = (begin + t).to(tl.int64) * C + o_c
             m_inside = o_c < tl.where(begin + t < N, C, 0)
-            write(p_dk + o, b_dk, lives[t], m_inside)
-            write(p_dv + o, b_dv, lives[t], m_inside)
+            store(p_dk + o, b_dk, p_mask, lives[t], m_inside)
+            store(p_dv + o, b_dv, p_mask, lives[t], m_inside)
             d_top, d_a, d_b = decayed_sum(d_top, d_a, d_b, rates[t], exponents[t], xs[t], ys[t])
     p_partial += i * 2 * C + o_c
     tl.store(p_partial, b_dw, mask=m_c)
