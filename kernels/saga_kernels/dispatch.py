@@ -16,7 +16,6 @@ on AMD GPUs. On a CPU it runs only in Triton's interpreter, very slowly, for deb
 """
 
 import functools
-import importlib
 import importlib.util
 import logging
 import os

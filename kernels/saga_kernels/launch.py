@@ -225,8 +225,9 @@ def compile_options(num_warps: int, amd: bool) -> dict[str, int]:
     """What Triton's compiler is told besides the arguments of a kernel.
 
     The next tile is loaded while one is worked on. On AMD GPUs, matrix instructions have 16 rows
-    and columns. Of the 32 that Triton takes otherwise, a tile often has too few for all warps: some
-    compute the same as others, and registers spill (docs/benchmarks/kernels.md).
+    and columns. Triton would take 32 otherwise, and a tile often has too few rows to give each warp
+    32 of its own: some warps compute the same as others, and registers spill
+    (docs/benchmarks/kernels.md).
     """
     options = dict(num_warps=num_warps, num_stages=2)
     return options | dict(matrix_instr_nonkdim=16) if amd else options
@@ -353,7 +354,7 @@ def _shortest(op: str, kernel: str, dim: int) -> int:
 def new_partials(packed: Tensor, splits: int, *shape: int) -> Tensor:
     """Uninitialised memory in fp32 for partial results of a shape: (B, H, splits, *shape).
 
-    A single one is the result. It has no axis for splits, as to remove it would take a while.
+    A single one is the result, and has no axis for splits: to remove that would take time.
     """
     batch, _, _, heads, _ = packed.shape
     axis = (splits,) if splits > 1 else ()
@@ -421,10 +422,10 @@ class Starter:
 
 
 def _launcher(compiled: Any, programs: int) -> Callable:
-    """What launches a compiled kernel with all its arguments.
+    """A function that launches a compiled kernel; it takes all arguments of the kernel.
 
     Triton's own function describes each launch for profilers, which takes longer than the launch.
-    It is called only if a profiler listens.
+    So it is called only if a profiler listens.
     """
     by_triton = compiled[programs, 1, 1]
     try:
@@ -465,10 +466,14 @@ def _on_device(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def starters_of(op: str, *kernels: Any) -> Callable[..., tuple[Starter, ...]]:
-    """A function that returns what launches the kernels of a pass, made by `triton.jit`, of an op.
+    """A function that returns what launches the kernels of one pass of an op.
 
-    It remembers what it returned, and looks up all kernels at once, since that takes a good part
-    of the time of a launch.
+    It remembers what it returned. It looks up all kernels at once, because a lookup takes a good
+    part of the time of a launch.
+
+    Args:
+        op: Name of the op, a key of `KERNELS`.
+        kernels: Made by `triton.jit`.
     """
 
     # `typed` tells 1 from True.

@@ -41,9 +41,9 @@ def register_autograd(op: OpOverload, save: Callable, differentiate: Callable) -
             there is none; returns those of the inputs.
 
     Returns:
-        A function for code in Python, which does what the op does. The op itself goes through
-        PyTorch's dispatcher twice, to find its gradient and then what it runs; the function does
-        so once, unless a compiler records it.
+        A function that does what the op does, in less time. A call of the op goes through PyTorch's
+        dispatcher twice: to find its gradient, and to find what it runs. The function finds the
+        gradient by itself. A compiler that records the function records the op.
     """
 
     class Differentiable(torch.autograd.Function):

@@ -75,3 +75,17 @@ for _ in range(3):
 def test_what_triton_compiled_is_launched_without_its_launcher():
     # Two kernels, by all launchers and by Triton's.
     assert run('-c', LAUNCHES).split() == ['2', '2', '4', '2', '6', '2']
+
+
+HOOKS = """
+from triton import knobs
+
+names = []
+knobs.runtime.launch_enter_hook.add(lambda metadata: names.append(metadata.get()['name']))
+gated_linear_attention(packed, impl='triton')
+print(*names)
+"""
+
+
+def test_a_profiler_hears_of_launches():
+    assert run('-c', LAUNCHES + HOOKS).split()[6:] == ['kv_forward', 'out_forward']

@@ -92,7 +92,7 @@ def test_fused_attention_computes_each_element_once(rows):
     [
         ('kv_forward', 5, 100),
         ('out_forward', 1, 44),
-        ('q_backward', 1, 93),
+        ('q_backward', 1, 96),
         ('kv_backward', 5, 113),
     ],
 )

@@ -136,6 +136,15 @@ def test_masked_tokens_change_nothing_even_when_nan(triton_device):
         assert (value[:, 50:] == 0).all()
 
 
+def test_masked_tokens_get_zeros_even_when_others_are_nan(triton_device):
+    packed = packed_of(40, 8, device=triton_device)
+    packed[:, 3] = float('nan')
+    mask = (torch.arange(40, device=triton_device) < 30).expand(2, 40)
+    for value in run(packed, torch.ones(2, 40, 2, 8, device=triton_device), mask=mask):
+        assert value[:, :30].isnan().any()
+        assert (value[:, 30:] == 0).all()
+
+
 def test_all_tokens_masked_gives_zeros(triton_device):
     packed = packed_of(20, 8, device=triton_device)
     mask = torch.zeros(2, 20, dtype=torch.bool, device=triton_device)

@@ -135,9 +135,8 @@ def q_backward(
         b_t = tl.dot(b_do, b_a, input_precision=PRECISION)
         b_delta = tl.sum(b_w * b_t, 1)[:, None]
         b_g -= b_w * b_delta
-        # Zero for masked tokens, as do is.
-        b_dq = (b_slope * (b_t - b_delta)).to(T)
-        tl.store(p_dq + tile(o_n, o_d, PARTS * H * D), b_dq, mask=(o_n < end)[:, None] & m_d)
+        b_dq = b_slope * (b_t - b_delta)
+        store(p_dq + tile(o_n, o_d, PARTS * H * D), b_dq, p_mask, m, (o_n < end)[:, None] & m_d)
     store_state(p_partial + i_partial * (D + 1) * D, b_s, tl.sum(b_g, 0), o_d, D)
 
 

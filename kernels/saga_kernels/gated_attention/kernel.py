@@ -76,9 +76,9 @@ def kv_forward(
     o_c, o_d = tl.arange(0, BC), tl.arange(0, BD)
     m_d = (o_d < D)[None, :]
     b_s = tl.zeros([BD, BD], tl.float32)
-    # Added up over tokens after the loop: in it, that would take shuffles between threads. But one
-    # thread of an NVIDIA GPU has both n and n + 8 of each 16 tokens, and their sum takes half the
-    # registers.
+    # Added up over tokens after the loop: in it, that would take shuffles between threads. Only n
+    # and n + 8 of each 16 tokens are added in the loop. A thread of an NVIDIA GPU has both, and
+    # their sum takes half the registers.
     b_z = tl.zeros([BN // 16, 8, BD], tl.float32)
     p_in += i_h * D * C
     p_in_bias += i_h * D
