@@ -100,7 +100,7 @@ def test_kernels_import_torch_and_triton_only():
 
 
 def test_triton_is_imported_in_kernel_modules_only_and_those_lazily():
-    triton_modules = {'kernel', 'tiles', 'interpreter'}
+    triton_modules = {'kernel', 'tiles', 'interpreter', 'starter'}
     for module, name, lazy in imports_of('saga_kernels'):
         is_kernel = module.rpartition('.')[2] in triton_modules
         assert is_kernel or not within(name, 'triton'), f'{module} imports {name}'

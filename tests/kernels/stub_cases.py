@@ -18,7 +18,7 @@ from saga_kernels.depthwise.registration import depthwise_forward
 from saga_kernels.ffn.registration import ffn_forward
 from saga_kernels.gated import kernel
 from saga_kernels.gated_attention.registration import gated_attention_forward
-from saga_kernels.launch import starters_of
+from saga_kernels.starter import starters_of
 
 SIZE = 6, 10
 

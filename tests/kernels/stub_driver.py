@@ -109,12 +109,10 @@ def install(target: int = 90) -> ctypes.CDLL:
             return None
 
     triton.runtime.driver.set_active(Driver())
-    launch = importlib.import_module('saga_kernels.launch')
-    modules = [importlib.import_module(f'saga_kernels.{op}.kernel') for op in launch.KERNELS]
-    for module in (launch, *modules):
-        for name in ('on_device', '_on_device'):
-            if hasattr(module, name):
-                setattr(module, name, lambda x: contextlib.nullcontext())
+    for op in importlib.import_module('saga_kernels.launch').KERNELS:
+        importlib.import_module(f'saga_kernels.{op}.kernel')
+    starter = importlib.import_module('saga_kernels.starter')
+    starter._on_device = lambda device: contextlib.nullcontext()
     # The kernels are compiled, as Triton asks for this on import; the ops take CPU tensors.
     os.environ['TRITON_INTERPRET'] = '1'
     return counter

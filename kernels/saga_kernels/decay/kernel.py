@@ -39,16 +39,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import (
-    Launch,
-    Starter,
-    decay_chunk,
-    is_nvidia,
-    padded_dim,
-    product_precision,
-    starters_of,
-    tile_config,
-)
+from ..launch import Launch, decay_chunk, is_nvidia, padded_dim, product_precision, tile_config
+from ..starter import Starter, starters_of
 from ..tiles import (
     SIZES,
     aligned,

@@ -26,15 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..chunks import ceil_div
-from ..launch import (
-    DEPTHWISE_CHANNELS,
-    DEPTHWISE_COLUMNS,
-    Starter,
-    alignment,
-    meaningful,
-    plan,
-    processors,
-)
+from ..launch import DEPTHWISE_CHANNELS, DEPTHWISE_COLUMNS, alignment, meaningful, plan, processors
+from ..starter import Starter
 from ..tiles import SIZES, aligned, tile
 
 

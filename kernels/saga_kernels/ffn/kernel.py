@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..launch import (
     FFN_HIDDEN,
-    Starter,
     alignment,
     is_nvidia,
     padded_dim,
@@ -27,6 +26,7 @@ from ..launch import (
     product_precision,
 )
 from ..layer_norm.kernel import norm, share
+from ..starter import Starter
 from ..tiles import SIZES, aligned, load, tile
 
 

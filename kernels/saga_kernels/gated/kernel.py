@@ -25,7 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import new_partials, starters_of, sum_partials
+from ..launch import new_partials, sum_partials
+from ..starter import starters_of
 from ..tiles import (
     SIZES,
     aligned,

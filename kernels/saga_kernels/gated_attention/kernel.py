@@ -23,17 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import (
-    Launch,
-    Starter,
-    is_nvidia,
-    padded_dim,
-    plan,
-    processors,
-    product_precision,
-    tile_config,
-)
+from ..launch import Launch, is_nvidia, padded_dim, plan, processors, product_precision, tile_config
 from ..layer_norm.kernel import norm
+from ..starter import Starter
 from ..tiles import (
     SIZES,
     live,

@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import Starter, alignment, padded_dim, plan, processors
+from ..launch import alignment, padded_dim, plan, processors
+from ..starter import Starter
 from ..tiles import SIZES, aligned, load, tile
 
 

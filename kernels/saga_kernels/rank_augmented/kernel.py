@@ -35,16 +35,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import (
-    MERGED,
-    Launch,
-    Starter,
-    new_partials,
-    starters_of,
-    sum_partials,
-    tile_config,
-)
+from ..launch import MERGED, Launch, new_partials, sum_partials, tile_config
 from ..rotary import table_shape
+from ..starter import Starter, starters_of
 from ..tiles import (
     SIZES,
     aligned,

@@ -48,12 +48,12 @@ from ..launch import (
     WKV_CHUNK,
     WKV_STEPS,
     Launch,
-    Starter,
     alignment,
     meaningful,
     plan,
     tile_config,
 )
+from ..starter import Starter
 from ..tiles import SIZES, aligned, store
 
 # e^x is 2^(x LOG2E), in two instructions.
