@@ -10,6 +10,7 @@ convolutional stem and overlapping patches. Each choice is an option of `SAGA`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 from torch import nn
@@ -19,6 +20,7 @@ from saga_kernels.dispatch import Impl
 from ..attention import LINEAR
 from ..layers import FFN, Block, ConvStem, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
+from .arguments import per_stage
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
 
 # the attentions that have an output gate, and a norm of queries and keys
@@ -60,8 +62,9 @@ class SAGA(PyramidBackbone):
             gate that is a linear function of the token. See `saga_mm.attention.PackedAttention`.
             None gives the attentions 'gated' and 'plain' this gate, which others do not have.
             Defaults to None.
-        ffn_kernel_size (int): Kernel size of a depthwise convolution in the FFN, whose input is
-            added to it, as in PVTv2 and RAVLT; 0 for no convolution. Defaults to 0.
+        ffn_kernel_size (int | Sequence[int]): Kernel size of a depthwise convolution in the FFN,
+            whose input is added to it, as in PVTv2 and RAVLT; 0 for no convolution. One for all
+            stages, or one for each. Defaults to 0.
         layer_scale (float, optional): Initial value of a learned factor per channel on attention
             and FFN. None for no factor. Defaults to None.
         feature_map (str): 'elu' (ELU + 1) or 'relu'. Defaults to 'elu'.
@@ -99,7 +102,7 @@ class SAGA(PyramidBackbone):
         gate_bias: float = 2.0,
         qk_norm: Sequence[float] | None = None,
         output_gate: bool | None = None,
-        ffn_kernel_size: int = 0,
+        ffn_kernel_size: int | Sequence[int] = 0,
         layer_scale: float | None = None,
         feature_map: str = 'elu',
         impl: Impl = 'auto',
@@ -133,10 +136,11 @@ class SAGA(PyramidBackbone):
         dims = sizes.embed_dims
         norm_layer = channel_norm(norm_cfg)
         drop_paths = drop_path_schedule(drop_path_rate, sizes.depths)
+        ffn_kernels = per_stage('ffn_kernel_size', ffn_kernel_size, len(dims), Integral)
 
         def make_block(i: int, drop_path: float) -> Block:
             mixer = LINEAR[attention](dims[i], sizes.num_heads[i], **options)
-            ffn = FFN(dims[i], round(dims[i] * sizes.mlp_ratios[i]), ffn_kernel_size)
+            ffn = FFN(dims[i], round(dims[i] * sizes.mlp_ratios[i]), ffn_kernels[i])
             return Block(
                 mixer,
                 ffn,
