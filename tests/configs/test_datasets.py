@@ -164,7 +164,7 @@ def test_documented_widths_of_idrid(config, load_config, layouts, monkeypatch):
         assert item['inputs'].shape == (3, 427, 512)
         assert item['data_samples'].gt_sem_seg.shape == (40, 48)
     train = cfg.train_dataloader.dataset.pipeline
-    assert (train[2].type, train[2].scale) == ('RandomResize', (512, 512))
+    assert (train[2].type, train[2].scale) == ('Resize', (512, 512))
     assert DATASETS.build(cfg.train_dataloader.dataset)[0]['inputs'].shape == (3, 256, 256)
 
 

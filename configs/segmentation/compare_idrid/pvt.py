@@ -1,4 +1,4 @@
-"""PVT-T."""
+"""PVT."""
 
 _base_ = './saga.py'
 
@@ -6,6 +6,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='mmdet.PyramidVisionTransformer',
+        embed_dims=32,
         num_layers=[2, 2, 2, 2],
         drop_path_rate=0.0,
     ),

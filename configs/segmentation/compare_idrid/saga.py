@@ -1,20 +1,20 @@
-"""SegFormer's head, SAGA-T: batch 8, 450 iterations, IDRiD at a width of 1024, crops of 256x256.
+"""SegFormer's head (64), SAGA of the widths of PVTv2-B0: batch 4, 900 iterations, IDRiD 256x256.
 
-The configs of this folder differ in the backbone only. docs/benchmarks/learning.md has the commands
-that train them at several widths. `DATA_ROOT=/path/to/idrid` names the folder of the data.
+Images and labels are resized to a width of 1024. docs/benchmarks/learning.md has the commands that
+train at other widths. `DATA_ROOT=/path/to/half` names a folder of images and labels at half their
+size, which docs/whole_images.md makes. The configs of this folder differ in the backbone only.
 """
 
-_base_ = '../segformer_head_saga_t_idrid.py'
+_base_ = '../compare_heads/segformer_head_idrid.py'
 
 # the width, of which the height follows
 scale = (1024, 1024)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=scale, ratio_range=(0.75, 1.5), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(256, 256), cat_max_ratio=0.95),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(256, 256), cat_max_ratio=0.99),
+    dict(type='RandomFlip', prob=[0.25, 0.25], direction=['horizontal', 'vertical']),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
@@ -28,3 +28,5 @@ model = dict(data_preprocessor=dict(size=(256, 256)))
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+train_cfg = dict(max_iters=900, val_interval=900)
+default_hooks = dict(checkpoint=dict(interval=900))
