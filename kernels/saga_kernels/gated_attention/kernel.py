@@ -92,8 +92,9 @@ def kv_forward(
         if GATED:
             p = p_in + 3 * C * C
             b_k *= sigmoid(linear(b_h, p, p_in_bias + 3 * C, o_c, o_d, C, D, PRECISION))
-        b_k = tl.where(m, b_k, 0.0)
         b_s += product(tl.trans(b_k), b_v, PRECISION)
+        # v' of other tokens is zero, but not their k'. To select zeros would take registers.
+        b_k *= tl.where(m_n, 1.0, 0.0)
         b_z += tl.sum(tl.reshape(b_k, [BN // 16, 2, 8, BD]), 1)
     b_z = tl.sum(tl.reshape(b_z, [BN // 2, BD]), 0)
     store_state(p_partial + i_partial * (D + 1) * D, b_s, b_z, o_d, D)
