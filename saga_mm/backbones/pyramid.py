@@ -20,6 +20,8 @@ import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.checkpoint import checkpoint
 
 from saga_kernels.tracing import is_exporting
@@ -176,6 +178,8 @@ class PyramidBackbone(BaseModule):
         pad_mask (bool): The input has one more channel, which is 1 inside an image and 0 in its
             padding. The maps are then those of the image alone inside, except for batch norms in
             training, and 0 in the padding.
+        norm_eval (bool): Keep batch norms, including synchronised ones, in eval mode during
+            training. Defaults to False.
         init_cfg (dict, optional): `dict(type='Pretrained', checkpoint=..., prefix=...)` or any
             mmengine initialiser. Without it the weights keep the layers' own initialisation.
         impl (str): 'reference' runs the layers around the attention in PyTorch as well. Other
@@ -202,6 +206,7 @@ class PyramidBackbone(BaseModule):
         frozen_stages: int,
         pad_mask: bool,
         init_cfg: dict | list | None,
+        norm_eval: bool = False,
         impl: str = 'auto',
     ) -> None:
         for cfg in init_cfg if isinstance(init_cfg, list) else [init_cfg]:
@@ -226,6 +231,7 @@ class PyramidBackbone(BaseModule):
         self.input_channels = in_channels + pad_mask
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
         stages = [make_stage(i) for i in range(used)]
         self.depths = [len(stage.blocks) for stage in stages]
         self.stages = nn.ModuleList(stages)
@@ -374,6 +380,10 @@ class PyramidBackbone(BaseModule):
         frozen += [self.norms[str(i)] for i in self.out_indices if i < self.frozen_stages]
         for module in frozen:
             module.eval().requires_grad_(False)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
 
 def compiles_for_cpu(x: Tensor) -> bool:
@@ -395,5 +405,30 @@ def channel_norm(norm_cfg: dict) -> Callable[[int], nn.Module]:
         if not hasattr(norm, 'normalized_shape'):
             raise ValueError(f'norm_cfg must name a norm over channels such as LN, got {norm_cfg}')
         return with_kernel(norm)
+
+    return make
+
+
+def map_norm(name: str, norm_cfg: dict, pad_mask: bool) -> Callable[[int], nn.Module]:
+    """A function that makes norms of maps (B, C, H, W) from an OpenMMLab `norm_cfg`.
+
+    With `pad_mask`, norms with statistics of each map are refused: these would include padding.
+
+    Args:
+        name: Of the argument that has the `norm_cfg`.
+        norm_cfg: Its value.
+        pad_mask: As in `PyramidBackbone`.
+    """
+
+    def make(dim: int) -> nn.Module:
+        norm = build_norm_layer(norm_cfg, dim)[1]
+        if hasattr(norm, 'normalized_shape'):
+            raise ValueError(f'{name} must name a norm of maps such as BN, got {norm_cfg}')
+        if pad_mask and isinstance(norm, nn.GroupNorm | _InstanceNorm):
+            raise ValueError(
+                f'{name} must name a batch norm such as BN where pad_mask=True, for statistics of '
+                f'each map would take its padding in, got {norm_cfg}'
+            )
+        return norm
 
     return make

@@ -9,17 +9,14 @@ conversion; their names are translated.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch
-from mmcv.cnn import build_norm_layer
 from mmengine.logging import print_log
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch import Tensor
 
 from saga_kernels.dispatch import Impl
 
@@ -28,7 +25,7 @@ from ..checkpoint import extract_state_dict, printable
 from ..layers import FFN, Block, ConvNormEmbed, LayerNorm, drop_path_schedule, rotary_frequencies
 from ..registry import MODELS
 from .arguments import per_stage
-from .pyramid import Arch, PyramidBackbone, Stage, resolve_arch
+from .pyramid import Arch, PyramidBackbone, Stage, map_norm, resolve_arch
 
 # Names of the weights of the backbone in published checkpoints. Those of detectors and segmentors
 # have the prefix `backbone.`. The weights of a classifier, a neck or heads have other names.
@@ -130,7 +127,7 @@ class RAVLT(PyramidBackbone):
         drop_paths = drop_path_schedule(
             sizes.drop_path_rate if drop_path_rate is None else drop_path_rate, sizes.depths
         )
-        norm_layer = map_norm(norm_cfg, pad_mask)
+        norm_layer = map_norm('norm_cfg', norm_cfg, pad_mask)
         channel_norm = partial(LayerNorm, eps=1e-6)
 
         def make_block(i: int, drop_path: float) -> Block:
@@ -166,21 +163,12 @@ class RAVLT(PyramidBackbone):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             pad_mask=pad_mask,
+            norm_eval=norm_eval,
             init_cfg=init_cfg,
             impl=impl,
         )
-        self.norm_eval = norm_eval
         self.head_dims = [dim // heads for dim, heads in zip(dims, sizes.num_heads, strict=True)]
-        self.train()
         self.register_load_state_dict_pre_hook(accept_published)
-
-    def train(self, mode: bool = True) -> RAVLT:
-        super().train(mode)
-        if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
 
     def translate_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give published weights the names and shapes of this module, and keep all others.
@@ -240,23 +228,3 @@ def accept_published(module: RAVLT, state_dict: dict, prefix: str, *_: object) -
         norms = {}
     translated = module.translate_weights({name: weights[name] for name in published})
     state_dict.update({prefix + name: weight for name, weight in {**norms, **translated}.items()})
-
-
-def map_norm(norm_cfg: dict, pad_mask: bool) -> Callable[[int], nn.Module]:
-    """A function that makes norms of maps (B, C, H, W) from an OpenMMLab `norm_cfg`.
-
-    With `pad_mask`, norms with statistics of each map are refused: these would include padding.
-    """
-
-    def make(dim: int) -> nn.Module:
-        norm = build_norm_layer(norm_cfg, dim)[1]
-        if hasattr(norm, 'normalized_shape'):
-            raise ValueError(f'norm_cfg must name a norm of maps such as BN, got {norm_cfg}')
-        if pad_mask and isinstance(norm, nn.GroupNorm | _InstanceNorm):
-            raise ValueError(
-                'norm_cfg must name a batch norm such as BN where pad_mask=True, for statistics of '
-                f'each map would take its padding in, got {norm_cfg}'
-            )
-        return norm
-
-    return make

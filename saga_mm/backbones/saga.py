@@ -18,10 +18,10 @@ from torch import nn
 from saga_kernels.dispatch import Impl
 
 from ..attention import LINEAR
-from ..layers import FFN, Block, ConvStem, PatchEmbed, drop_path_schedule
+from ..layers import FFN, Block, ConvNormEmbed, ConvStem, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
 from .arguments import per_stage
-from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
+from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, map_norm, resolve_arch
 
 # the attentions that have an output gate, and a norm of queries and keys
 WITH_OPTIONS = ('gated', 'plain')
@@ -71,6 +71,11 @@ class SAGA(PyramidBackbone):
         impl (str): 'auto', 'reference' or 'triton'; see `saga_kernels.dispatch`. Defaults to
             'auto'.
         norm_cfg (dict): Norm over channels. Defaults to dict(type='LN', eps=1e-6).
+        embed_norm_cfg (dict, optional): Norm of maps after each convolution of
+            `patch_embed='conv'`, such as dict(type='BN'), or SyncBN for small batches on many GPUs.
+            None for `norm_cfg`. Defaults to None.
+        norm_eval (bool): Keep batch norms, including synchronised ones, in eval mode during
+            training. Defaults to False.
         pad_mask (bool): The input has one more channel, 1 inside an image and 0 in the padding of
             its batch, which then does not change the maps of the image. See
             `saga_mm.preprocessors`. Defaults to False.
@@ -107,6 +112,8 @@ class SAGA(PyramidBackbone):
         feature_map: str = 'elu',
         impl: Impl = 'auto',
         norm_cfg: dict = dict(type='LN', eps=1e-6),  # noqa: B006
+        embed_norm_cfg: dict | None = None,
+        norm_eval: bool = False,
         pad_mask: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
@@ -153,8 +160,15 @@ class SAGA(PyramidBackbone):
 
         def make_stage(i: int) -> Stage:
             channels, stride = (dims[i - 1], 2) if i else (in_channels, 4)
-            if i == 0 and patch_embed == 'conv':
-                embed: nn.Module = ConvStem(channels, dims[i], norm_layer)
+            embed: nn.Module
+            if embed_norm_cfg and patch_embed == 'conv':
+                map_norm_layer = map_norm('embed_norm_cfg', embed_norm_cfg, pad_mask)
+                widths = (dims[i],) if i else (-(-dims[i] // 2), dims[i])
+                embed = ConvNormEmbed(
+                    channels, widths, (2,) * len(widths), map_norm_layer, fp32_start=i == 0
+                )
+            elif i == 0 and patch_embed == 'conv':
+                embed = ConvStem(channels, dims[i], norm_layer)
             else:
                 embed = PatchEmbed(channels, dims[i], stride, patch_embed != 'plain', norm_layer)
             blocks = [make_block(i, rate) for rate in drop_paths[i]]
@@ -168,6 +182,7 @@ class SAGA(PyramidBackbone):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             pad_mask=pad_mask,
+            norm_eval=norm_eval,
             init_cfg=init_cfg,
             impl=impl,
         )

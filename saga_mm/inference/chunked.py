@@ -104,7 +104,8 @@ class Reach(NamedTuple):
 
 
 def run_embed(embed: nn.Module, x: Tensor | ImageRows, mask: Tensor | None = None) -> Tensor:
-    """Compute `embed(x, mask)`; in inference a `ConvStem` runs over chunks as in `run_block`.
+    """Compute `embed(x, mask)`; in inference, a stem of several convolutions runs over chunks as in
+    `run_block`.
 
     Rows of `ImageRows` are read chunk by chunk by all embeddings of this package, on any device.
     """
@@ -114,7 +115,8 @@ def run_embed(embed: nn.Module, x: Tensor | ImageRows, mask: Tensor | None = Non
     else:
         itemsize = full_dtype(x).itemsize
         # a map in half precision is converted row by row
-        pays = type(embed) is ConvStem or itemsize > x.itemsize
+        several = type(embed) is ConvStem or len(getattr(embed, 'strides', ())) > 1
+        pays = several or itemsize > x.itemsize
         possible = pays and can_chunk(embed, x)
     if reach is None or not possible or torch.is_grad_enabled():
         whole = x.whole().permute(0, 2, 3, 1) if isinstance(x, ImageRows) else in_full(x)

@@ -57,6 +57,7 @@ def test_swin_widths_as_dict():
         dict(layer_scale=0.1),
         dict(impl='reference'),
         dict(norm_cfg=dict(type='LN', eps=1e-3)),
+        dict(embed_norm_cfg=dict(type='BN')),
         dict(arch=dict(**SMALL, mlp_ratios=(8, 8, 4, 2.5))),
     ],
 )
@@ -91,6 +92,10 @@ def test_each_option_changes_the_model_and_works(options):
         (dict(impl='cuda'), "impl must be one of .* got 'cuda'"),
         (dict(cpe_kernel_size=2), 'kernel_size must be odd, got 2'),
         (dict(norm_cfg=dict(type='BN')), 'norm_cfg must name a norm over channels'),
+        (
+            dict(embed_norm_cfg=dict(type='LN')),
+            'embed_norm_cfg must name a norm of maps such as BN',
+        ),
     ],
 )
 def test_wrong_options_name_the_argument(options, message):
