@@ -23,6 +23,7 @@ CASES = {
         SAGA,
         dict(qk_norm=(2, -4), ffn_kernel_size=3, layer_scale=0.5),
     ),
+    'saga-batch-norm': (SAGA, dict(embed_norm_cfg=dict(type='BN'))),
     'sola': (SoLAVision, dict(layers=LAYERS)),
     'sola-shift': (
         SoLAVision,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from harness import peak_memory
 from saga_mm.analysis.rank import layer_ranks
@@ -101,6 +102,17 @@ def test_each_option_changes_the_model_and_works(options):
 def test_wrong_options_name_the_argument(options, message):
     with pytest.raises(ValueError, match=message):
         SAGA(SMALL, **options)
+
+
+def test_batch_norms_of_patch_embeddings_can_keep_their_statistics():
+    x = torch.randn(2, 3, 64, 64)
+    for norm_eval in (False, True):
+        model = SAGA(SMALL, embed_norm_cfg=dict(type='BN'), norm_eval=norm_eval)
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert len(norms) == 2 + 3
+        model.train()(x)
+        assert all((norm.num_batches_tracked == 0) == norm_eval for norm in norms)
+        assert model.stages[3].blocks[0].training
 
 
 def test_global_receptive_field_in_the_first_stage():

@@ -14,6 +14,7 @@ MODELS = {
     'SAGA': lambda: SAGA(ARCH),
     'SAGA, plain patches': lambda: SAGA(ARCH, patch_embed='plain'),
     'SAGA, options': lambda: SAGA(ARCH, qk_norm=(2, -4), ffn_kernel_size=3, layer_scale=0.5),
+    'SAGA, batch norm': lambda: SAGA(ARCH, embed_norm_cfg=dict(type='BN')),
     'SAGA, padded': lambda: SAGA(ARCH, pad_mask=True),
     'SoLA-Vision': lambda: SoLAVision(ARCH, PATTERN),
     'SoLA-Vision, gated': lambda: SoLAVision(ARCH, PATTERN, linear='gated'),
