@@ -123,6 +123,8 @@ class SAGA(PyramidBackbone):
             raise ValueError(
                 f"patch_embed must be 'conv', 'overlap' or 'plain', got {patch_embed!r}"
             )
+        if embed_norm_cfg and patch_embed != 'conv':
+            raise ValueError(f"embed_norm_cfg is for patch_embed='conv', got {patch_embed!r}")
         if attention not in LINEAR:
             raise ValueError(f'attention must be one of {tuple(LINEAR)}, got {attention!r}')
         if attention != 'gated' and not gated:
@@ -161,7 +163,7 @@ class SAGA(PyramidBackbone):
         def make_stage(i: int) -> Stage:
             channels, stride = (dims[i - 1], 2) if i else (in_channels, 4)
             embed: nn.Module
-            if embed_norm_cfg and patch_embed == 'conv':
+            if embed_norm_cfg:
                 map_norm_layer = map_norm('embed_norm_cfg', embed_norm_cfg, pad_mask)
                 widths = (dims[i],) if i else (-(-dims[i] // 2), dims[i])
                 embed = ConvNormEmbed(

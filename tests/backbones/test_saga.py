@@ -97,6 +97,10 @@ def test_each_option_changes_the_model_and_works(options):
             dict(embed_norm_cfg=dict(type='LN')),
             'embed_norm_cfg must name a norm of maps such as BN',
         ),
+        (
+            dict(embed_norm_cfg=dict(type='BN'), patch_embed='plain'),
+            "embed_norm_cfg is for patch_embed='conv', got 'plain'",
+        ),
     ],
 )
 def test_wrong_options_name_the_argument(options, message):
