@@ -49,27 +49,6 @@ def check_arguments(kind: type, args: Sequence, kwargs: Mapping[str, Any]) -> No
         raise ValueError(f'{name} must be {" or ".join(words)}, got {value!r}')
 
 
-def per_stage(
-    name: str, value: float | Sequence[float], stages: int, kind: type = Real
-) -> tuple[Any, ...]:
-    """One value for each stage, from an argument that is one value, or one for each stage.
-
-    Args:
-        name: Of the argument.
-        value: Of the argument.
-        stages: Number of stages.
-        kind: `Real` or `Integral`.
-
-    Raises:
-        ValueError: The argument is something else.
-    """
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * stages
-    if len(values) != stages or not all(isinstance(v, kind) for v in values):
-        number = 'an int' if kind is Integral else 'a number'
-        raise ValueError(f'{name} must be {number} or {stages} of them, got {value!r}')
-    return values
-
-
 def _alternatives(hint: Any) -> set[Any]:
     """The types of an annotation, without the types of their elements."""
     if get_origin(hint) in (Union, UnionType):

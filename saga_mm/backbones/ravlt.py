@@ -24,7 +24,6 @@ from ..attention import RankAugmentedAttention
 from ..checkpoint import extract_state_dict, printable
 from ..layers import FFN, Block, ConvNormEmbed, LayerNorm, drop_path_schedule, rotary_frequencies
 from ..registry import MODELS
-from .arguments import per_stage
 from .pyramid import Arch, PyramidBackbone, Stage, map_norm, resolve_arch
 
 # Names of the weights of the backbone in published checkpoints. Those of detectors and segmentors
@@ -121,9 +120,7 @@ class RAVLT(PyramidBackbone):
         dims = sizes.embed_dims
         if linear_stages not in range(len(dims) + 1):
             raise ValueError(f'linear_stages must be from 0 to {len(dims)}, got {linear_stages!r}')
-        if layer_scale is None:
-            layer_scale = sizes.layer_scale
-        scales = per_stage('layer_scale', layer_scale, len(dims))
+        scales = per_stage(sizes.layer_scale if layer_scale is None else layer_scale, len(dims))
         drop_paths = drop_path_schedule(
             sizes.drop_path_rate if drop_path_rate is None else drop_path_rate, sizes.depths
         )
@@ -228,3 +225,11 @@ def accept_published(module: RAVLT, state_dict: dict, prefix: str, *_: object) -
         norms = {}
     translated = module.translate_weights({name: weights[name] for name in published})
     state_dict.update({prefix + name: weight for name, weight in {**norms, **translated}.items()})
+
+
+def per_stage(value: float | Sequence[float], stages: int) -> tuple[float, ...]:
+    """The initial value of the layer scales of each stage."""
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * stages
+    if len(values) != stages or not all(isinstance(v, int | float) for v in values):
+        raise ValueError(f'layer_scale must be a number or {stages} of them, got {value!r}')
+    return values

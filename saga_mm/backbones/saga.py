@@ -10,7 +10,6 @@ convolutional stem and overlapping patches. Each choice is an option of `SAGA`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 from torch import nn
@@ -20,7 +19,6 @@ from saga_kernels.dispatch import Impl
 from ..attention import LINEAR
 from ..layers import FFN, Block, ConvNormEmbed, ConvStem, PatchEmbed, drop_path_schedule
 from ..registry import MODELS
-from .arguments import per_stage
 from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, map_norm, resolve_arch
 
 # the attentions that have an output gate, and a norm of queries and keys
@@ -62,9 +60,8 @@ class SAGA(PyramidBackbone):
             gate that is a linear function of the token. See `saga_mm.attention.PackedAttention`.
             None gives the attentions 'gated' and 'plain' this gate, which others do not have.
             Defaults to None.
-        ffn_kernel_size (int | Sequence[int]): Kernel size of a depthwise convolution in the FFN,
-            whose input is added to it, as in PVTv2 and RAVLT; 0 for no convolution. One for all
-            stages, or one for each. Defaults to 0.
+        ffn_kernel_size (int): Kernel size of a depthwise convolution in the FFN, whose input is
+            added to it, as in PVTv2 and RAVLT; 0 for no convolution. Defaults to 0.
         layer_scale (float, optional): Initial value of a learned factor per channel on attention
             and FFN. None for no factor. Defaults to None.
         feature_map (str): 'elu' (ELU + 1) or 'relu'. Defaults to 'elu'.
@@ -72,7 +69,7 @@ class SAGA(PyramidBackbone):
             'auto'.
         norm_cfg (dict): Norm over channels. Defaults to dict(type='LN', eps=1e-6).
         embed_norm_cfg (dict, optional): Norm of maps after each convolution of
-            `patch_embed='conv'`, such as dict(type='BN'), or SyncBN for small batches on many GPUs.
+            `patch_embed='conv'`: dict(type='BN'), or SyncBN for small batches on many GPUs.
             None for `norm_cfg`. Defaults to None.
         norm_eval (bool): Keep batch norms, including synchronised ones, in eval mode during
             training. Defaults to False.
@@ -107,7 +104,7 @@ class SAGA(PyramidBackbone):
         gate_bias: float = 2.0,
         qk_norm: Sequence[float] | None = None,
         output_gate: bool | None = None,
-        ffn_kernel_size: int | Sequence[int] = 0,
+        ffn_kernel_size: int = 0,
         layer_scale: float | None = None,
         feature_map: str = 'elu',
         impl: Impl = 'auto',
@@ -145,11 +142,10 @@ class SAGA(PyramidBackbone):
         dims = sizes.embed_dims
         norm_layer = channel_norm(norm_cfg)
         drop_paths = drop_path_schedule(drop_path_rate, sizes.depths)
-        ffn_kernels = per_stage('ffn_kernel_size', ffn_kernel_size, len(dims), Integral)
 
         def make_block(i: int, drop_path: float) -> Block:
             mixer = LINEAR[attention](dims[i], sizes.num_heads[i], **options)
-            ffn = FFN(dims[i], round(dims[i] * sizes.mlp_ratios[i]), ffn_kernels[i])
+            ffn = FFN(dims[i], round(dims[i] * sizes.mlp_ratios[i]), ffn_kernel_size)
             return Block(
                 mixer,
                 ffn,

@@ -115,7 +115,9 @@ def run_embed(embed: nn.Module, x: Tensor | ImageRows, mask: Tensor | None = Non
     else:
         itemsize = full_dtype(x).itemsize
         # a map in half precision is converted row by row
-        several = type(embed) is ConvStem or len(getattr(embed, 'strides', ())) > 1
+        several = type(embed) is ConvStem or (
+            type(embed) is ConvNormEmbed and len(embed.strides) > 1
+        )
         pays = several or itemsize > x.itemsize
         possible = pays and can_chunk(embed, x)
     if reach is None or not possible or torch.is_grad_enabled():

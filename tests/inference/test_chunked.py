@@ -154,14 +154,20 @@ def test_autocast_gives_the_same_dtype_and_sums_in_fp32(dtype, budget):
 
 @pytest.mark.parametrize('height', [1, 63, 64, 65, 66, 67, 68, 140])
 @pytest.mark.parametrize('padded', [False, True])
-def test_stem_equals_the_plain_stem(height, padded, budget):
-    stem, x = ConvStem(3, 8, nn.LayerNorm).eval(), torch.randn(2, height, 7, 3)
-    mask = make_mask(height, padded)
-    truth = stem(x, mask)
+@pytest.mark.parametrize('batch_norm', [False, True])
+def test_stem_equals_the_plain_stem(height, padded, batch_norm, budget, monkeypatch):
+    x, mask = torch.randn(2, height, 7, 3), make_mask(height, padded)
+    if batch_norm:
+        stem = ConvNormEmbed(3, (4, 4, 8), (2, 1, 2), nn.BatchNorm2d).eval()
+    else:
+        stem = ConvStem(3, 8, nn.LayerNorm).eval()
+    truth, with_halo, chunks = stem(x, mask), chunked.with_halo, []
+    monkeypatch.setattr(chunked, 'with_halo', lambda *a: chunks.append(a) or with_halo(*a))
     for size in (1, 2**12):
         budget(size)
         with torch.no_grad():
             torch.testing.assert_close(run_embed(stem, x, mask), truth)
+    assert chunks or height < 140
 
 
 def no_hook(*_):

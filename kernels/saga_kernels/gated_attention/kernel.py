@@ -93,7 +93,7 @@ def kv_forward(
             p = p_in + 3 * C * C
             b_k *= sigmoid(linear(b_h, p, p_in_bias + 3 * C, o_c, o_d, C, D, PRECISION))
         b_s += product(tl.trans(b_k), b_v, PRECISION)
-        # v' of other tokens is zero, but not their k'. To select zeros would take registers.
+        # v' of masked tokens is zero, but not their k'. To select zeros would take more registers.
         b_k *= tl.where(m_n, 1.0, 0.0)
         b_z += tl.sum(tl.reshape(b_k, [BN // 16, 2, 8, BD]), 1)
     b_z = tl.sum(tl.reshape(b_z, [BN // 2, BD]), 0)
