@@ -1,9 +1,10 @@
 """Runs measurements in other processes, and keeps the finished ones.
 
 The command of such a process is `python -m saga_mm.analysis.cells MODULE FUNCTION PIPE`. It reads
-the settings of measurements, each a JSON object in a line, calls the function with them, and prints
-each result, a JSON object, in a line that starts with `RESULT`. It ends when the other end of the
-pipe is closed: when the process that started it stops or dies, in whatever way.
+the settings of measurements, each pickled and in a line, because JSON makes lists of tuples. It
+calls the function with them, and prints each result, a JSON object, in a line that starts with
+`RESULT`. It ends when the other end of the pipe is closed: when the process that started it stops
+or dies, in whatever way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -132,7 +134,7 @@ class _Worker:
                 text=True,
             )
         assert self.process.stdin and self.process.stdout
-        print(json.dumps(cell), file=self.process.stdin, flush=True)
+        print(pickle.dumps(cell).hex(), file=self.process.stdin, flush=True)
         for line in self.process.stdout:
             if line.startswith(RESULT):
                 return json.loads(line.removeprefix(RESULT))
@@ -163,4 +165,5 @@ if __name__ == '__main__':
     threading.Thread(target=_end_with, args=(int(pipe),), daemon=True).start()
     function = getattr(importlib.import_module(module), name)
     for line in sys.stdin:
-        print(f'{RESULT}{json.dumps(function(json.loads(line)))}', flush=True)
+        cell = pickle.loads(bytes.fromhex(line))
+        print(f'{RESULT}{json.dumps(function(cell))}', flush=True)

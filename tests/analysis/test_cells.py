@@ -24,6 +24,9 @@ def wait_for_others(cell):
         time.sleep(0.02)
     return dict(answer=cell['own'])
 
+def kind(cell):
+    return dict(answer=repr(cell['scale']))
+
 def work(cell):
     if cell['wait']:
         file = open(cell['file'], 'a')
@@ -67,6 +70,13 @@ def test_cells_run_side_by_side(module, tmp_path):
     assert [len(report) for report in reports] == [0, 1, 2]
     assert reports[-1] == results
     assert run_cells(cells, module.wait_for_others, log, jobs=2) == results
+
+
+def test_tuples_stay_tuples(module, tmp_path):
+    # Transforms of mmcv take a scale of two numbers as a tuple, and refuse a list.
+    cells = [dict(scale=(512, 512)), dict(scale=[512])]
+    results = run_cells(cells, module.kind, tmp_path / 'log.jsonl')
+    assert [result['answer'] for result in results] == ['(512, 512)', '[512]']
 
 
 @pytest.mark.parametrize('how', ['SIGINT', 'SIGKILL'])
