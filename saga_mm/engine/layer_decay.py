@@ -5,7 +5,6 @@ Source: arXiv 2106.08254 (BEiT), which fine-tunes so; the layers of a pyramid ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from numbers import Real
 
 from mmengine.logging import print_log
@@ -13,6 +12,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from .joined_groups import join_groups
 
 MULTIPLIERS = {
     'bias_lr_mult',
@@ -98,7 +98,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     group.update(layer=layer, lr=group.get('lr', self.base_lr) * factor)
         if not prefix:
             self._check_model(params, module)
-            params[:] = self._merge(params)
+            params[:] = sorted(join_groups(map(self._settings, params)), key=_order)
             print_log(self._table(params), 'current')
 
     def _check_model(self, params: list[dict], model: nn.Module) -> None:
@@ -115,21 +115,16 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     f'{names[0]!r}, got {key!r}'
                 )
 
-    def _merge(self, params: Iterable[dict]) -> list[dict]:
-        """Join the groups with equal settings; layers in order, then all else."""
-        merged: dict[tuple, dict] = {}
-        for group in params:
-            tensors = group.pop('params')
-            settings = {
-                'layer': group.get('layer'),
-                'lr': group.get('lr', self.base_lr),
-                'weight_decay': group.get('weight_decay', self.base_wd),
-            }
-            if self.base_wd is None:
-                del settings['weight_decay']
-            merged.setdefault(tuple(settings.values()), {'params': [], **settings})
-            merged[tuple(settings.values())]['params'] += tensors
-        return sorted(merged.values(), key=_order)
+    def _settings(self, group: dict) -> dict:
+        """A group with its layer, learning rate and weight decay, and no other settings."""
+        settings = {
+            'params': group['params'],
+            'layer': group.get('layer'),
+            'lr': group.get('lr', self.base_lr),
+        }
+        if self.base_wd is not None:
+            settings['weight_decay'] = group.get('weight_decay', self.base_wd)
+        return settings
 
     def _table(self, groups: list[dict]) -> str:
         rows = [f'{"layer":>5}  {"lr factor":>9}  {"weight decay":>12}  {"parameters":>10}']
@@ -143,6 +138,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def _order(group: dict) -> tuple:
+    """Layers in order, then all else."""
     layer = group['layer']
     return layer is None, layer or 0, -group.get('weight_decay', 0), -group['lr']
 

@@ -2,6 +2,7 @@
 
 optim_wrapper = dict(
     type='OptimWrapper',
+    constructor='saga_mm.JoinedGroupsOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
     # No weight decay for one-dimensional parameters (norms, biases, layer scales).
     paramwise_cfg=dict(flat_decay_mult=0.0),
