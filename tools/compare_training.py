@@ -11,7 +11,7 @@ Each training is a process of its own. With --jobs, several run side by side, wh
 cores need to be busy with small models; OMP_NUM_THREADS=1 gives each one thread. If the tool is
 stopped, its trainings end, and the same command goes on from their last checkpoints, and repeats
 nothing that is finished. After each training the tool writes trainings.md and trainings.jsonl to
-the output folder.
+the output folder. If one fails, the others go on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -101,6 +101,9 @@ def run(args: argparse.Namespace) -> None:
     print('\n'.join(table(results)), end='\n\n')
     folders = [args.out_dir / Path(cfg.filename).stem for cfg in configs]
     print_written(args.out_dir / 'trainings.md', args.out_dir / 'trainings.jsonl', *folders)
+    if failed := [result for result in results if 'error' in result]:
+        reason = f'{failed[0]["name"]}: {failed[0]["error"]}'
+        raise ValueError(f'{len(failed)} of {len(results)} trainings failed: {reason}')
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -85,9 +85,10 @@ def measure(cell: dict) -> dict:
 
 def has_test_data(cfg: Config) -> bool:
     """Whether a config has a test on other data, or by other rules, than its validation."""
-    keys = ('dataloader', 'evaluator')
-    parts = [[cfg.get(f'{split}_{key}') for key in keys] for split in ('val', 'test')]
-    return None not in parts[1] and parts[0] != parts[1]
+    loaders = [cfg.get(f'{split}_dataloader') or {} for split in ('val', 'test')]
+    evaluators = [cfg.get(f'{split}_evaluator') for split in ('val', 'test')]
+    val, test = zip((loader.get('dataset') for loader in loaders), evaluators, strict=True)
+    return None not in test and val != test
 
 
 def last_metrics(folder: str | Path) -> dict[str, float]:

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from mmengine.config import Config
 
 from saga_mm import apis
 from saga_mm.analysis import cells
-from saga_mm.analysis.trainings import best_rates, last_metrics, table
+from saga_mm.analysis.trainings import best_rates, has_test_data, last_metrics, table
 from saga_mm.checkpoint import latest_checkpoint
 
 
@@ -29,7 +30,10 @@ def test_rates_are_chosen_with_one_seed_and_nothing_is_repeated(
     out = tmp_path / 'out'
     command = [*configs, '--lr', '1e-3', '1e-4', '--seeds', '3', '4', '--out-dir', str(out)]
     options = ['--cfg-options', 'train_cfg.max_iters=1', 'train_cfg.val_interval=1']
-    compare([*command, '--jobs', '2', *options])
+    with pytest.raises(
+        SystemExit, match='2 of 5 trainings failed: bad: ValueError: arch must be one of'
+    ):
+        compare([*command, '--jobs', '2', *options])
     lines = (out / 'trainings.jsonl').read_text().split('\n')
     entries = [json.loads(line) for line in lines if line]
     entries = [entry for entry in entries if 'error' not in entry['result']]
@@ -50,10 +54,12 @@ def test_rates_are_chosen_with_one_seed_and_nothing_is_repeated(
     monkeypatch.setattr(
         cells._Worker, 'run', lambda worker, cell: started.append(cell) or {'error': ''}
     )
-    compare([*command, *options])
+    with pytest.raises(SystemExit, match='2 of 5 trainings failed'):
+        compare([*command, *options])
     assert {cell['name'] for cell in started} == {'bad'}
     # Another schedule is another training, in another folder.
-    compare([*command, '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=1'])
+    with pytest.raises(SystemExit, match='4 of 4 trainings failed'):
+        compare([*command, '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=1'])
     folders = {cell['folder'] for cell in started if cell['name'] != 'bad'}
     assert folders and not folders & {cell['folder'] for cell in done}
 
@@ -94,6 +100,18 @@ def test_data_that_nothing_is_chosen_by(compare, tiny_seg, tmp_path):
     assert result['test'] == pytest.approx(metrics['mIoU'])
     line = (out / 'trainings.md').read_text().splitlines()[2]
     assert f'| {result["test"]:.2f} | {result["test"]:.2f} to {result["test"]:.2f} |' in line
+
+
+def test_how_data_are_loaded_makes_no_other_data():
+    data = dict(type='ADE20KDataset')
+    val, test = dict(dataset=data, num_workers=0), dict(dataset=data, num_workers=2)
+    evaluators = dict(val_evaluator={}, test_evaluator={})
+    cfg = Config(dict(val_dataloader=val, test_dataloader=test, **evaluators))
+    assert not has_test_data(cfg)
+    cfg.test_dataloader.dataset.indices = [1]
+    assert has_test_data(cfg)
+    cfg.test_dataloader = None
+    assert not has_test_data(cfg)
 
 
 def test_table_with_a_test():
