@@ -6,6 +6,7 @@ from .loading import load_file, remove_configs, use_safe_loading
 from .meta import read_dataset_meta
 from .resume import (
     check_fused_state,
+    check_groups,
     check_training_state,
     latest_checkpoint,
     missing_for_resume,
@@ -25,6 +26,7 @@ __all__ = [
     'CheckpointError',
     'LoadReport',
     'check_fused_state',
+    'check_groups',
     'check_training_state',
     'extract_state_dict',
     'import_safetensors',

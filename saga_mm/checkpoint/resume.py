@@ -80,6 +80,26 @@ def check_training_state(checkpoint: Mapping, file: str | Path) -> None:
             )
 
 
+def check_groups(optimizer: Optimizer, state: Mapping, file: str | Path) -> None:
+    """Check that an optimizer has as many groups of parameters as its state in a checkpoint.
+
+    Args:
+        optimizer: The optimizer that is to take the state.
+        state: Its state, as `check_training_state` lets it pass.
+        file: Name of the checkpoint, for the error.
+
+    Raises:
+        CheckpointError: The numbers differ. The message is one line.
+    """
+    own, found = len(optimizer.param_groups), len(state.get('param_groups', []))
+    if own != found:
+        raise CheckpointError(
+            f'{file} can not be resumed: the optimizer must have {own} groups of parameters, as '
+            f'that of the config, got {found}; with optim_wrapper.constructor='
+            'DefaultOptimWrapperConstructor, it has one for each parameter'
+        )
+
+
 def check_fused_state(optimizer: Optimizer, file: str | Path) -> None:
     """Check the shapes of an optimizer's state for fused kernels, which do not check them.
 

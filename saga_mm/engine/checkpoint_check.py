@@ -5,12 +5,13 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..checkpoint import (
     CheckpointError,
     check_fused_state,
+    check_groups,
     check_training_state,
     load_model_weights,
     missing_for_resume,
@@ -48,6 +49,9 @@ class CheckpointCheckHook(Hook):
                     'to start a new training from it, set load_from'
                 )
             check_training_state(checkpoint, file)
+            state = checkpoint['optimizer']
+            for name, wrapper in _wrappers(runner):
+                check_groups(wrapper.optimizer, state[name] if name else state, file)
             remove_configs(checkpoint)
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
@@ -60,9 +64,14 @@ class CheckpointCheckHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if not self.resume:
             return
-        wrappers = runner.optim_wrapper
-        for wrapper in wrappers.values() if isinstance(wrappers, OptimWrapperDict) else [wrappers]:
+        for _, wrapper in _wrappers(runner):
             check_fused_state(wrapper.optimizer, _name(runner))
+
+
+def _wrappers(runner: Runner) -> list[tuple[str, OptimWrapper]]:
+    """The optimizers of a training by name; a single one has none."""
+    wrappers = runner.optim_wrapper
+    return list(wrappers.items()) if isinstance(wrappers, OptimWrapperDict) else [('', wrappers)]
 
 
 def _name(runner: Runner) -> str:

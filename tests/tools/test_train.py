@@ -211,6 +211,10 @@ def test_text_in_a_checkpoint_is_not_run(tool, tiny_seg, tmp_path):
             r'param_groups\[0\]\.lr must be a number',
         ),
         (
+            lambda c: c['optimizer']['param_groups'].pop(),
+            r'must have (\d) groups of parameters, as that of the config, got \d;',
+        ),
+        (
             lambda c: c.update(param_schedulers=[{'by_epoch': True, 'end': '\x1b[2J', 'step': 3}]),
             r'a name in param_schedulers\[0\] must be',
         ),
