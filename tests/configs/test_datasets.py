@@ -153,7 +153,7 @@ def test_reads_its_layout(config, name, split, load_config, layouts, monkeypatch
 @pytest.mark.parametrize('config', ['saga', 'pvt'])
 def test_documented_widths_of_idrid(config, load_config, layouts, monkeypatch):
     page = Path(__file__).parents[2] / 'docs/benchmarks/learning.md'
-    keys = re.findall(r'"(\w+_dataloader\.\S+)=\(\$width,\$width\)"', page.read_text())
+    keys = set(re.findall(r'"(\w+_dataloader\.\S+)=\(\$width,\$width\)"', page.read_text()))
     assert len(keys) == 3
     monkeypatch.setenv('DATA_ROOT', str(layouts('idrid')))
     cfg = load_config(f'segmentation/compare_idrid/{config}.py')

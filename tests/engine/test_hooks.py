@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from torch import nn
 
 from saga_mm.checkpoint import CheckpointError, load_file
@@ -34,7 +35,7 @@ def test_random_state_survives_a_file(tmp_path):
     assert draw() == expected
 
 
-def runner(iteration, model=None):
+def runner(iteration, model=None, optim_wrapper=None):
     dataset = torch.zeros(4, 1)
     return SimpleNamespace(
         iter=iteration,
@@ -43,6 +44,7 @@ def runner(iteration, model=None):
         train_loop=None,
         cfg=Config(dict(load_from='a.pth')),
         model=model,
+        optim_wrapper=optim_wrapper,
     )
 
 
@@ -79,7 +81,8 @@ def check(checkpoint, **options):
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     hook = HOOKS.build(dict(type='saga_mm.CheckpointCheckHook', **options))
     assert isinstance(hook, CheckpointCheckHook)
-    hook.after_load_checkpoint(runner(0, model), checkpoint(model.state_dict()))
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    hook.after_load_checkpoint(runner(0, model, wrapper), checkpoint(model.state_dict()))
 
 
 def without(weights, name):
@@ -91,7 +94,7 @@ def test_checkpoints_that_fit_pass():
     check(lambda weights: without(weights, '1.num_batches_tracked'), complete=True)
     check(lambda weights: {**weights, 'head': torch.ones(1)}, complete=True)
     check(lambda weights: without(weights, '0.bias'), complete=False)
-    rest = {'meta': {}, 'message_hub': {}, 'optimizer': {}}
+    rest = {'meta': {}, 'message_hub': {}, 'optimizer': {'param_groups': [{}]}}
     check(lambda weights: {'state_dict': weights, **rest}, complete=True, resume=True)
 
 
