@@ -44,6 +44,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--metric', help=f'of the validation. Defaults to the first of {", ".join(METRICS)}'
     )
     parser.add_argument(
+        '--lowest', action='store_true', help='the best value of the metric is the lowest one'
+    )
+    parser.add_argument(
         '--jobs', type=int, default=1, help='trainings that run side by side. Defaults to 1'
     )
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare_training'))
@@ -61,7 +64,8 @@ def prepare(args: argparse.Namespace) -> list[Config]:
             raise ValueError(f'{name} must be different and not negative, got {values}')
     if args.jobs < 1:
         raise ValueError(f'--jobs must be positive, got {args.jobs}')
-    configs = [load_config(path, args.cfg_options, TRAINING) for path in args.configs]
+    needed = *TRAINING, 'val_dataloader', 'val_evaluator'
+    configs = [load_config(path, args.cfg_options, needed) for path in args.configs]
     for path, cfg in zip(args.configs, configs, strict=True):
         if 'lr' not in cfg.optim_wrapper.get('optimizer', {}):
             raise ValueError(f'{path} must set optim_wrapper.optimizer.lr')
@@ -82,13 +86,15 @@ def run(args: argparse.Namespace) -> None:
 
     def run_all(cells: list[dict], earlier: Sequence[dict] = ()) -> list[dict]:
         def report(results: list[dict]) -> None:
-            write_text(args.out_dir / 'trainings.md', '\n'.join(table([*earlier, *results])))
+            write_text(
+                args.out_dir / 'trainings.md', '\n'.join(table([*earlier, *results], args.lowest))
+            )
 
         log = args.out_dir / 'trainings.jsonl'
         return [*earlier, *run_cells(cells, measure, log, jobs=args.jobs, report=report)]
 
     results = run_all([cell(cfg, rate, first) for cfg in configs for rate in rates[cfg.filename]])
-    best = best_rates(results)
+    best = best_rates(results, args.lowest)
     # The seeds take turns, so that an early stop leaves as many of each config.
     results = run_all(
         [
@@ -98,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         ],
         results,
     )
-    print('\n'.join(table(results)), end='\n\n')
+    print('\n'.join(table(results, args.lowest)), end='\n\n')
     folders = [args.out_dir / Path(cfg.filename).stem for cfg in configs]
     print_written(args.out_dir / 'trainings.md', args.out_dir / 'trainings.jsonl', *folders)
     if failed := [result for result in results if 'error' in result]:

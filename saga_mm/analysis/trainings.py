@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from mmengine.config import Config
 
 from ..apis import test, train
 from ..apis.runs import TRAINING
-from ..checkpoint import latest_checkpoint
+from ..checkpoint import CheckpointError, latest_checkpoint, load_file
 from ..cli import load_config
 
 # Metrics of validations, in the order in which they are looked for.
@@ -58,7 +60,7 @@ def measure(cell: dict) -> dict:
     If the config tests other data than it validates, the result has the metric of that, too.
 
     Raises:
-        ValueError: There is no such metric.
+        ValueError: There is no such metric, or it is not a finite number.
     """
     torch.set_num_threads(cell['threads'])
     options = {
@@ -66,21 +68,55 @@ def measure(cell: dict) -> dict:
         'optim_wrapper.optimizer.lr': cell['learning_rate'],
         'randomness.seed': cell['seed'],
     }
-    train(cell['config'], work_dir=cell['folder'], options=options, resume='auto')
-    found = last_metrics(cell['folder'])
+    cfg = load_config(cell['config'], options, TRAINING)
+    if is_finished(cfg, cell['folder']):
+        # It may have been stopped in its last validation, after its last checkpoint.
+        data = {
+            f'test_{part}': _instead(cfg[f'val_{part}']) for part in ('dataloader', 'evaluator')
+        }
+        found = _test(cell, 'val', {**options, **data, 'test_cfg': {}})
+    else:
+        train(cell['config'], work_dir=cell['folder'], options=options, resume='auto')
+        found = last_metrics(cell['folder'])
     name = cell['metric'] or next((name for name in METRICS if name in found), None)
     if name not in found:
         raise ValueError(f'metric must be one of {tuple(found)}, got {name!r}')
+    if not math.isfinite(found[name]):
+        raise ValueError(f'{name} must be a finite number, got {found[name]}')
     result = dict(metric=name, value=found[name])
-    if has_test_data(load_config(cell['config'], options, TRAINING)):
-        checkpoint = latest_checkpoint(cell['folder'])
-        # a name of its own, because mmengine shares what logs between runs of one name
-        options['experiment_name'] = 'test'
-        folder = Path(cell['folder'], 'test')
-        metrics = test(cell['config'], checkpoint, work_dir=folder, options=options)
-        # of NumPy
-        result['test'] = float(metrics[name])
+    if has_test_data(cfg):
+        metrics = _test(cell, 'test', options)
+        # An evaluator may only write files.
+        if name in metrics:
+            result['test'] = metrics[name]
     return result
+
+
+def is_finished(cfg: Config, folder: str | Path) -> bool:
+    """Whether a work dir has the checkpoint with which the training of a config ends."""
+    try:
+        meta = load_file(latest_checkpoint(folder))['meta']
+    except CheckpointError:
+        return False
+    return any(
+        meta.get(unit, 0) >= cfg.train_cfg.get(f'max_{unit}s', math.inf)
+        for unit in ('epoch', 'iter')
+    )
+
+
+def _instead(value: object) -> object:
+    """An entry for `--cfg-options` that replaces the one of the config, and is not merged in."""
+    return {'_delete_': True, **value} if isinstance(value, Mapping) else value
+
+
+def _test(cell: dict, name: str, options: dict) -> dict[str, float]:
+    """Test the last checkpoint of a training; its metrics that are numbers."""
+    # a name of its own, because mmengine shares what logs between runs of one name
+    options = {**options, 'experiment_name': name}
+    checkpoint = latest_checkpoint(cell['folder'])
+    metrics = test(cell['config'], checkpoint, work_dir=Path(cell['folder'], name), options=options)
+    # those of NumPy as well
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
 
 
 def has_test_data(cfg: Config) -> bool:
@@ -104,19 +140,30 @@ def last_metrics(folder: str | Path) -> dict[str, float]:
     return found
 
 
-def best_rates(results: Sequence[dict]) -> dict[str, float]:
-    """The learning rate with the best value for each config, of those that trained to the end."""
+def best_rates(results: Sequence[dict], lowest: bool = False) -> dict[str, float]:
+    """The learning rate with the best value for each config, of those that trained to the end.
+
+    Args:
+        results: Of `measure`, each with the name of its config and its learning rate.
+        lowest: Whether the best value is the lowest one, and not the highest.
+    """
+    sign = -1 if lowest else 1
     best: dict[str, dict] = {}
     for result in results:
         if 'error' not in result:
             rival = best.get(result['name'])
-            if rival is None or result['value'] > rival['value']:
+            if rival is None or sign * result['value'] > sign * rival['value']:
                 best[result['name']] = result
     return {name: result['learning_rate'] for name, result in best.items()}
 
 
-def table(results: Sequence[dict]) -> Iterator[str]:
-    """The lines of a table in Markdown: mean and range over seeds, at the best learning rate."""
+def table(results: Sequence[dict], lowest: bool = False) -> Iterator[str]:
+    """The lines of a table in Markdown: mean and range over seeds, at the best learning rate.
+
+    Args:
+        results: As in `best_rates`.
+        lowest: Likewise.
+    """
     tests = any('test' in result for result in results)
     yield (
         '| config | metric | mean | range |'
@@ -124,7 +171,7 @@ def table(results: Sequence[dict]) -> Iterator[str]:
         + ' seeds | learning rate | others | failed |'
     )
     yield '|---|---|--:|--:|' + ('--:|--:|' if tests else '') + '--:|--:|---|---|'
-    rates = best_rates(results)
+    rates = best_rates(results, lowest)
     for name in dict.fromkeys(result['name'] for result in results):
         own = [result for result in results if result['name'] == name]
         errors = ', '.join(dict.fromkeys(r['error'] for r in own if 'error' in r)).replace('|', '/')

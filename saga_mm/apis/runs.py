@@ -29,7 +29,7 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 from torch import nn
 
-from ..checkpoint import latest_checkpoint, make_folder, write_atomically
+from ..checkpoint import CheckpointError, latest_checkpoint, make_folder, write_atomically
 from ..cli import check_data, keep_freed_memory, prepare
 from ..cli.launch import is_first_process, refuse_empty, use_cpu_processes
 from ..cli.lock import locked
@@ -46,6 +46,7 @@ from ..engine import (
     ProgressHook,
     ResumeScheduleHook,
 )
+from .load import TRAINING_ONLY
 
 TRAINING = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
 TESTING = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
@@ -179,7 +180,7 @@ def _run_test(
     if get_device() == 'cpu':
         keep_freed_memory()
     runner = _build(run, quiet)
-    _add_hook(runner, CheckpointCheckHook(complete=True))
+    _add_hook(runner, CheckpointCheckHook(complete=True, optional=TRAINING_ONLY))
     _add_hook(runner, DataCheckHook())
     if drawings is not None:
         _add_hook(runner, drawings)
@@ -235,8 +236,13 @@ def _checkpoint_to_resume(resume: str | os.PathLike | None, work_dir: str) -> st
         return None
     refuse_empty('--resume', resume)
     if resume == 'auto':
-        started = any(Path(work_dir).glob('*.pth')) or Path(work_dir, 'last_checkpoint').exists()
-        return latest_checkpoint(work_dir) if started else None
+        # Without the note of an earlier run, other files of weights may lie there.
+        try:
+            return latest_checkpoint(work_dir)
+        except CheckpointError:
+            if Path(work_dir, 'last_checkpoint').exists():
+                raise
+            return None
     return latest_checkpoint(work_dir) if resume == 'latest' else str(resume)
 
 

@@ -190,7 +190,7 @@ class WholePredictor:
         """
         model = self.model
         labels = torch.arange(model.num_classes)
-        binary = model.decode_head.out_channels == 1
+        binary = model.out_channels == 1
         classes, palette = complete_classes(model.dataset_meta, labels, binary)
         counts = np.zeros(len(classes), np.int64)
         with torch.no_grad():

@@ -80,24 +80,36 @@ def check_training_state(checkpoint: Mapping, file: str | Path) -> None:
             )
 
 
-def check_groups(optimizer: Optimizer, state: Mapping, file: str | Path) -> None:
-    """Check that an optimizer has as many groups of parameters as its state in a checkpoint.
+def check_groups(optimizers: Mapping[str, Optimizer], state: Mapping, file: str | Path) -> None:
+    """Check that optimizers are those of a checkpoint, with as many groups of parameters.
 
     Args:
-        optimizer: The optimizer that is to take the state.
-        state: Its state, as `check_training_state` lets it pass.
+        optimizers: The optimizers that are to take the state, by name; that of a single one is ''.
+        state: Their state, as `check_training_state` lets it pass.
         file: Name of the checkpoint, for the error.
 
     Raises:
-        CheckpointError: The numbers differ. The message is one line.
+        CheckpointError: The names or numbers differ. The message is one line.
     """
-    own, found = len(optimizer.param_groups), len(state.get('param_groups', []))
-    if own != found:
+    states = {'': state} if 'param_groups' in state else state
+    if states.keys() != optimizers.keys():
+        names = ['one without a name' if '' in x else sorted(x) for x in (optimizers, states)]
         raise CheckpointError(
-            f'{file} can not be resumed: the optimizer must have {own} groups of parameters, as '
-            f'that of the config, got {found}; with optim_wrapper.constructor='
-            'DefaultOptimWrapperConstructor, it has one for each parameter'
+            f'{file} can not be resumed: its optimizers must be those of the config, {names[0]}, '
+            f'got {names[1]}'
         )
+    for name, optimizer in optimizers.items():
+        own, found = len(optimizer.param_groups), len(states[name]['param_groups'])
+        if own != found:
+            each = sum(len(group['params']) for group in optimizer.param_groups)
+            remedy = (
+                '; with optim_wrapper.constructor=DefaultOptimWrapperConstructor, it has one for '
+                'each parameter'
+            )
+            raise CheckpointError(
+                f'{file} can not be resumed: the optimizer must have {own} groups of parameters, '
+                f'as that of the config, got {found}{remedy if found == each else ""}'
+            )
 
 
 def check_fused_state(optimizer: Optimizer, file: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from traceback import walk_tb
 
 from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from .suggest import suggest, suggest_option
@@ -127,11 +129,17 @@ def load_config(path: str | Path, options: Mapping[str, object], needed: Sequenc
         # mmengine appends the whole search path to a failed import
         reason = str(error).partition(', the current sys.path is')[0]
         raise ValueError(f'{where}: {type(error).__name__}: {reason}') from error
-    read = {*cfg, *inspect.signature(Runner.__init__).parameters, *READ_ELSEWHERE}
+    read = {*inspect.signature(Runner.__init__).parameters, *READ_ELSEWHERE}
     for key in options:
         entry = key.partition('.')[0]
-        if entry not in read:
-            near = suggest(entry, read)
+        if entry in cfg.keys() - read:
+            print_log(
+                f'--cfg-options: {key} changes a variable of {path}, and no entry that was made '
+                'from it',
+                level=logging.WARNING,
+            )
+        elif entry not in read:
+            near = suggest(entry, {*cfg, *read})
             raise ValueError(f'--cfg-options: {path} has no entry {entry!r}{near}')
     try:
         cfg.merge_from_dict(dict(options))

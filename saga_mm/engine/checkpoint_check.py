@@ -5,8 +5,9 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
+from torch.optim import Optimizer
 
 from ..checkpoint import (
     CheckpointError,
@@ -32,13 +33,15 @@ class CheckpointCheckHook(Hook):
             weights of another model.
         resume (bool): The file must also hold the state that a resume needs, with the right types
             and ranges. Defaults to False.
+        optional (str): Weights whose names start with this may be missing. Defaults to none.
     """
 
     priority = 'VERY_LOW'
 
-    def __init__(self, complete: bool, resume: bool = False) -> None:
+    def __init__(self, complete: bool, resume: bool = False, optional: str = '') -> None:
         self.complete = complete
         self.resume = resume
+        self.optional = optional
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         file = _name(runner)
@@ -49,14 +52,14 @@ class CheckpointCheckHook(Hook):
                     'to start a new training from it, set load_from'
                 )
             check_training_state(checkpoint, file)
-            state = checkpoint['optimizer']
-            for name, wrapper in _wrappers(runner):
-                check_groups(wrapper.optimizer, state[name] if name else state, file)
+            check_groups(_optimizers(runner), checkpoint['optimizer'], file)
             remove_configs(checkpoint)
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        match = load_model_weights(model, checkpoint, file, complete=self.complete)
+        match = load_model_weights(
+            model, checkpoint, file, complete=self.complete, optional=self.optional
+        )
         print_log(f'{file}, weights: {match}', 'current')
         # mmengine loads this next, which changes nothing
         checkpoint['state_dict'] = model.state_dict()
@@ -64,14 +67,15 @@ class CheckpointCheckHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if not self.resume:
             return
-        for _, wrapper in _wrappers(runner):
-            check_fused_state(wrapper.optimizer, _name(runner))
+        for optimizer in _optimizers(runner).values():
+            check_fused_state(optimizer, _name(runner))
 
 
-def _wrappers(runner: Runner) -> list[tuple[str, OptimWrapper]]:
-    """The optimizers of a training by name; a single one has none."""
+def _optimizers(runner: Runner) -> dict[str, Optimizer]:
+    """The optimizers of a training by name; the name of a single one is empty."""
     wrappers = runner.optim_wrapper
-    return list(wrappers.items()) if isinstance(wrappers, OptimWrapperDict) else [('', wrappers)]
+    named = wrappers if isinstance(wrappers, OptimWrapperDict) else {'': wrappers}
+    return {name: wrapper.optimizer for name, wrapper in named.items()}
 
 
 def _name(runner: Runner) -> str:

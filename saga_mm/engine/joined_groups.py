@@ -22,6 +22,9 @@ class JoinedGroupsOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Args:
         optim_wrapper_cfg (dict): As in mmengine's `DefaultOptimWrapperConstructor`.
         paramwise_cfg (dict, optional): Likewise.
+
+    Raises:
+        ValueError: A parameter comes up twice, as torch would say of two groups.
     """
 
     def add_params(
@@ -38,9 +41,21 @@ class JoinedGroupsOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def join_groups(groups: Iterable[dict]) -> list[dict]:
-    """Groups of parameters, each with settings of its own, in the order in which they come up."""
+    """Groups of parameters, each with settings of its own, in the order in which they come up.
+
+    Raises:
+        ValueError: A parameter is in two groups.
+    """
     joined: dict[str, dict] = {}
+    seen: set[nn.Parameter] = set()
     for group in groups:
+        if not seen.isdisjoint(group['params']):
+            shape = tuple(group['params'][0].shape)
+            raise ValueError(
+                'paramwise_cfg.bypass_duplicate must be True if modules of the model share '
+                f'parameters, as they do one of shape {shape}'
+            )
+        seen.update(group['params'])
         settings = {name: value for name, value in group.items() if name != 'params'}
         same = joined.setdefault(repr(sorted(settings.items())), {'params': [], **settings})
         same['params'] += group['params']

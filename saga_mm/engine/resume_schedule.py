@@ -15,7 +15,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from ..registry import HOOKS
 
 # what a scheduler keeps besides its settings
-PROGRESS = ('_global_step', '_last_value', 'base_values', 'last_step', 'optimizer', 'verbose')
+PROGRESS = ('_global_step', '_last_value', 'last_step', 'optimizer', 'verbose')
 
 
 @HOOKS.register_module()
@@ -26,7 +26,8 @@ class ResumeScheduleHook(Hook):
     that is resumed with a larger `max_iters` would do the added iterations with a learning rate of
     0, where the old schedule ended. This hook runs the schedule of the config up to the iteration
     of the checkpoint, so that the learning rate is that of a training with this config from the
-    start. It does nothing where the settings are those of the checkpoint.
+    start. So it does if the config has another learning rate to start from. It does nothing where
+    the settings are those of the checkpoint.
 
     `ReduceOnPlateauLR` depends on metrics that are not kept: such schedules stay as they are
     restored.
@@ -37,12 +38,18 @@ class ResumeScheduleHook(Hook):
 
     def __init__(self) -> None:
         self.configured: list[dict] = []
+        # of each group of parameters, for each scheduler
+        self.starts: list[list[dict]] = []
         self.changes: list[str] = []
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         # before mmengine restores them
         schedulers = list(_schedulers(runner.param_schedulers))
         self.configured = [copy.deepcopy(scheduler.state_dict()) for scheduler in schedulers]
+        self.starts = [
+            [_start(group, scheduler.param_name) for group in scheduler.optimizer.param_groups]
+            for scheduler in schedulers
+        ]
         saved = list(_schedulers(checkpoint.get('param_schedulers'), dict))
         self.changes = [
             change
@@ -67,11 +74,10 @@ class ResumeScheduleHook(Hook):
 
     def _run_up_to(self, runner: Runner, schedulers: list[_ParamScheduler]) -> None:
         """Start the schedule of the config, and step to where the training is."""
-        for scheduler, state in zip(schedulers, self.configured, strict=True):
+        for scheduler, state, starts in zip(schedulers, self.configured, self.starts, strict=True):
             scheduler.load_state_dict({**state, 'last_step': -1, '_global_step': -1})
-            name = scheduler.param_name
-            for group in scheduler.optimizer.param_groups:
-                group[name] = group.setdefault(f'initial_{name}', group[name])
+            for group, start in zip(scheduler.optimizer.param_groups, starts, strict=True):
+                group.update(start)
         by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
         rounds, length = (
             (runner.epoch, len(runner.train_dataloader)) if by_epoch else (1, runner.iter)
@@ -85,6 +91,13 @@ class ResumeScheduleHook(Hook):
                     _step(scheduler for scheduler in schedulers if not scheduler.by_epoch)
                 if by_epoch:
                     _step(scheduler for scheduler in schedulers if scheduler.by_epoch)
+
+
+def _start(group: dict, name: str) -> dict:
+    """What a schedule keeps in a group of parameters, with the value that it starts from."""
+    kept = {key: group[key] for key in (f'{end}_{name}' for end in ('max', 'min')) if key in group}
+    first = group.get(f'initial_{name}', group[name])
+    return {name: first, f'initial_{name}': first, **kept}
 
 
 def _schedulers(found: object, kind: type = _ParamScheduler) -> Iterator:

@@ -14,6 +14,7 @@ from torch import nn
 from saga_mm.checkpoint import (
     CheckpointError,
     check_fused_state,
+    check_groups,
     check_training_state,
     load_file,
     remove_configs,
@@ -221,3 +222,27 @@ def test_wrong_random_states_are_refused(name):
         check_random_state(state)
     with pytest.raises(CheckpointError):
         check_random_state(None)
+
+
+def test_optimizers_are_those_of_the_checkpoint():
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD(weights, lr=1.0)
+
+    def refused(optimizers, state):
+        with pytest.raises(CheckpointError) as error:
+            check_groups(optimizers, state, 'a.pth')
+        return str(error.value)
+
+    state, others = ({'param_groups': [{}] * number} for number in (1, 2))
+    check_groups({'': optimizer}, state, 'a.pth')
+    check_groups({'a': optimizer, 'b': optimizer}, {'a': state, 'b': state}, 'a.pth')
+    # mmengine's groups of one parameter each
+    assert refused({'': optimizer}, others).endswith(
+        'must have 1 groups of parameters, as that of the config, got 2; with optim_wrapper.'
+        'constructor=DefaultOptimWrapperConstructor, it has one for each parameter'
+    )
+    message = 'a.pth can not be resumed: its optimizers must be those of the config, '
+    assert refused({'': optimizer}, {'b': state, 'a': state}) == (
+        f"{message}one without a name, got ['a', 'b']"
+    )
+    assert refused({'a': optimizer}, state) == f"{message}['a'], got one without a name"

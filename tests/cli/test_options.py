@@ -63,6 +63,16 @@ def test_options_may_add_what_mmengine_reads(tmp_path, entry):
         load_config(path, {'sink_bn': 'torch'}, ('model',))
 
 
+def test_options_for_variables_say_that_they_change_nothing_else(tmp_path, capsys):
+    path = tmp_path / 'config.py'
+    path.write_text('root = "a"\nmodel = dict(path=root)')
+    cfg = load_config(path, {'model.path': 'b'}, ('model',))
+    assert cfg.model.path == 'b' and not capsys.readouterr().out
+    cfg = load_config(path, {'root': 'b'}, ('model',))
+    assert (cfg.root, cfg.model.path) == ('b', 'a')
+    assert f'root changes a variable of {path}, and no entry' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('text', 'size'),
     [

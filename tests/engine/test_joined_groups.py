@@ -18,7 +18,7 @@ class Model(nn.Module):
         super().__init__()
         self.backbone = SAGA(ARCH, out_indices=(0, 1), drop_path_rate=0.0)
         self.head = nn.Linear(16, 3)
-        self.same_head = self.head
+        self.same_head = nn.Sequential(self.head)
 
     def forward(self, x):
         return self.head(self.backbone(x)[-1].mean((2, 3)))
@@ -30,7 +30,7 @@ def build(model, constructor, **paramwise_cfg):
         dict(
             constructor=constructor,
             optimizer=dict(type='AdamW', lr=1e-2, weight_decay=0.1),
-            paramwise_cfg=dict(bypass_duplicate=True, **paramwise_cfg),
+            paramwise_cfg=dict(dict(bypass_duplicate=True), **paramwise_cfg),
         ),
     ).optimizer
 
@@ -68,6 +68,15 @@ def test_updates_are_those_of_mmengine(paramwise, number):
             optimizer.step()
     for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize('constructor', [JOINED, 'saga_mm.LayerDecayOptimWrapperConstructor'])
+def test_shared_parameters_are_not_updated_twice(constructor):
+    rate = {} if constructor == JOINED else dict(decay_rate=0.9)
+    with pytest.raises(
+        ValueError, match=r'bypass_duplicate must be True .* one of shape \(3, 16\)'
+    ):
+        build(Model(), constructor, bypass_duplicate=False, flat_decay_mult=0.0, **rate)
 
 
 def test_every_parameter_is_in_one_group():

@@ -94,6 +94,22 @@ def test_rates_are_those_of_the_longer_schedule(name):
     torch.testing.assert_close(Run(make, 24).resume(first).train(14), expected[10:])
 
 
+@pytest.mark.parametrize('end', [10, 24])
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_rates_are_those_of_another_start(name, end):
+    def lower(optim, end):
+        for group in optim.param_groups:
+            group['lr'] *= 0.1
+        if name == 'one cycle':
+            return [OneCycleLR(optim, 0.1, total_steps=end, by_epoch=False)]
+        return SCHEDULES[name](optim, end)
+
+    expected = Run(lower, end).train(end)
+    first = Run(SCHEDULES[name], 10)
+    first.train(4)
+    torch.testing.assert_close(Run(lower, end).resume(first).train(end - 4), expected[4:])
+
+
 def test_epochs_are_counted_as_they_are_now():
     def make(optim, end):
         return [*warm_up(optim, end), PolyLR(optim, end=end, by_epoch=True)]

@@ -64,6 +64,55 @@ def test_rates_are_chosen_with_one_seed_and_nothing_is_repeated(
     assert folders and not folders & {cell['folder'] for cell in done}
 
 
+@pytest.mark.parametrize('interval', [1, 2])
+def test_a_stop_in_the_last_validation(compare, tiny_seg, tmp_path, interval):
+    out, log = tmp_path / 'out', tmp_path / 'out/trainings.jsonl'
+    short = ['train_cfg.max_iters=2', f'train_cfg.val_interval={interval}']
+    command = [str(tiny_seg), '--seeds', '0', '--out-dir', str(out), '--cfg-options', *short]
+    compare(command)
+    (line,) = filter(None, log.read_text().split('\n'))
+    entry = json.loads(line)
+    # The last checkpoint is written before the last validation.
+    (scalars,) = (out / tiny_seg.stem).glob('*/*/vis_data/scalars.json')
+    entries = scalars.read_text().splitlines()
+    assert 'mIoU' in entries[-1]
+    scalars.write_text('\n'.join(entries[:-1]) + '\n')
+    log.unlink()
+    compare(command)
+    (line,) = filter(None, log.read_text().split('\n'))
+    assert json.loads(line)['result']['metric'] == 'mIoU'
+    assert json.loads(line)['result']['value'] == pytest.approx(entry['result']['value'])
+
+
+def test_a_test_that_only_writes_files(compare, tiny_seg, tmp_path):
+    config = tiny_seg.with_name('files.py')
+    config.write_text(
+        f"_base_ = './{tiny_seg.name}'\n"
+        f'test_evaluator = dict(format_only=True, output_dir={str(tmp_path / "files")!r})\n'
+    )
+    out = tmp_path / 'out'
+    short = ['train_cfg.max_iters=1', 'train_cfg.val_interval=1']
+    compare([str(config), '--seeds', '0', '--out-dir', str(out), '--cfg-options', *short])
+    (line,) = filter(None, (out / 'trainings.jsonl').read_text().split('\n'))
+    assert json.loads(line)['result'].keys() == {'metric', 'value'}
+
+
+def test_a_config_without_validation(compare, tiny_seg):
+    config = tiny_seg.with_name('blind.py')
+    config.write_text(
+        f"_base_ = './{tiny_seg.name}'\nval_dataloader = val_evaluator = val_cfg = None\n"
+    )
+    with pytest.raises(SystemExit, match="must have an entry 'val_dataloader', got None"):
+        compare([str(config)])
+
+
+def test_the_lowest_value():
+    results = [dict(name='a', learning_rate=rate, metric='rmse', value=rate) for rate in (2.0, 1.0)]
+    assert best_rates(results) == {'a': 2.0}
+    assert best_rates(results, lowest=True) == {'a': 1.0}
+    assert ' 1.000 to 1.000 | 1 | 1 | 2: 2.000 |' in list(table(results, lowest=True))[2]
+
+
 def test_table():
     results = [
         dict(name='a', learning_rate=1.0, metric='mIoU', value=10.0),

@@ -417,6 +417,28 @@ def test_bounded_memory_writes_the_class_of_each_pixel(infer, models, image, tmp
     assert written.convert('RGB').getpixel((0, 0)) == PALETTE[2]
 
 
+def test_cascades_run_in_bounded_memory(infer, tiny_seg, image, tmp_path):
+    config = tiny_seg.with_name('cascade.py')
+    head = dict(
+        in_channels=[8, 16], in_index=[0, 1], input_transform='resize_concat', channels=8,
+        num_classes=2, norm_cfg=dict(type='BN'),
+    )  # fmt: skip
+    heads = [dict(head, type='FCNHead', num_convs=1), dict(head, type='OCRHead', ocr_channels=8)]
+    config.write_text(
+        f"_base_ = './{tiny_seg.name}'\n"
+        f"model = dict(type='CascadeEncoderDecoder', num_stages=2, decode_head={heads})\n"
+    )
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'weights.pth')
+    model = [f'--config={config}', f'--checkpoint={tmp_path / "weights.pth"}', '--device=cpu']
+    out, maps = tmp_path / 'out', tmp_path / 'maps'
+    infer.main([str(image), f'--out-dir={out}', f'--predictions-dir={maps}', *model])
+    infer.main([str(image), f'--out-dir={out}', '--max-memory=1GiB', *model])
+    whole, bounded = (np.asarray(Image.open(folder / 'photo.png')) for folder in (maps, out))
+    assert np.array_equal(whole, bounded)
+
+
 def test_georeferencing_is_kept(infer, models, image, tmp_path, capsys):
     tifffile = pytest.importorskip('tifffile')
     tags = {

@@ -51,6 +51,21 @@ def test_segmentation(run, tiny_seg, tiny_data, tmp_path):
     assert not list(drawings.glob('.*'))
 
 
+def test_a_checkpoint_without_the_head_of_the_training(tool, tiny_seg, tmp_path):
+    cfg = Config.fromfile(tiny_seg)
+    init_default_scope(cfg.default_scope)
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'weights.pth')
+    config = tiny_seg.with_name('auxiliary.py')
+    config.write_text(
+        f"_base_ = './{tiny_seg.name}'\n"
+        "model = dict(auxiliary_head=dict(type='FCNHead', in_channels=8, in_index=0, channels=8,\n"
+        "    num_convs=1, num_classes=2, norm_cfg=dict(type='BN')))\n"
+    )
+    work_dir = ['--work-dir', str(tmp_path / 'work')]
+    metrics = tool('test').main([str(config), str(tmp_path / 'weights.pth'), *work_dir])
+    assert 0 <= metrics['mIoU'] <= 100
+
+
 def test_detection(run, tiny_det, tmp_path):
     out, drawings = tmp_path / 'a.pkl', tmp_path / 'drawings'
     metrics = run(tiny_det, '--out', out, '--show-dir', drawings)
