@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -79,12 +80,17 @@ def find_folder(root: Path, names: Sequence[str], split: str | None) -> PurePosi
 def check_coco(content: dict, problems: dict[str, list[str]]) -> dict:
     """A copy of a COCO file without what can't be trained on, which is added to `problems`.
 
-    Objects without an area, or without a number of their own, get one.
+    Objects without an area, or without a number of their own, get one. A width or height of an
+    image that is no number is left out.
 
     Raises:
         ValueError: Its categories are not a list of different names, or its images have no names,
             or not different ids.
     """
+    for key in ('categories', 'images'):
+        for item in content[key]:
+            if not isinstance(item, dict):
+                raise ValueError(f'{key} must be dicts, got {item!r}')
     categories = [(item.get('id'), item.get('name')) for item in content['categories']]
     different = [len(set(values)) for values in zip(*categories, strict=True)]
     if not categories or min(different) < len(categories):
@@ -94,22 +100,34 @@ def check_coco(content: dict, problems: dict[str, list[str]]) -> dict:
     for item in content['images']:
         if not isinstance(item.get('file_name'), str) or 'id' not in item:
             raise ValueError(f'images must have a file_name and an id, got {item}')
-    images = {item['id']: item for item in content['images']}
+    images = {item['id']: _without_bad_size(item) for item in content['images']}
     if len(images) < len(content['images']):
         raise ValueError('images must have different ids')
     known = {number for number, _ in categories}
     kept = []
-    for item in content['annotations']:
-        if reason := _problem(item, images, known):
+    for i, item in enumerate(content['annotations']):
+        if not isinstance(item, dict):
+            problems['objects that are no dict'].append(f'annotations[{i}]')
+        elif reason := _problem(item, images, known):
             problems[reason].append(f'annotation {item.get("id")}')
         else:
-            box = item['bbox']
-            kept.append(dict(area=box[2] * box[3], iscrowd=0) | item)
+            box, area = item['bbox'], item.get('area')
+            # a null ends a training, or the evaluation after it
+            given = area if _is_number(area) else box[2] * box[3]
+            kept.append(item | dict(area=given, iscrowd=item.get('iscrowd') or 0))
     numbers = {item.get('id') for item in kept}
     # pycocotools takes an object 0 for none
     if len(numbers) < len(kept) or numbers & {0, None}:
         kept = [item | dict(id=number) for number, item in enumerate(kept, 1)]
-    return dict(content, annotations=kept)
+    return dict(content, images=list(images.values()), annotations=kept)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _without_bad_size(image: dict) -> dict:
+    return {k: v for k, v in image.items() if k not in ('width', 'height') or _is_number(v)}
 
 
 def _problem(item: dict, images: dict, known: set) -> str | None:
@@ -119,8 +137,8 @@ def _problem(item: dict, images: dict, known: set) -> str | None:
         return 'objects of an unknown category'
     if item.get('image_id') not in images:
         return 'objects in no image'
-    if not isinstance(box, list) or len(box) != 4 or not np.isfinite(box).all():
-        return 'objects without a box'
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        return 'objects without a box of four numbers'
     image = images[item['image_id']]
     width = min(box[0] + box[2], image.get('width', np.inf)) - max(box[0], 0)
     height = min(box[1] + box[3], image.get('height', np.inf)) - max(box[1], 0)

@@ -57,7 +57,8 @@ def survey_detection(root: Path, stem: str) -> Survey:
         splits = _divide(*splits.values())
     for name, split in splits.items():
         if not split.content['annotations']:
-            raise ValueError(f'there must be objects for {name}, got none')
+            reasons = '; '.join(['got none', *tell_problems(problems)])
+            raise ValueError(f'there must be objects for {name}, {reasons}')
     return _describe(root, stem, splits, was_split, looks, loading, problems)
 
 

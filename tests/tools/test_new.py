@@ -366,6 +366,32 @@ def test_what_coco_lacks_is_added(tool, tmp_path, coco):
     train_and_test(out, tmp_path, DETECTOR)
 
 
+def make_null(content):
+    for item in content['annotations']:
+        item.update(area=None, iscrowd=None)
+    content['annotations'][0]['area'] = '400'
+    content['annotations'][1]['area'] = 123
+    for item in content['images']:
+        item.update(width=None, height=None)
+
+
+def test_what_is_null_in_coco_is_replaced(tool, tmp_path, coco):
+    for split in ('train', 'val'):
+        edit(coco / f'annotations/instances_{split}.json', make_null)
+    out = tmp_path / 'config.py'
+    new(tool, coco, out, 'detection')
+    content = json.loads((tmp_path / 'config_train.json').read_text())
+    assert [item['area'] for item in content['annotations']] == [400, 123, 400, 400]
+    assert {item['iscrowd'] for item in content['annotations']} == {0}
+    assert {(item['width'], item['height']) for item in content['images']} == {(SIZE, SIZE)}
+    train_and_test(out, tmp_path, DETECTOR)
+
+
+def make_boxes_null(content):
+    for item in content['annotations']:
+        item['bbox'][3] = None
+
+
 COCO_MISTAKES = {
     'no categories': (lambda c: c['categories'].clear(), 'categories must have different ids'),
     'no names': (lambda c: c.update(categories=[dict(id=3)]), 'categories must have names'),
@@ -376,7 +402,20 @@ COCO_MISTAKES = {
     'no file names': (lambda c: c['images'][0].pop('file_name'), 'must have a file_name'),
     'equal ids': (lambda c: c['images'][0].update(id=1), 'images must have different ids'),
     'no images': (lambda c: c['images'].clear(), 'lists no images'),
-    'no objects': (lambda c: c['annotations'].clear(), 'there must be objects for train'),
+    'no objects': (lambda c: c['annotations'].clear(), 'there must be objects for train, got none'),
+    'no box': (
+        make_boxes_null,
+        'there must be objects for train, got none; left out: 4 objects without a box of four '
+        'numbers: annotation 1, annotation 2, annotation 3, annotation 4',
+    ),
+    'no dict for a category': (
+        lambda c: c['categories'].append('c'),
+        "instances_train.json: categories must be dicts, got 'c'",
+    ),
+    'no dict for an image': (
+        lambda c: c['images'].append(None),
+        'instances_train.json: images must be dicts, got None',
+    ),
     'other categories': (
         lambda c: c['categories'].reverse(),
         'the COCO files must have the same categories',
@@ -422,6 +461,11 @@ def test_what_is_left_out_of_coco_is_named(tool, tmp_path, coco, capsys):
         content['annotations'].append(dict(extra, id=10, category_id=1))
         content['annotations'].append(dict(extra, id=11, image_id=99))
         content['annotations'].append(dict(extra, id=12, bbox=[100, 100, 5, 5]))
+        content['annotations'].append(dict(extra, id=13, bbox=[3.5, 3, 20, None]))
+        content['annotations'].append(dict(extra, id=14, bbox=['3', '3', '20', '20']))
+        content['annotations'].append(dict(extra, id=15, bbox=[3, 3, float('nan'), 20]))
+        content['annotations'].append(dict(extra, id=16, bbox=None))
+        content['annotations'] += [None, [16, 17]]
         content['images'].append(dict(id=50, file_name='none.jpg', width=SIZE, height=SIZE))
         content['images'][2]['width'] = 99
 
@@ -431,6 +475,9 @@ def test_what_is_left_out_of_coco_is_named(tool, tmp_path, coco, capsys):
     told = capsys.readouterr().out
     for reason in (
         '2 objects without an area in the image: annotation 1, annotation 12',
+        '4 objects without a box of four numbers: annotation 13, annotation 14, annotation 15, '
+        'annotation 16',
+        '2 objects that are no dict: annotations[11], annotations[12]',
         '1 objects of an unknown category: annotation 10',
         '1 objects in no image: annotation 11',
         '1 images that are not there: train/none.jpg',
