@@ -166,4 +166,6 @@ if __name__ == '__main__':
     function = getattr(importlib.import_module(module), name)
     for line in sys.stdin:
         cell = pickle.loads(bytes.fromhex(line))
-        print(f'{RESULT}{json.dumps(function(cell))}', flush=True)
+        result = json.dumps(function(cell))
+        # The function may have printed text without a line break at its end.
+        print(f'\n{RESULT}{result}', flush=True)

@@ -4,6 +4,7 @@ import fcntl
 import importlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 
 import pytest
 
-from saga_mm.analysis.cells import run_cells
+from saga_mm.analysis.cells import RESULT, run_cells
 
 MODULE = """
 import fcntl
@@ -26,6 +27,10 @@ def wait_for_others(cell):
 
 def kind(cell):
     return dict(answer=repr(cell['scale']))
+
+def talk(cell):
+    print('50 %', end='')
+    return dict(answer=cell['number'])
 
 def work(cell):
     if cell['wait']:
@@ -77,6 +82,23 @@ def test_tuples_stay_tuples(module, tmp_path):
     cells = [dict(scale=(512, 512)), dict(scale=[512])]
     results = run_cells(cells, module.kind, tmp_path / 'log.jsonl')
     assert [result['answer'] for result in results] == ['(512, 512)', '[512]']
+
+
+def test_results_start_a_line_after_text_without_a_line_break(module, tmp_path):
+    cells = [dict(number=number) for number in (1, 2)]
+    # The process alone first, for `run_cells` waits for such a line as long as the process runs.
+    read, write = os.pipe()
+    command = [sys.executable, '-m', 'saga_mm.analysis.cells', module.__name__, 'talk', str(read)]
+    lines = ''.join(f'{pickle.dumps(cell).hex()}\n' for cell in cells)
+    done = subprocess.run(
+        command, input=lines, stdout=subprocess.PIPE, text=True, pass_fds=[read], check=True
+    )
+    os.close(read)
+    os.close(write)
+    found = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+    assert found == [f'{RESULT}{{"answer": {number}}}' for number in (1, 2)]
+    results = run_cells(cells, module.talk, tmp_path / 'log.jsonl', new_process=False)
+    assert [result['answer'] for result in results] == [1, 2]
 
 
 @pytest.mark.parametrize('how', ['SIGINT', 'SIGKILL'])
