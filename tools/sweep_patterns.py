@@ -101,11 +101,13 @@ def prepare(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def describe(args: argparse.Namespace) -> str:
+def describe(args: argparse.Namespace, cfg: Config) -> str:
     height, width = args.size
+    backbone = cfg.model.backbone
+    channels = backbone.get('in_channels', 3) + bool(backbone.get('pad_mask'))
     place = 'CPU' if args.device == 'cpu' else torch.cuda.get_device_name(args.device)
     return (
-        f'{args.batch_size} x 3 x {height} x {width}, {args.dtype}, {place}, torch '
+        f'{args.batch_size} x {channels} x {height} x {width}, {args.dtype}, {place}, torch '
         f'{torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds} rounds'
         + (
             f'; mIoU after {args.train} iterations with seeds {" ".join(map(str, args.seeds))}'
@@ -125,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
         rows, cfg, args.out_dir, args.rounds, args.train, args.seeds, args.device, **forward
     )
     fill(rows, run_cells(cells, measure, args.out_dir / 'cells.jsonl'))
-    text = '\n'.join([describe(args), '', *table(rows)])
+    text = '\n'.join([describe(args, cfg), '', *table(rows)])
     files = [args.out_dir / name for name in ('patterns.md', 'patterns.png', 'cells.jsonl')]
     write_text(files[0], text)
     draw(rows, files[1])

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..apis import train
+from ..backbones.pyramid import PyramidBackbone
 from ..backbones.sola_vision import LINEAR, TABLE_2, SoLAVision, resolve_pattern
 from ..checkpoint import make_folder, write_atomically
 from ..registry import MODELS
@@ -124,7 +126,7 @@ def run_forward(cell: dict) -> dict:
     """Measure the seconds of a forward pass, and the bytes that it adds to the memory."""
     device, dtype = torch.device(cell['device']), DTYPES[cell['dtype']]
     model = MODELS.build(cell['backbone']).to(device).eval()
-    x = torch.randn(cell['batch_size'], 3, *cell['size'], device=device)
+    x = make_input(model, cell, device)
 
     def step() -> None:
         half = dtype != torch.float32
@@ -135,11 +137,19 @@ def run_forward(cell: dict) -> dict:
     return {'ms': statistics.median(timed(step, device)), 'peak MiB': added}
 
 
+def make_input(model: PyramidBackbone, cell: dict, device: torch.device | str = 'cpu') -> Tensor:
+    """Random images with as many channels as the backbone takes, and no padding."""
+    x = torch.randn(cell['batch_size'], model.input_channels, *cell['size'], device=device)
+    # a mask of the padding, if there is one
+    x[:, model.in_channels :] = 1
+    return x
+
+
 def count(cell: dict) -> dict:
     """Count parameters and FLOPs, with fake tensors and the reference of linear attention."""
     model = MODELS.build({**cell['backbone'], 'impl': 'reference'}).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        x = torch.empty(cell['batch_size'], 3, *cell['size'])
+        x = make_input(model, cell)
         cost = measure_cost(model, lambda: model(x))['']
     return dict(parameters=cost.parameters, flops=cost.flops)
 

@@ -95,6 +95,19 @@ def test_a_cell_that_fails_keeps_the_rest_and_is_tried_again(sweep, config, tmp_
     assert started == [('count', 'gated_softmax'), ('time', 'gated_softmax')]
 
 
+@pytest.mark.parametrize(
+    ('option', 'channels'), [('pad_mask=True', 4), ('in_channels=1', 1), ('in_channels=5', 5)]
+)
+def test_the_input_has_the_channels_of_the_backbone(sweep, config, tmp_path, option, channels):
+    options = ['--out-dir', str(tmp_path / 'sweep'), '--device', 'cpu', '--rounds', '1']
+    options += ['--cfg-options', f'model.backbone.{option}']
+    sweep.main([str(config), '--patterns', 'softmax', *options])
+    (row,) = rows(tmp_path / 'sweep')
+    assert row['failed'] == ''
+    assert float(row['ms']) > 0
+    assert f'1 x {channels} x 32 x 32' in (tmp_path / 'sweep/patterns.md').read_text()
+
+
 @pytest.mark.filterwarnings('ignore:pattern=')
 def test_counts():
     backbone = dict(
