@@ -10,9 +10,10 @@ paper of SoLA-Vision compares in its Table 2.
 
 Parameters, FLOPs (two per multiply-add, including attention), time and memory are those of a
 forward pass of the backbone. The mIoU is that of the whole model after training. Each measurement
-runs in a process of its own; if it fails, the row of its pattern shows the error. Times are medians
-over rounds, in which the patterns take turns. The mIoU is the median over seeds, followed by their
-range. Memory is the peak that the work adds to the loaded model and the input.
+runs in a process of its own; if it fails, the row of its pattern shows the error, and if all fail,
+the exit status is 1. Times are medians over rounds, in which the patterns take turns. The mIoU is
+the median over seeds, followed by their range. Memory is the peak that the work adds to the loaded
+model and the input.
 
 The tool writes patterns.md, patterns.png and cells.jsonl to the output folder. The last holds the
 finished measurements, which a second run with the same settings does not repeat.
@@ -126,7 +127,8 @@ def run(args: argparse.Namespace) -> None:
     cells = make_cells(
         rows, cfg, args.out_dir, args.rounds, args.train, args.seeds, args.device, **forward
     )
-    fill(rows, run_cells(cells, measure, args.out_dir / 'cells.jsonl'))
+    results = run_cells(cells, measure, args.out_dir / 'cells.jsonl')
+    fill(rows, results)
     text = '\n'.join([describe(args, cfg), '', *table(rows)])
     files = [args.out_dir / name for name in ('patterns.md', 'patterns.png', 'cells.jsonl')]
     write_text(files[0], text)
@@ -134,6 +136,9 @@ def run(args: argparse.Namespace) -> None:
     print(f'{text}\n')
     folders = [args.out_dir / folder_of(row) for row in rows] if args.train else []
     print_written(*files, *folders)
+    if all('error' in result for result in results):
+        reason = f'{folder_of(rows[0])}: {rows[0]["error"]}'
+        raise ValueError(f'all of {len(results)} measurements failed: {reason}')
 
 
 def main(argv: list[str] | None = None) -> None:

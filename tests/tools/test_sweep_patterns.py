@@ -91,7 +91,9 @@ def test_a_cell_that_fails_keeps_the_rest_and_is_tried_again(sweep, config, tmp_
     assert same == good
     # Other settings make other cells.
     started.clear()
-    sweep.main([str(config), '--patterns', 'softmax', *options, '--batch-size', '2'])
+    arguments = [config, '--patterns', 'softmax', *options, '--batch-size', '2']
+    message = failure(sweep.main, *arguments)
+    assert message == 'all of 2 measurements failed: gated_softmax: a / b'
     assert started == [('count', 'gated_softmax'), ('time', 'gated_softmax')]
 
 
