@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
+from numbers import Integral
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -104,6 +105,17 @@ def resolve_arch(
     stages = len(arch['depths']) if isinstance(arch['depths'], Sequence) else 0
     kind = type(next(iter(known.values())))
     return kind(**{'mlp_ratios': (mlp_ratio,) * stages, **arch})
+
+
+def resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    """The stages whose maps are returned, as a tuple; ValueError if `out_indices` has others."""
+    found = tuple(out_indices) if isinstance(out_indices, Iterable) else (out_indices,)
+    are_ints = all(isinstance(i, Integral) for i in found)
+    if not found or not are_ints or found != tuple(i for i in range(num_stages) if i in found):
+        raise ValueError(
+            f'out_indices must be increasing stage numbers from 0 to {num_stages - 1}, got {found}'
+        )
+    return found
 
 
 class Stage(nn.Module):
@@ -215,14 +227,7 @@ class PyramidBackbone(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f'in_channels must be a positive int, got {in_channels!r}')
-        out_indices = tuple(out_indices) if isinstance(out_indices, Iterable) else (out_indices,)
-        if not out_indices or out_indices != tuple(
-            i for i in range(num_stages) if i in out_indices
-        ):
-            raise ValueError(
-                f'out_indices must be increasing stage numbers from 0 to {num_stages - 1}, '
-                f'got {out_indices}'
-            )
+        out_indices = resolve_out_indices(out_indices, num_stages)
         used = out_indices[-1] + 1
         if frozen_stages not in range(-1, used + 1):
             raise ValueError(f'frozen_stages must be from -1 to {used}, got {frozen_stages}')
@@ -397,11 +402,21 @@ def compiles_for_cpu(x: Tensor) -> bool:
     return compiling and x.device.type == 'cpu'
 
 
+def build_norm(name: str, norm_cfg: dict, dim: int) -> nn.Module:
+    """The norm of a `norm_cfg`, which is the value of the argument `name`."""
+    try:
+        return build_norm_layer(norm_cfg, dim)[1]
+    except KeyError as error:
+        raise ValueError(
+            f'{name} must have the type of a norm, such as LN or BN, got {norm_cfg}'
+        ) from error
+
+
 def channel_norm(norm_cfg: dict) -> Callable[[int], nn.Module]:
     """A function that makes norms over the last axis of (B, H, W, C), as `norm_cfg` says."""
 
     def make(dim: int) -> nn.Module:
-        norm = build_norm_layer(norm_cfg, dim)[1]
+        norm = build_norm('norm_cfg', norm_cfg, dim)
         if not hasattr(norm, 'normalized_shape'):
             raise ValueError(f'norm_cfg must name a norm over channels such as LN, got {norm_cfg}')
         return with_kernel(norm)
@@ -421,7 +436,7 @@ def map_norm(name: str, norm_cfg: dict, pad_mask: bool) -> Callable[[int], nn.Mo
     """
 
     def make(dim: int) -> nn.Module:
-        norm = build_norm_layer(norm_cfg, dim)[1]
+        norm = build_norm(name, norm_cfg, dim)
         if hasattr(norm, 'normalized_shape'):
             raise ValueError(f'{name} must name a norm of maps such as BN, got {norm_cfg}')
         if pad_mask and isinstance(norm, nn.GroupNorm | _InstanceNorm):

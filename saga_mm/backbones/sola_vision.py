@@ -32,7 +32,7 @@ from ..layers import (
     drop_path_schedule,
 )
 from ..registry import MODELS
-from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch
+from .pyramid import Arch, PyramidBackbone, Stage, channel_norm, resolve_arch, resolve_out_indices
 
 # The pattern of a stage with a given depth: softmax (S) and linear (L) layers. All presets except
 # 'linear' and 'softmax' have the same number of softmax layers, in stages 3 and 4 only.
@@ -297,7 +297,7 @@ class SoLAVision(PyramidBackbone):
             'L': partial(LINEAR[linear], impl=impl, **options),
             'S': SoftmaxAttention,
         }
-        used = max((out_indices,) if isinstance(out_indices, int) else (*out_indices, 0)) + 1
+        used = resolve_out_indices(out_indices, STAGES)[-1] + 1
         links = tuple(link for link in links if link[2] <= used)
         # in the order in which the forward pass gives them
         sources = sorted({link[:2] for link in links})

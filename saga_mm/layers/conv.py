@@ -36,8 +36,8 @@ class DepthwiseConv2d(Conv2d):
     impl: Impl = 'auto'
 
     def __init__(self, dim: int, kernel_size: int = 3) -> None:
-        if kernel_size % 2 != 1:
-            raise ValueError(f'kernel_size must be odd, got {kernel_size}')
+        if kernel_size < 1 or kernel_size % 2 != 1:
+            raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def test_decay_per_image_reaches_the_same_share_of_a_larger_image():
     [
         (dict(decay_per='pixel'), "decay_per must be one of .* got 'pixel'"),
         (dict(impl='cuda'), "impl must be one of .* got 'cuda'"),
-        (dict(lepe_kernel_size=2), 'kernel_size must be odd, got 2'),
+        (dict(lepe_kernel_size=2), 'kernel_size must be odd and positive, got 2'),
         (dict(decays=(0, 1)), r'decays must be positive and in order, got \(0, 1\)'),
         (dict(decays=(2, 1)), r'decays must be positive and in order, got \(2, 1\)'),
     ],
