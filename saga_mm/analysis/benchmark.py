@@ -22,7 +22,7 @@ from ..apis import build_model
 from ..cli import keep_freed_memory, load_config
 from .cost import FORMULAS
 from .files import make_figure, write_figure
-from .measure import DTYPES, added_memory, captured, timed
+from .measure import DTYPES, added_memory, captured, random_images, timed
 from .whole_models import HEADS, build_whole, make_samples, measure_parts
 
 PVT_T = dict(type='mmdet.PyramidVisionTransformer', num_layers=[2, 2, 2, 2])
@@ -151,10 +151,8 @@ def measure(cell: dict) -> dict:
     model.to(device)
     model.eval()
     model.requires_grad_(train)
-    channels = getattr(getattr(model, 'backbone', model), 'input_channels', 3)
-    images = torch.randn(cell['batch_size'], channels, cell['size'], cell['size'], device=device)
-    # the fourth channel is a mask of the padding, and there is no padding
-    images[:, 3:] = 1
+    backbone = getattr(model, 'backbone', model)
+    images = random_images(backbone, (cell['batch_size'], cell['size'], cell['size']), device)
     if cell['mode'] == 'parts':
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             return dict(parts=measure_parts(model, images))

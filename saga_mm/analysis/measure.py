@@ -1,4 +1,4 @@
-"""Measures time and peak memory of a function in this process."""
+"""Measures time and peak memory of a function in this process, and makes images for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 # A function is called until this many seconds have passed, but at most so often. An eighth of them
@@ -87,3 +88,25 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         Path('/proc/self/clear_refs').write_text('5')
+
+
+def random_images(
+    backbone: nn.Module, size: tuple[int, int, int], device: torch.device | str
+) -> Tensor:
+    """Random images with as many channels as a backbone takes, and no padding.
+
+    Args:
+        backbone: Others than those of this project take three channels.
+        size: Images, height and width.
+        device: Where they are made.
+
+    Returns:
+        (B, C, H, W), float32.
+    """
+    count, height, width = size
+    channels = getattr(backbone, 'input_channels', 3)
+    images = torch.randn(count, channels, height, width, device=device)
+    if channels > 3:
+        # a mask of the padding, behind the channels of the image
+        images[:, getattr(backbone, 'in_channels', 3) :] = 1
+    return images

@@ -11,17 +11,15 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..apis import train
-from ..backbones.pyramid import PyramidBackbone
 from ..backbones.sola_vision import LINEAR, TABLE_2, SoLAVision, resolve_pattern
 from ..checkpoint import make_folder, write_atomically
 from ..registry import MODELS
 from .cost import measure_cost
 from .files import make_figure, write_figure
-from .measure import DTYPES, added_memory, timed
+from .measure import DTYPES, added_memory, random_images, timed
 from .trainings import last_metrics
 
 # For each column with numbers: the size of the unit, the number of digits, the suffix.
@@ -126,7 +124,7 @@ def run_forward(cell: dict) -> dict:
     """Measure the seconds of a forward pass, and the bytes that it adds to the memory."""
     device, dtype = torch.device(cell['device']), DTYPES[cell['dtype']]
     model = MODELS.build(cell['backbone']).to(device).eval()
-    x = make_input(model, cell, device)
+    x = random_images(model, (cell['batch_size'], *cell['size']), device)
 
     def step() -> None:
         half = dtype != torch.float32
@@ -137,19 +135,11 @@ def run_forward(cell: dict) -> dict:
     return {'ms': statistics.median(timed(step, device)), 'peak MiB': added}
 
 
-def make_input(model: PyramidBackbone, cell: dict, device: torch.device | str = 'cpu') -> Tensor:
-    """Random images with as many channels as the backbone takes, and no padding."""
-    x = torch.randn(cell['batch_size'], model.input_channels, *cell['size'], device=device)
-    # a mask of the padding, if there is one
-    x[:, model.in_channels :] = 1
-    return x
-
-
 def count(cell: dict) -> dict:
     """Count parameters and FLOPs, with fake tensors and the reference of linear attention."""
     model = MODELS.build({**cell['backbone'], 'impl': 'reference'}).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        x = make_input(model, cell)
+        x = random_images(model, (cell['batch_size'], *cell['size']), 'cpu')
         cost = measure_cost(model, lambda: model(x))['']
     return dict(parameters=cost.parameters, flops=cost.flops)
 

@@ -116,7 +116,7 @@ def _test(cell: dict, name: str, options: dict) -> dict[str, float]:
     checkpoint = latest_checkpoint(cell['folder'])
     metrics = test(cell['config'], checkpoint, work_dir=Path(cell['folder'], name), options=options)
     # those of NumPy as well
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
+    return {key: float(value) for key, value in metrics.items() if isinstance(value, Real)}
 
 
 def has_test_data(cfg: Config) -> bool:

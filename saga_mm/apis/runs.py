@@ -236,12 +236,14 @@ def _checkpoint_to_resume(resume: str | os.PathLike | None, work_dir: str) -> st
         return None
     refuse_empty('--resume', resume)
     if resume == 'auto':
-        # Without the note of an earlier run, other files of weights may lie there.
         try:
             return latest_checkpoint(work_dir)
-        except CheckpointError:
+        except CheckpointError as error:
+            # An earlier training leaves this file. Without it, weights of others may lie there.
             if Path(work_dir, 'last_checkpoint').exists():
                 raise
+            if any(Path(work_dir).glob('*.pth')):
+                print_log(f'{error}; a new training begins')
             return None
     return latest_checkpoint(work_dir) if resume == 'latest' else str(resume)
 

@@ -120,8 +120,13 @@ def _changes(scheduler: _ParamScheduler, saved: dict) -> Iterator[str]:
     for name, value in scheduler.state_dict().items():
         # others may keep more than settings
         settings = name not in PROGRESS if own else name in ('begin', 'end', 'by_epoch')
-        if settings and saved.get(name) != value:
-            yield f'{type(scheduler).__name__}: {name} {saved.get(name)} -> {value}'
+        before = saved.get(name)
+        if settings and before != value:
+            if name == 'base_values' and before:
+                # one for each group of parameters, of which there may be hundreds
+                pairs = zip(before, value, strict=False)
+                before, value = next(pair for pair in pairs if pair[0] != pair[1])
+            yield f'{type(scheduler).__name__}: {name} {before} -> {value}'
 
 
 def _step(schedulers: Iterable[_ParamScheduler]) -> None:
